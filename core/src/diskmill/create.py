@@ -1,0 +1,105 @@
+"""Making new images: the storage first, under no name yet, then the format driver on top."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+from .context import Context
+from .drivers import FormatDriver, ProtocolDriver
+from .errors import DriverError, UnsupportedError, UsageError
+from .names import parse_name
+from .node import Image, Storage
+from .options import Value, validate
+from .requests import Backing, CreateRequest
+from .sizes import SECTOR, round_up
+
+
+def create_image(
+    name: str,
+    format: str,
+    size: int,
+    options: Mapping[str, Any],
+    *,
+    context: Context,
+    backing: Backing | None = None,
+    compressed: bool = False,
+) -> Image:
+    """A new, empty image, open for writing, whose files do not have their names yet.
+
+    The caller fills it and calls :meth:`Image.settle` when it is whole; :meth:`Image.abandon` leaves nothing behind.
+
+    :param size: the guest disk's size in bytes; it is rounded up to whole sectors.
+    :param options: the format's and the protocol's ``create`` options, as typed or as values.
+    """
+    registry = context.registry
+    driver = registry.format(format)
+    if "create" not in driver.capabilities:
+        raise UnsupportedError(f"format '{format}' can only be read", file=name)
+    if backing is not None and "backing" not in driver.capabilities:
+        raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
+    spec = parse_name(name)["file"]
+    protocol = registry.protocol(str(spec["driver"]))
+    own, below = split_options(driver, protocol, options)
+    storage = _storage(protocol, str(spec["filename"]), below, context)
+    made = [storage]
+
+    def sibling(path: str) -> Storage:
+        folder = os.path.dirname(str(spec["filename"]))
+        made.append(_storage(protocol, os.path.join(folder, path), below, context))
+        return made[-1]
+
+    try:
+        request = CreateRequest(
+            name=name,
+            context=context,
+            size=round_up(size, SECTOR),
+            options=validate(driver.options, own, when="create", driver=format),
+            file=storage,
+            backing=backing,
+            sibling=sibling,
+            compressed=compressed,
+        )
+        image = cast("Image | None", registry.call(driver, "create", request=request))
+        if image is None:
+            raise DriverError(f"format driver '{format}' cannot create images", file=name)
+    except BaseException:
+        for one in made:
+            one.abandon()
+        raise
+    return image
+
+
+def _storage(protocol: ProtocolDriver, where: str, options: Mapping[str, Value], context: Context) -> Storage:
+    if "create" not in protocol.capabilities:
+        raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=where)
+    request = CreateRequest(
+        name=where,
+        context=context,
+        size=0,
+        options=validate(protocol.options, options, when="create", driver=protocol.name),
+    )
+    return cast(Storage, context.registry.call(protocol, "create", request=request))
+
+
+def split_options(
+    driver: FormatDriver, protocol: ProtocolDriver, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """*options* that are the format driver's, and those that are the protocol driver's.
+
+    :raises UsageError: an option that neither has.
+    """
+    formats = {option.name for option in driver.options if "create" in option.when}
+    protocols = {option.name for option in protocol.options if "create" in option.when}
+    own: dict[str, Any] = {}
+    below: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in formats:
+            own[name] = value
+        elif name in protocols:
+            below[name] = value
+        else:
+            known = ", ".join(sorted(formats | protocols)) or "none"
+            raise UsageError(f"format '{driver.name}' has no option '{name}' to create; it has: {known}")
+    return own, below

@@ -1,0 +1,170 @@
+"""Reading and writing guest bytes of one image: copy on write, zeroing and the two phases of a write."""
+
+from __future__ import annotations
+
+from ..errors import ImageError, UnsupportedError, UsageError
+from ..extents import Extent, Kind, Placement
+from ..node import Buffer, Image, Node, ReadBuffer
+from ..sizes import MiB, round_down, round_up
+from .walk import walk
+from .zeros import ZEROS
+
+
+def read_into(image: Image, offset: int, buffer: Buffer) -> None:
+    """Fill *buffer* with guest bytes from *offset* on; beyond the disk's end they are zeros."""
+    view = memoryview(buffer)
+    inside = max(min(len(view), image.size - offset), 0)
+    for extent in walk(image, offset, inside, sparse=False):
+        read_extent(extent, view[extent.start - offset : extent.end - offset])
+    fill_zeros(view[inside:])
+
+
+def read_extent(extent: Extent, view: memoryview) -> None:
+    """Fill *view* with the bytes of *extent*, which is as long."""
+    if extent.kind is Kind.DATA:
+        assert extent.node is not None
+        extent.node.read_into(extent.offset, view)
+    elif extent.kind is Kind.ENCODED:
+        _decode(extent, view)
+    else:
+        fill_zeros(view)
+
+
+def _decode(extent: Extent, view: memoryview) -> None:
+    assert extent.node is not None and extent.codec is not None
+    if extent.unit:
+        payload = bytearray(extent.stored)
+        extent.node.read_into(extent.offset, payload)
+        place_decoded(extent, memoryview(payload), view)
+        return
+    sector = extent.codec.granularity
+    start, end = round_down(extent.start, sector), round_up(extent.end, sector)
+    for at in range(start, end, MiB):  # in pieces, for the cache and for memory
+        upto = min(at + MiB, end)
+        piece = extent._replace(start=at, length=upto - at, offset=extent.offset - extent.start + at)
+        stored = bytearray(piece.length)
+        extent.node.read_into(piece.offset, stored)
+        plain = memoryview(extent.codec.decode(piece, memoryview(stored)))
+        low, high = max(at, extent.start), min(upto, extent.end)
+        view[low - extent.start : high - extent.start] = plain[low - at : high - at]
+
+
+def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None:
+    """Decode the unit of *extent* from *payload* and put what *extent* covers of it into *view*."""
+    assert extent.codec is not None
+    plain = memoryview(extent.codec.decode(extent, payload))
+    if len(plain) != extent.unit:
+        raise ImageError(f"compressed data at guest offset {extent.start - extent.skip} is damaged")
+    view[:] = plain[extent.skip : extent.skip + extent.length]
+
+
+def fill_zeros(view: memoryview) -> None:
+    """Overwrite *view* with zeros."""
+    for at in range(0, len(view), len(ZEROS)):
+        part = view[at : at + len(ZEROS)]
+        part[:] = ZEROS[: len(part)]
+
+
+def write(image: Image, offset: int, data: ReadBuffer) -> None:
+    """Write guest bytes.
+
+    :raises UsageError: beyond the end of the disk, or the image is open for reading only.
+    """
+    view = memoryview(data)
+    _check_range(image, offset, len(view))
+    if not len(view):
+        return
+    with image.lock:
+        placements = image.reserve(offset, len(view))
+        for placement in placements:
+            store(image, placement, offset, view)
+        image.publish(placements)
+
+
+def _check_range(image: Image, offset: int, length: int) -> None:
+    if not image.writable:
+        raise UsageError("the image is open for reading only", file=image.name)
+    if offset < 0 or length < 0 or offset + length > image.size:
+        raise UsageError(f"bytes {offset} to {offset + length} are not all inside the disk", file=image.name)
+
+
+def store(image: Image, placement: Placement, offset: int, data: memoryview) -> None:
+    """Put the part of *data*, which begins at guest *offset*, that belongs to *placement* into its place.
+
+    Of a fresh placement, the units that *data* covers in part are completed with what the guest reads there.
+    """
+    start, end = placement.start, placement.start + placement.length
+    low, high = max(start, offset), min(end, offset + len(data))
+    # Bytes that must be written together: whole units where the space is new, whole cipher sectors where it is not.
+    unit = image.unit if placement.fresh else placement.cipher.granularity if placement.cipher else 1
+    body_low, body_high = min(start + round_up(low - start, unit), end), start + round_down(high - start, unit)
+    if high == end:
+        body_high = end
+    if body_low > body_high:  # all inside one unit
+        _store_mixed(image, placement, round_down(low - start, unit) + start, body_low, offset, data)
+        return
+    if low < body_low:
+        _store_mixed(image, placement, body_low - unit, body_low, offset, data)
+    if body_low < body_high:
+        put(placement, body_low, data[body_low - offset : body_high - offset])
+    if body_high < high:
+        _store_mixed(image, placement, body_high, min(body_high + unit, end), offset, data)
+
+
+def _store_mixed(image: Image, placement: Placement, low: int, high: int, offset: int, data: memoryview) -> None:
+    """Guest bytes *low* to *high*: from *data* where it covers them, else as they are."""
+    whole = bytearray(high - low)
+    inside = min(high, image.size) - low
+    before, after = max(offset - low, 0), min(offset + len(data) - low, high - low)
+    view = memoryview(whole)
+    if before > 0:
+        image.read_into(low, view[:before])
+    if after < inside:
+        image.read_into(low + after, view[after:inside])
+    view[before:after] = data[low + before - offset : low + after - offset]
+    put(placement, low, view)
+
+
+def put(placement: Placement, start: int, data: memoryview) -> None:
+    """Write *data*, guest bytes from *start* on, where *placement* says."""
+    at = placement.offset + start - placement.start
+    if placement.cipher is not None:
+        placement.node.write(at, placement.cipher.encrypt(start, at, data))
+    else:
+        placement.node.write(at, data)
+
+
+def zero(image: Image, offset: int, length: int, *, unmap: bool) -> None:
+    """Make guest bytes read as zeros: whole units by the driver's own way, the rest by writing."""
+    _check_range(image, offset, length)
+    end = offset + length
+    with image.lock:
+        low, high = _whole_units(image, offset, end)
+        if low >= high:
+            _write_zeros(image, offset, end)
+            return
+        _write_zeros(image, offset, low)
+        try:
+            image.zero_units(low, high - low, unmap=unmap)
+        except UnsupportedError:
+            _write_zeros(image, low, high)
+        _write_zeros(image, high, end)
+
+
+def discard(image: Image, offset: int, length: int) -> None:
+    """Whole units inside the range lose their contents."""
+    _check_range(image, offset, length)
+    with image.lock:
+        low, high = _whole_units(image, offset, offset + length)
+        if low < high:
+            image.discard_units(low, high - low)
+
+
+def _whole_units(image: Image, offset: int, end: int) -> tuple[int, int]:
+    high = end if end == image.size else round_down(end, image.unit)
+    return round_up(offset, image.unit), high
+
+
+def _write_zeros(node: Node, offset: int, end: int) -> None:
+    for at in range(offset, end, len(ZEROS)):
+        node.write(at, memoryview(ZEROS)[: min(len(ZEROS), end - at)])

@@ -1,0 +1,340 @@
+"""Copying: guest bytes of any node into any image, by several threads, in bounded memory.
+
+The source is walked for its extents; stretches of data become tasks of at most a chunk. A worker reads a chunk,
+finds the units in it that are not zeros, reserves places for those in the target, writes, and publishes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import DiskmillError
+from ..extents import Encoder, Extent, Kind, Placement
+from ..node import Image, Node
+from ..sizes import KiB, MiB, round_down, round_up
+from .access import fill_zeros, place_decoded, put, read_extent
+from .progress import Progress, RateLimit
+from .walk import walk
+from .workers import Workers
+from .zeros import data_runs
+
+CHUNK = 512 * KiB
+"""Bytes in a task: small enough that a chunk is still in the processor's cache when it is written."""
+_GATHER = 2 * MiB
+"""The most stored bytes that are read at once for a chunk of compressed extents."""
+
+
+@dataclass
+class CopyPlan:
+    """How to copy.
+
+    :param sparse: the shortest stretch of zeros, in bytes, that is left out of the target; 0: write zeros too.
+    :param zeroed: the target is known to read as zeros already, so that nothing need be done for zeros.
+    :param compress: store units compressed where that makes them smaller.
+    :param in_order: lay the target out in guest order, so that the same input gives the same file.
+    :param keep_holes: leave the target alone where the source has a hole (they share a backing image).
+    :param threads: how many; None: as many as the process has processors.
+    :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
+    """
+
+    sparse: int = 4096
+    zeroed: bool = False
+    compress: bool = False
+    in_order: bool = True
+    keep_holes: bool = False
+    threads: int | None = None
+    salvage: Callable[[int, int, DiskmillError], None] | None = None
+
+
+@dataclass
+class _Task:
+    start: int
+    end: int
+    extents: list[Extent]
+    zeros: bool = False
+
+
+def copy(
+    source: Node,
+    target: Image,
+    plan: CopyPlan,
+    *,
+    source_offset: int = 0,
+    target_offset: int = 0,
+    length: int | None = None,
+    progress: Progress | None = None,
+    limit: RateLimit | None = None,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Make guest bytes of *target* read as those of *source*.
+
+    :param length: how many bytes; None: up to the source's end. They fit in the target.
+    :raises CancelledError: *cancel* was set.
+    """
+    length = source.size - source_offset if length is None else length
+    progress = progress or Progress()
+    copier = _Copier(target, plan, progress, limit or RateLimit())
+    extents = walk(source, source_offset, length, backing=not plan.keep_holes)
+    shift = target_offset - source_offset
+    moved = (extent._replace(start=extent.start + shift) for extent in extents) if shift else extents
+    tasks = _tasks(moved, copier.chunk, plan, progress)
+    Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
+
+
+def _tasks(extents: Iterator[Extent], chunk: int, plan: CopyPlan, progress: Progress) -> Iterator[_Task]:
+    """Extents as tasks: within one chunk each, beginning and ending with data; or long stretches of zeros."""
+    window: list[Extent] = []
+    for extent in extents:
+        if extent.reads_as_zeros:
+            kept = plan.keep_holes and extent.kind is Kind.HOLE
+            if not kept and not (plan.zeroed and plan.sparse):
+                if window:
+                    yield _Task(window[0].start, window[-1].end, window)
+                    window = []
+                yield from _zero_tasks(extent, chunk, plan)
+                continue
+            progress.advance(extent.length)
+            continue
+        at = extent.start
+        while at < extent.end:
+            base = round_down(at, chunk)
+            if window and round_down(window[0].start, chunk) != base:
+                yield _Task(window[0].start, window[-1].end, window)
+                window = []
+            upto = min(base + chunk, extent.end)
+            window.append(extent if (at, upto) == (extent.start, extent.end) else extent.clip(at, upto))
+            at = upto
+    if window:
+        yield _Task(window[0].start, window[-1].end, window)
+
+
+def _zero_tasks(extent: Extent, chunk: int, plan: CopyPlan) -> Iterator[_Task]:
+    if plan.sparse:
+        yield _Task(extent.start, extent.end, [], zeros=True)
+        return
+    for at in range(extent.start, extent.end, chunk):  # zeros are written like data
+        upto = min(at + chunk, extent.end)
+        yield _Task(at, upto, [extent._replace(start=at, length=upto - at, kind=Kind.ZERO)])
+
+
+class _Copier:
+    def __init__(self, target: Image, plan: CopyPlan, progress: Progress, limit: RateLimit) -> None:
+        self.target = target
+        self.plan = plan
+        self.progress = progress
+        self.limit = limit
+        self.chunk = max(CHUNK, target.unit)
+        self.granule = round_up(max(plan.sparse, 512), target.unit) if plan.sparse else self.chunk
+        self.granule = min(self.granule, self.chunk)
+        self.encoder: Encoder | None = target.encoder() if plan.compress else None
+
+    def worker(self, workers: Workers[_Task]) -> Callable[[_Task, int], None]:
+        buffer = bytearray(self.chunk)
+
+        def work(task: _Task, turn: int) -> None:
+            self.deal(workers, task, turn, buffer)
+            self.progress.advance(task.end - task.start)
+
+        return work
+
+    def deal(self, workers: Workers[_Task], task: _Task, turn: int, buffer: bytearray) -> None:
+        """One task: read, find data, reserve, write, publish."""
+        target, plan = self.target, self.plan
+        if task.zeros:
+            self.wait(workers, turn)
+            target.zero(task.start, task.end - task.start)
+            self.passed(workers)
+            return
+        # Whole units, so that a fresh unit is completed with zeros here and not by reading the target.
+        low = round_down(task.start, target.unit) if plan.zeroed else task.start
+        high = min(round_up(task.end, target.unit), target.size) if plan.zeroed else task.end
+        view = memoryview(buffer)[: high - low]
+        self.read(task, view, low)
+        self.limit.take(task.end - task.start)
+        runs = list(data_runs(buffer, high - low, self.granule)) if plan.sparse else [(0, high - low)]
+        if self.encoder is not None:
+            self.deal_compressed(workers, turn, view, low, runs)
+            return
+        self.wait(workers, turn)
+        with target.lock:
+            placed = [target.reserve(low + at, length) for at, length in runs]
+        self.passed(workers)
+        for placements in placed:
+            for placement in placements:
+                self.store(placement, low, view)
+        with target.lock:
+            for placements in placed:
+                target.publish(placements)
+        if not plan.zeroed:
+            self.zero_between(low, len(view), runs)
+
+    def wait(self, workers: Workers[_Task], turn: int) -> None:
+        if self.plan.in_order:
+            workers.in_turn(turn)
+
+    def passed(self, workers: Workers[_Task]) -> None:
+        if self.plan.in_order:
+            workers.done()
+
+    def read(self, task: _Task, view: memoryview, base: int) -> None:
+        """Fill *view*, guest bytes from *base* on, with the task's extents and zeros between them."""
+        at = base
+        extents = task.extents
+        index = 0
+        while index < len(extents):
+            extent = extents[index]
+            if extent.start > at:
+                fill_zeros(view[at - base : extent.start - base])
+            upto = index + 1
+            if extent.unit:
+                while upto < len(extents) and _follows(extents[upto], extents[index], extents[upto - 1]):
+                    upto += 1
+            group = extents[index:upto]
+            at = group[-1].end
+            try:
+                _read_group(group, view[extent.start - base : at - base])
+            except DiskmillError as error:
+                self.salvage(group, view, base, error)
+            index = upto
+        fill_zeros(view[at - base :])
+
+    def salvage(self, group: Sequence[Extent], view: memoryview, base: int, error: DiskmillError) -> None:
+        if self.plan.salvage is None:
+            raise error
+        for extent in group:
+            for at in range(extent.start, extent.end, 4096):
+                part = extent.clip(at, at + 4096)
+                into = view[part.start - base : part.end - base]
+                try:
+                    read_extent(part, into)
+                except DiskmillError as cause:
+                    fill_zeros(into)
+                    self.plan.salvage(part.start, part.length, cause)
+
+    def store(self, placement: Placement, low: int, view: memoryview) -> None:
+        end = placement.start + placement.length
+        begin, upto = max(placement.start, low), min(end, low + len(view))
+        if placement.fresh and (begin > placement.start or upto < min(end, self.target.size)):
+            from .access import store
+
+            store(self.target, placement, low, view)
+            return
+        put(placement, begin, view[begin - low : upto - low])
+        if placement.fresh and upto < end:  # the unit goes on after the disk's end
+            put(placement, upto, memoryview(bytes(end - upto)))
+
+    def zero_between(self, low: int, length: int, runs: Sequence[tuple[int, int]]) -> None:
+        at = 0
+        for start, count in [*runs, (length, 0)]:
+            if start > at:
+                self.target.zero(low + at, start - at)
+            at = start + count
+
+    def deal_compressed(
+        self, workers: Workers[_Task], turn: int, view: memoryview, low: int, runs: Sequence[tuple[int, int]]
+    ) -> None:
+        target, encoder = self.target, self.encoder
+        assert encoder is not None
+        unit = target.unit
+        units: list[tuple[int, int, bytes | bytearray | memoryview | None]] = []
+        for start, length in runs:
+            for at in range(start, start + length, unit):
+                upto = min(at + unit, start + length)
+                data = view[at:upto]
+                if len(data) < unit:
+                    data = memoryview(bytes(data) + bytes(unit - len(data)))
+                units.append((low + at, upto - at, encoder.encode(low + at, data)))
+        self.wait(workers, turn)
+        writes: list[tuple[Placement, bytes | bytearray | memoryview | None]] = []
+        with target.lock:
+            for encoded, group in _grouped(units):
+                if encoded:
+                    sizes = [(start, length, len(payload or b"")) for start, length, payload in group]
+                    placed = target.reserve_encoded(sizes)
+                    writes.extend(zip(placed, (payload for _, _, payload in group), strict=True))
+                else:
+                    start, end = group[0][0], group[-1][0] + group[-1][1]
+                    writes.extend((placement, None) for placement in target.reserve(start, end - start))
+        self.passed(workers)
+        self.store_all(writes, low, view)
+        with target.lock:
+            target.publish([placement for placement, _ in writes])
+
+    def store_all(
+        self, writes: list[tuple[Placement, bytes | bytearray | memoryview | None]], low: int, view: memoryview
+    ) -> None:
+        """Write payloads, those that are neighbours in the file with one call."""
+        index = 0
+        while index < len(writes):
+            placement, payload = writes[index]
+            if payload is None:
+                self.store(placement, low, view)
+                index += 1
+                continue
+            vector, end = [payload], placement.offset + placement.stored
+            index += 1
+            while index < len(writes):
+                following, more = writes[index]
+                if more is None or following.node is not placement.node or following.offset != end:
+                    break
+                vector.append(more)
+                end += following.stored
+                index += 1
+            _write_vector(placement.node, placement.offset, vector)
+
+
+def _write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
+    from ..node import Storage
+
+    if isinstance(node, Storage):
+        node.write_vector(offset, vector)
+        return
+    node.write(offset, b"".join(vector))
+
+
+def _grouped(
+    units: Sequence[tuple[int, int, bytes | bytearray | memoryview | None]],
+) -> Iterator[tuple[bool, list[tuple[int, int, bytes | bytearray | memoryview | None]]]]:
+    """Neighbours that are all encoded, or all verbatim and adjacent in the guest."""
+    group: list[tuple[int, int, bytes | bytearray | memoryview | None]] = []
+    for one in units:
+        if group:
+            last = group[-1]
+            same = (last[2] is None) == (one[2] is None)
+            if not same or (one[2] is None and last[0] + last[1] != one[0]):
+                yield group[0][2] is not None, group
+                group = []
+        group.append(one)
+    if group:
+        yield group[0][2] is not None, group
+
+
+def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
+    """Whether *extent*'s payload comes after *previous*'s, near enough to be read along with it."""
+    return (
+        extent.unit > 0
+        and extent.node is first.node
+        and extent.start == previous.end
+        and 0 <= extent.offset - previous.offset <= previous.stored + 4 * KiB
+        and extent.offset + extent.stored - first.offset <= _GATHER
+    )
+
+
+def _read_group(group: Sequence[Extent], view: memoryview) -> None:
+    """Fill *view* from neighbouring extents, compressed payloads with one read for all."""
+    first, last = group[0], group[-1]
+    if len(group) == 1:
+        read_extent(first, view)
+        return
+    assert first.node is not None
+    end = max(last.offset + last.stored, *(extent.offset + extent.stored for extent in group[-4:]))
+    payload = bytearray(end - first.offset)
+    first.node.read_into(first.offset, payload)
+    stored = memoryview(payload)
+    for extent in group:
+        at = extent.offset - first.offset
+        place_decoded(
+            extent, stored[at : at + extent.stored], view[extent.start - first.start : extent.end - first.start]
+        )

@@ -1,0 +1,122 @@
+"""Threads that work through tasks, in a way that can be stopped.
+
+Bytes move in system calls and codecs that release the GIL, so a few threads use as many cores.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from ..errors import CancelledError
+
+Task = TypeVar("Task")
+
+MAX_THREADS = 16
+
+
+class Stopped(Exception):
+    """Raised inside workers when another one failed, or the caller cancelled."""
+
+
+class Workers(Generic[Task]):
+    """Runs ``work(task, turn)`` for every task, on several threads.
+
+    ``turn`` is the task's number; :meth:`in_turn` makes workers pass a point in that order, so that what is laid out
+    on disk does not depend on chance.
+
+    :param tasks: read under a lock, one at a time: it need not be thread-safe.
+    :param make: called once in each thread, gives its ``work`` function (with buffers of its own).
+    :param cancel: set by the caller to stop early.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterator[Task],
+        make: Callable[[Workers[Task]], Callable[[Task, int], None]],
+        *,
+        threads: int | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self._tasks = tasks
+        self._make = make
+        self._count = max(1, min(threads or len(os.sched_getaffinity(0)), MAX_THREADS))
+        self._cancel = cancel
+        self._take = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())
+        self._taken = 0
+        self._next = 0
+        self._stop = False
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Work until the tasks are used up.
+
+        :raises CancelledError: the caller cancelled. Whatever a worker raised is raised here.
+        """
+        threads = [threading.Thread(target=self._thread, daemon=True) for _ in range(self._count)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self.stop()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            raise
+        if self._error is not None:
+            raise self._error
+        if self._cancel is not None and self._cancel.is_set():
+            raise CancelledError("cancelled")
+
+    def stop(self) -> None:
+        """Let no worker take another task, or wait."""
+        with self._turn:
+            self._stop = True
+            self._turn.notify_all()
+
+    def check(self) -> None:
+        """Called by workers in long loops.
+
+        :raises Stopped: time to leave.
+        """
+        if self._stop or self._cancel is not None and self._cancel.is_set():
+            raise Stopped
+
+    def in_turn(self, turn: int) -> None:
+        """Wait until all earlier tasks have called :meth:`done`."""
+        with self._turn:
+            while self._next != turn:
+                if self._stop:
+                    raise Stopped
+                self._turn.wait()
+
+    def done(self) -> None:
+        """Let the next task pass :meth:`in_turn`."""
+        with self._turn:
+            self._next += 1
+            self._turn.notify_all()
+
+    def _thread(self) -> None:
+        try:
+            work = self._make(self)
+            while True:
+                self.check()
+                with self._take:
+                    task = next(self._tasks, None)
+                    turn = self._taken
+                    self._taken += 1
+                if task is None:
+                    return
+                work(task, turn)
+        except Stopped:
+            self.stop()
+        except BaseException as error:
+            with self._turn:
+                if self._error is None:
+                    self._error = error
+            self.stop()

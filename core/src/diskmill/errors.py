@@ -1,0 +1,86 @@
+"""The one hierarchy of errors that diskmill raises on purpose.
+
+Every message is one line that names the file, the place in it and the cause; ``str(error)`` is what the command
+line prints after ``diskmill: ``. ``exit_code`` is the process status that qemu-img gives for the same failure.
+"""
+
+from __future__ import annotations
+
+
+class DiskmillError(Exception):
+    """Base of all errors that a user can cause.
+
+    :param cause: what went wrong, as a phrase without a final period.
+    :param file: the image or file that it concerns, as the user knows it.
+    :param place: the structure or byte offset inside that file.
+    """
+
+    exit_code = 1
+
+    def __init__(self, cause: str, *, file: str | None = None, place: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.file = file
+        self.place = place
+
+    def __str__(self) -> str:
+        parts = [f"'{self.file}'" if self.file is not None else None, self.place, self.cause]
+        # A name that came out of an image may hold line ends or terminal escapes: the message stays one plain line.
+        line = ": ".join(part for part in parts if part)
+        return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+
+
+class UsageError(DiskmillError):
+    """The arguments or options given do not make sense."""
+
+
+class ImageError(DiskmillError):
+    """An image breaks its format: a bad magic, a table beyond the end of the file, an impossible size."""
+
+
+class UnsupportedError(DiskmillError):
+    """The format, or this driver of it, has no such operation or feature."""
+
+
+class CheckUnsupportedError(UnsupportedError):
+    """The format has no consistency check; qemu-img's ``check`` exits with 63 for it."""
+
+    exit_code = 63
+
+
+class StorageError(DiskmillError):
+    """The storage below an image failed: no such file, no permission, disk full, input/output error.
+
+    :param errno: the operating system's error number, where there is one.
+    """
+
+    def __init__(
+        self, cause: str, *, file: str | None = None, place: str | None = None, errno: int | None = None
+    ) -> None:
+        super().__init__(cause, file=file, place=place)
+        self.errno = errno
+
+    @classmethod
+    def from_os(cls, error: OSError, file: str, place: str | None = None) -> StorageError:
+        """The same failure, told in one line: *file* is the name that the user knows."""
+        return cls(error.strerror or str(error), file=file, place=place, errno=error.errno)
+
+
+class LockedError(StorageError):
+    """Another process holds the image in a way that excludes this use."""
+
+
+class RefusedError(DiskmillError):
+    """An image refers to a file that the trust policy does not let it open."""
+
+
+class DriverError(DiskmillError):
+    """A driver is missing, broken or given twice."""
+
+
+class SecretError(DiskmillError):
+    """A passphrase or key is missing or wrong."""
+
+
+class CancelledError(DiskmillError):
+    """The caller asked to stop; nothing that looks whole was left behind."""

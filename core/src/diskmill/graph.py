@@ -1,0 +1,226 @@
+"""The image graph: from a name to opened nodes.
+
+Storage is opened first, a format driver on top, and then what the image refers to, through the gate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+from .context import Context
+from .drivers import FormatDriver, ProtocolDriver
+from .errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
+from .known import PACKAGES, recognise
+from .names import CHILDREN, Spec, display, parse_name, parse_options, relative_to
+from .node import Image, Node, Storage
+from .options import validate
+from .references import Reference
+from .requests import OpenRequest
+
+PROBE_BYTES = 4096
+"""How much of a file format drivers see when they probe."""
+MAX_CHAIN = 200
+"""How many images may stand on one another. Real chains have a handful."""
+
+
+def open_image(
+    name: str | Mapping[str, Any],
+    format: str | None = None,
+    *,
+    context: Context,
+    writable: bool = False,
+    shallow: bool = False,
+    backing: bool = True,
+    writable_backing: bool = False,
+    image_opts: bool = False,
+) -> Image:
+    """Open the image that the user calls *name*.
+
+    :param name: a path, ``protocol:…``, ``json:{…}``, with *image_opts* an option string, or node options.
+    :param format: the driver's name; None: probe.
+    :param shallow: only metadata will be asked; nothing that the image refers to is opened.
+    :param backing: whether to open the backing chain.
+    :param writable_backing: open the chain for writing too (commit does).
+    :raises DiskmillError: whatever went wrong, in one line.
+    """
+    if isinstance(name, str):
+        spec = parse_options(name) if image_opts else parse_name(name)
+    else:
+        spec = dict(name)
+    if format is not None:
+        if spec.get("driver", format) != format:
+            raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
+        spec["driver"] = format
+    opener = _Opener(context, shallow=shallow, backing=backing, writable_backing=writable_backing)
+    return opener.image(spec, writable=writable)
+
+
+def storage_of(node: Node) -> Storage:
+    """The storage at the bottom of *node*, following ``file``."""
+    while not isinstance(node, Storage):
+        node = cast(Image, node).file
+    return node
+
+
+def folder_of(node: Node) -> str | None:
+    """The folder of the file at the bottom of *node*; None where it is not a file with a name."""
+    storage = storage_of(node)
+    if storage.driver.name != "file":
+        return None
+    return os.path.dirname(os.path.abspath(storage.name))
+
+
+def guess_format(node: Node, context: Context) -> FormatDriver:
+    """The driver for what *node* holds, by probing; a warning where it looks like a format that is not installed."""
+    data = node.read(0, min(PROBE_BYTES, node.size))
+    driver = context.registry.probe(data, node.name)
+    if driver is None or driver.name == "raw":
+        looks = recognise(data)
+        if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
+            context.warn(
+                f"'{node.name}' looks like {looks}, but it is read as raw: install the package {PACKAGES[looks]}"
+            )
+    if driver is None:
+        raise DriverError("its format is not known; name one with -f", file=node.name)
+    return driver
+
+
+class _Opener:
+    def __init__(self, context: Context, *, shallow: bool, backing: bool, writable_backing: bool) -> None:
+        self.context = context
+        self.shallow = shallow
+        self.backing = backing
+        self.writable_backing = writable_backing
+        self.home: str | None = None
+        self.chain: list[object] = []
+
+    def image(self, spec: Spec, *, writable: bool, depth: int = 0) -> Image:
+        name = spec.get("driver")
+        registry = self.context.registry
+        if name is not None and not isinstance(name, str):
+            raise UsageError("the option 'driver' takes a name")
+        if name is not None and "file" not in spec and registry.has(ProtocolDriver.group, name):
+            spec = {"driver": "raw", "file": spec}  # a protocol without a format: its bytes as they are
+            name = "raw"
+        options = {key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)}
+        child = spec.get("file")
+        if isinstance(child, str):
+            child = parse_name(child)["file"]
+        if not isinstance(child, dict):
+            if "filename" not in options:
+                raise UsageError("the option 'file' is missing: name the file with file.filename=…")
+            child = {"driver": "file", "filename": options.pop("filename")}
+        if name is not None:
+            registry.format(name)  # before anything is opened
+        file = self.node(child, writable=writable, depth=depth)
+        try:
+            if self.home is None:
+                self.home = folder_of(file)
+            driver = registry.format(name) if name is not None else guess_format(file, self.context)
+            request = OpenRequest(
+                name=file.name,
+                context=self.context,
+                file=file,
+                options=validate(driver.options, options, when="open", driver=driver.name),
+                writable=writable,
+                shallow=self.shallow,
+            )
+            if writable and "write" not in driver.capabilities:
+                raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
+            image = cast("Image | None", registry.call(driver, "open", request=request))
+            if image is None:
+                raise DriverError(f"format driver '{driver.name}' cannot open images", file=file.name)
+        except BaseException:
+            file.abandon()
+            raise
+        try:
+            self.attach(image, spec, depth)
+        except BaseException:
+            image.abandon()
+            raise
+        return image
+
+    def node(self, spec: Spec, *, writable: bool, depth: int) -> Node:
+        registry = self.context.registry
+        name = spec.get("driver")
+        if name is None and "file" not in spec and "filename" in spec:
+            name = "file"
+        if not isinstance(name, str) or "file" in spec:
+            return self.image(spec, writable=writable, depth=depth)
+        try:
+            driver = registry.protocol(name)
+        except DriverError:
+            if name in PACKAGES:
+                raise
+            raise DriverError(f"unknown protocol '{name}'", file=str(spec.get("filename", ""))) from None
+        where = str(spec.get("filename", ""))
+        options = {key: value for key, value in spec.items() if key not in ("driver", "filename")}
+        request = OpenRequest(
+            name=where,
+            context=self.context,
+            options=validate(driver.options, options, when="open", driver=name),
+            writable=writable,
+            shallow=self.shallow,
+        )
+        storage = cast("Storage | None", registry.call(driver, "open", request=request))
+        if storage is None:
+            raise DriverError(f"protocol driver '{name}' cannot open anything", file=where)
+        return storage
+
+    def attach(self, image: Image, spec: Spec, depth: int) -> None:
+        """Open what *image* refers to: what the user put in *spec* instead comes first."""
+        if self.shallow:
+            return
+        references = list(image.references)
+        roles = {reference.role for reference in references}
+        for role in ("backing", "data-file"):
+            if spec.get(role) is not None and role not in roles:
+                references.append(Reference(role, ""))
+        identity = storage_of(image).identity()
+        if identity is not None and identity in self.chain:
+            raise ImageError("the backing chain is a loop: the image stands on itself", file=image.name)
+        self.chain.append(identity)
+        for reference in references:
+            if reference.role == "backing" and not self.backing:
+                continue
+            if reference.role in spec:
+                given = spec[reference.role]
+                if given is None:
+                    continue
+                target = parse_name(given) if isinstance(given, str) else dict(given)
+            else:
+                target = self.admitted(image, reference)
+            image.attach(reference, self.referred(image, reference, target, depth))
+        self.chain.pop()
+
+    def admitted(self, image: Image, reference: Reference) -> Spec:
+        folder = folder_of(image.file)
+        try:
+            target = relative_to(parse_name(reference.name), folder)
+        except DiskmillError as error:
+            raise ImageError(f"{reference.role} file: {error.cause}", file=image.name) from None
+        return self.context.trust.admit(target, image=image.name, reference=reference.name, home=self.home)
+
+    def referred(self, image: Image, reference: Reference, target: Spec, depth: int) -> Node:
+        backing = reference.role == "backing"
+        if depth >= MAX_CHAIN:
+            raise ImageError(f"the backing chain is longer than {MAX_CHAIN} images", file=image.name)
+        writable = image.writable and (self.writable_backing if backing else reference.writable)
+        try:
+            if reference.storage:
+                child = target.get("file", target)
+                node = self.node(child, writable=writable, depth=depth + 1)
+            else:
+                if reference.format is not None:
+                    target.setdefault("driver", reference.format)
+                node = self.image(target, writable=writable, depth=depth + 1)
+        except DiskmillError as error:
+            if reference.name and error.file != image.name and error.place is None:
+                error.place = f"needed as the {reference.role} file of '{image.name}'"
+            raise
+        if reference.storage and storage_of(node).identity() in self.chain:
+            node.abandon()
+            raise ImageError(f"the {reference.role} file is the image itself", file=image.name)
+        return node

@@ -1,0 +1,89 @@
+"""The hooks: everything that the core asks of drivers, and that other plugins can wrap.
+
+A hook goes to *one* driver plus every plugin that is not a driver. So a hook wrapper registered under the entry-point
+group ``diskmill.plugin`` sees the operation for every format. Hooks are the control plane: one call for an operation,
+never one for a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from .extents import Extent
+    from .node import Image, Node
+    from .options import Value
+    from .requests import CreateRequest, MeasureRequest, OpenRequest
+    from .results import CheckResult, Measurement, Snapshot
+
+hookspec = pluggy.HookspecMarker("diskmill")
+
+
+@hookspec(firstresult=True)
+def probe(data: bytes, name: str) -> int | None:
+    """How sure the format driver is that this is its format: 0 (not at all) to 100.
+
+    Pure: no I/O, and no import of the rest of the driver.
+
+    :param data: the first 4096 bytes, fewer where the file is shorter.
+    :param name: the file's name, for formats that have no magic at the start.
+    """
+
+
+@hookspec(firstresult=True)
+def open(request: OpenRequest) -> Node | None:
+    """Open an image (a format driver gives an ``Image``) or storage (a protocol driver gives a ``Storage``).
+
+    :raises ImageError: it is not, or is damaged so that it cannot be read.
+    :raises UnsupportedError: it needs a feature that the driver lacks.
+    """
+
+
+@hookspec(firstresult=True)
+def create(request: CreateRequest) -> Node | None:
+    """Make a new, empty image (or file), open for writing.
+
+    What it writes becomes valid when the caller flushes it; the caller closes it.
+    """
+
+
+@hookspec(firstresult=True)
+def amend(image: Image, options: Mapping[str, Value], force: bool) -> bool | None:
+    """Change options of an image, open for writing, in place. True when done."""
+
+
+@hookspec(firstresult=True)
+def check(image: Image, repair: str) -> CheckResult | None:
+    """Check consistency.
+
+    :param repair: ``""`` only look; ``"leaks"`` give lost space back; ``"all"`` repair everything that can be without
+        destroying what can still be saved.
+    """
+
+
+@hookspec(firstresult=True)
+def map(image: Image, offset: int, length: int) -> Iterator[Extent] | None:
+    """Where guest bytes *offset* to *offset + length* live."""
+
+
+@hookspec(firstresult=True)
+def snapshot(image: Image, action: str, name: str) -> list[Snapshot] | None:
+    """Internal snapshots: *action* is ``list``, ``create``, ``apply`` or ``delete``; gives the list afterwards."""
+
+
+@hookspec(firstresult=True)
+def resize(image: Image, size: int, preallocation: str) -> bool | None:
+    """Change the guest disk's size to *size* bytes; *preallocation* applies to what is new. True when done."""
+
+
+@hookspec(firstresult=True)
+def measure(request: MeasureRequest) -> Measurement | None:
+    """How many bytes a new image would take."""
+
+
+@hookspec(firstresult=True)
+def bitmap(image: Image, action: str, name: str, options: Mapping[str, Any]) -> bool | None:
+    """Persistent dirty bitmaps: *action* is ``add``, ``remove``, ``clear``, ``enable``, ``disable`` or ``merge``."""

@@ -1,0 +1,49 @@
+"""Drivers that exist but need not be installed: how to recognise their images, and what to install.
+
+Only for messages: it lets the core say "install diskmill-qcow2" instead of "unknown format", and warn that what looks
+like raw data is not.
+"""
+
+from __future__ import annotations
+
+PACKAGES = {
+    "qcow2": "diskmill-qcow2",
+    "vmdk": "diskmill-vmdk",
+    "luks": "diskmill-luks",
+    "vdi": "diskmill-vdi",
+    "vpc": "diskmill-vpc",
+    "vhdx": "diskmill-vhdx",
+    "qcow": "diskmill-qcow",
+    "qed": "diskmill-qed",
+    "parallels": "diskmill-parallels",
+    "dmg": "diskmill-dmg",
+    "cloop": "diskmill-cloop",
+    "bochs": "diskmill-bochs",
+}
+"""Driver name → the distribution that brings it."""
+
+_MAGICS = (
+    ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x02"),
+    ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x03"),
+    ("qcow", 0, b"QFI\xfb\x00\x00\x00\x01"),
+    ("vmdk", 0, b"KDMV"),
+    ("vmdk", 0, b"COWD"),
+    ("vmdk", 0, b"# Disk DescriptorFile"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+    ("vpc", 0, b"conectix"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("qed", 0, b"QED\x00"),
+    ("parallels", 0, b"WithoutFreeSpace"),
+    ("parallels", 0, b"WithouFreSpacExt"),
+    ("bochs", 0, b"Bochs Virtual HD Image"),
+    ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\n"),
+)
+
+
+def recognise(data: bytes) -> str | None:
+    """The name of the format that an image beginning with *data* seems to have; None: none that is known here."""
+    for name, offset, magic in _MAGICS:
+        if data.startswith(magic, offset):
+            return name
+    return None

@@ -1,0 +1,103 @@
+"""Image names: what a user types, or an image holds, turned into a tree of node options.
+
+``disk.qcow2`` is ``{"file": {"driver": "file", "filename": "disk.qcow2"}}``; option strings
+(``driver=qcow2,file.filename=disk``) and ``json:{…}`` names say the same in full. Children are nested mappings under
+``file``, ``backing`` and so on. The forms are those of the QEMU manual ("Disk image file formats", ``--image-opts``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import UsageError
+from .options import split
+
+Spec = dict[str, Any]
+
+_PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+):")
+
+
+def parse_name(name: str) -> Spec:
+    """The node options that *name* stands for: a path, ``protocol:…``, or ``json:{…}``.
+
+    :raises UsageError: a malformed ``json:`` name.
+    """
+    if name.startswith("json:"):
+        return _parse_json(name)
+    match = _PROTOCOL.match(name)
+    if match is None:
+        return {"file": {"driver": "file", "filename": name}}
+    protocol = match.group(1)
+    rest = name[match.end() :]
+    if protocol == "file":
+        return {"file": {"driver": "file", "filename": rest.removeprefix("//") if rest.startswith("///") else rest}}
+    return {"file": {"driver": protocol, "filename": name}}
+
+
+def parse_options(text: str) -> Spec:
+    """The node options of an ``--image-opts`` string: ``driver=qcow2,file.filename=disk,…``"""
+    return nest(split(text))
+
+
+def _parse_json(name: str) -> Spec:
+    try:
+        value = json.loads(name[len("json:") :])
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"cannot parse the name '{name[:200]}': {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"cannot parse the name '{name[:200]}': it is not a JSON object")
+    return nest(value.items())
+
+
+def nest(pairs: Iterable[tuple[str, Any]]) -> Spec:
+    """*pairs* with dotted names as nested mappings: ``file.filename=x`` is ``{"file": {"filename": "x"}}``."""
+    result: Spec = {}
+    for name, value in pairs:
+        *path, last = name.split(".") if name.split(".")[0] in CHILDREN else [name]
+        if len(path) > 32:
+            raise UsageError(f"option '{name[:80]}…' is nested too deeply")
+        level = result
+        for part in path:
+            level = level.setdefault(part, {})
+            if not isinstance(level, dict):
+                raise UsageError(f"option '{name}' and option '{part}' contradict each other")
+        if isinstance(value, Mapping):
+            merged = level.setdefault(last, {})
+            if not isinstance(merged, dict):
+                raise UsageError(f"option '{name}' is given twice")
+            merged.update(nest(value.items()))
+        else:
+            level[last] = value
+    return result
+
+
+CHILDREN = ("file", "backing", "data-file", "image")
+"""Option names whose value is another node."""
+
+
+def relative_to(reference: Spec, folder: str | None) -> Spec:
+    """*reference*, a name out of an image, with relative paths taken from the image's *folder*."""
+    result: Spec = {
+        key: relative_to(value, folder) if isinstance(value, dict) else value for key, value in reference.items()
+    }
+    path = result.get("filename")
+    if result.get("driver") == "file" and isinstance(path, str) and folder is not None and not os.path.isabs(path):
+        result["filename"] = os.path.join(folder, path)
+    return result
+
+
+def display(spec: Mapping[str, Any]) -> str:
+    """*spec* as a user would type it: the plain path where it is one, else a ``json:`` name."""
+    file = spec.get("file", spec)
+    if (
+        isinstance(file, Mapping)
+        and set(file) <= {"driver", "filename"}
+        and set(spec) <= {"driver", "file", "filename"}
+        and "filename" in file
+    ):
+        return str(file["filename"])
+    return "json:" + json.dumps(spec)

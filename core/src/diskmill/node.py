@@ -1,0 +1,279 @@
+"""Nodes of the image graph: storage at the leaves (a file), images above it (qcow2 on a file).
+
+:class:`Node` is what every holder of bytes can do; protocol drivers give :class:`Storage`, format drivers give
+:class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads, with two rules:
+the engine never writes one allocation unit from two threads at once, and it holds ``image.lock`` around
+:meth:`Image.reserve` and :meth:`Image.publish`.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import UnsupportedError
+from .extents import Encoder, Extent, Placement
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .drivers import Driver
+    from .references import Reference
+
+Buffer = bytearray | memoryview
+ReadBuffer = bytes | bytearray | memoryview
+
+
+class Node(ABC):
+    """Something that holds bytes: a file, or a disk image."""
+
+    name: str
+    """As the user knows it: a file name, or what they typed."""
+    size: int
+    """Bytes: of an image, the guest disk's size; of storage, the file's."""
+    writable: bool = False
+    driver: Driver
+
+    @abstractmethod
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What the guest bytes *offset* to *offset + length* are, in order and without gaps.
+
+        The range lies inside the node and the extents are clipped to it. Neighbouring bytes of one kind that also
+        are neighbours in their node come as one extent.
+        """
+
+    @abstractmethod
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill *buffer* with the bytes from *offset* on. What lies beyond the end reads as zeros.
+
+        :raises StorageError: the storage failed.
+        :raises ImageError: the image is damaged there.
+        """
+
+    @abstractmethod
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        """Put *data* at *offset*."""
+
+    @abstractmethod
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Make the range read as zeros, giving its space back where *unmap* is set and that is possible."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Everything written so far reaches the disk (as far as the cache mode asks)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and release. Calling it twice is harmless."""
+
+    def abandon(self) -> None:
+        """Release without writing anything more: the output is about to be removed."""
+        self.close()
+
+    def discard(self, offset: int, length: int) -> None:
+        """The range's contents no longer matter. Doing nothing is a fair answer."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """*length* bytes from *offset*, as a new ``bytes``."""
+        buffer = bytearray(length)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Storage(Node):
+    """What a protocol driver opens: bytes without a format."""
+
+    align: int = 1
+    """Offsets, lengths and memory addresses of reads and writes are best multiples of this many bytes (4096 with
+    direct I/O); others work, at the price of a copy."""
+
+    @abstractmethod
+    def truncate(self, size: int) -> None:
+        """Set the size; what is new reads as zeros."""
+
+    def allocate(self, offset: int, length: int, mode: str) -> None:
+        """Claim space for the range, which may lie beyond the end: *mode* is ``falloc`` or ``full`` (write zeros)."""
+        raise UnsupportedError(f"protocol '{self.driver.name}' cannot allocate space", file=self.name)
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        """Put *buffers* one after the other at *offset*."""
+        for buffer in buffers:
+            self.write(offset, buffer)
+            offset += len(buffer)
+
+    def allocated(self) -> int | None:
+        """Bytes of disk space it takes; None where nobody can tell."""
+        return None
+
+    def barrier(self) -> None:
+        """What was written before reaches the disk before what is written after. The default flushes."""
+        self.flush()
+
+    def settle(self) -> None:
+        """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
+
+    def fileno(self) -> int | None:
+        """The file descriptor, for copies inside the kernel; None where there is none."""
+        return None
+
+    def identity(self) -> object | None:
+        """Equal for two nodes of the same file, whatever their names; None where that cannot be known."""
+        return None
+
+
+class Image(Node):
+    """What a format driver opens.
+
+    A driver subclasses this and answers :meth:`extents`; to be writable, it also answers :meth:`reserve`,
+    :meth:`publish`, :meth:`zero_units` and :meth:`flush`. Reading, copy on write, and zeroing of partial
+    units come with the class.
+    """
+
+    file: Node
+    """The node with the format's metadata: almost always the storage that the user named."""
+    backing: Image | None = None
+    references: Sequence[Reference] = ()
+    """What the image says that it stands on: backing file, data file, extents. The core opens them, through the
+    gate, and hands each to :meth:`attach`."""
+
+    unit: int = 1
+    """Bytes that are allocated together: writes of whole units need no copy."""
+    window: int | None = None
+    """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
+    then goes to ``file`` directly."""
+
+    def __init__(self, driver: Driver, file: Node, *, name: str, size: int, writable: bool) -> None:
+        self.driver = driver
+        self.file = file
+        self.name = name
+        self.size = size
+        self.writable = writable
+        self.lock = threading.RLock()
+        self.closed = False
+
+    def attach(self, reference: Reference, node: Node) -> None:
+        """*node* is what *reference* names, opened. The default takes a backing image."""
+        assert isinstance(node, Image) and reference.role == "backing"
+        self.backing = node
+
+    # -- writing: two phases ------------------------------------------------------------------------------------
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        """Places for guest bytes *offset* to *offset + length*, in order and without gaps.
+
+        Fresh placements are whole units, so the first may begin before and the last end after the range (the guest
+        disk's end included: the engine pads with zeros). Nothing that the image on disk needs is touched.
+        """
+        raise UnsupportedError(f"format '{self.driver.name}' cannot be written", file=self.name)
+
+    def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
+        """Places for encoded payloads: each of *units* is (guest offset, guest length, payload bytes).
+
+        Only asked of drivers with the capability ``compression``. One placement for each, in order.
+        """
+        raise UnsupportedError(f"format '{self.driver.name}' does not support compression", file=self.name)
+
+    def publish(self, placements: Sequence[Placement]) -> None:
+        """The bytes are in their places: let the tables point to them (on disk by the next flush)."""
+        raise UnsupportedError(f"format '{self.driver.name}' cannot be written", file=self.name)
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Whole units (or the tail up to the guest disk's end) shall read as zeros.
+
+        A driver that has no cheap way raises :class:`UnsupportedError`, and the engine writes zeros.
+        """
+        raise UnsupportedError(f"format '{self.driver.name}' has no zero units", file=self.name)
+
+    def discard_units(self, offset: int, length: int) -> None:
+        """Whole units whose contents no longer matter."""
+
+    def encoder(self) -> Encoder:
+        """What compresses a unit, with the options that the image was created with."""
+        raise UnsupportedError(f"format '{self.driver.name}' does not support compression", file=self.name)
+
+    # -- what a user may ask ------------------------------------------------------------------------------------
+
+    def details(self) -> dict[str, Any] | None:
+        """The ``data`` of QAPI's ``ImageInfoSpecific`` for the format; None where it has none."""
+        return None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether guest data is stored encrypted."""
+        return False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the image says that it was not closed properly."""
+        return False
+
+    # -- given by the core --------------------------------------------------------------------------------------
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        from .engine.access import read_into
+
+        read_into(self, offset, buffer)
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        from .engine.access import write
+
+        write(self, offset, data)
+
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        from .engine.access import zero
+
+        zero(self, offset, length, unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        from .engine.access import discard
+
+        discard(self, offset, length)
+
+    def flush(self) -> None:
+        """Write the cached tables out in dependency order, then flush the storage."""
+        self.file.flush()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            if self.writable:
+                self.flush()
+        finally:
+            self.release()
+
+    def abandon(self) -> None:
+        self.closed = True
+        self.release(abandon=True)
+
+    def release(self, *, abandon: bool = False) -> None:
+        """Close the children. A driver with more of them than ``file`` and ``backing`` overrides :meth:`children`."""
+        for child in self.children():
+            if abandon:
+                child.abandon()
+            else:
+                child.close()
+
+    def settle(self) -> None:
+        """The image, made by ``create``, is whole: flush it, and let its files have their names, the main one last."""
+        self.flush()
+        for child in reversed(list(self.children())):
+            if child is not self.backing and isinstance(child, Storage | Image):
+                child.settle()
+
+    def children(self) -> Iterator[Node]:
+        """The nodes right below: ``file`` first."""
+        yield self.file
+        if self.backing is not None:
+            yield self.backing

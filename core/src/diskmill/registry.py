@@ -1,0 +1,143 @@
+"""Which drivers are installed, and calling them.
+
+stevedore finds drivers by entry point, pluggy calls them. A driver is imported when it is first asked for by name, or
+when an image must be probed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pluggy
+from stevedore import ExtensionManager, NamedExtensionManager
+
+from . import hookspecs
+from .drivers import CryptoDriver, Driver, FormatDriver, ProtocolDriver
+from .errors import DriverError
+from .known import PACKAGES
+
+PLUGIN_GROUP = "diskmill.plugin"
+"""Entry points of plugins that are not drivers: hook wrappers for all formats at once."""
+
+_WORDS = {"diskmill.format": "format", "diskmill.protocol": "protocol", "diskmill.crypto": "cipher"}
+
+
+class Registry:
+    """The installed drivers. One is enough for a process: :func:`default_registry`."""
+
+    def __init__(self) -> None:
+        self.plugins = pluggy.PluginManager("diskmill")
+        self.plugins.add_hookspecs(hookspecs)
+        self.failures: dict[str, str] = {}
+        """Drivers that are installed but could not be imported: name → why."""
+        self._drivers: dict[tuple[str, str], Driver] = {}
+        self._complete: set[str] = set()
+        wrappers: ExtensionManager[Any] = ExtensionManager(PLUGIN_GROUP, on_load_failure_callback=self._failed)
+        for extension in wrappers:
+            self.plugins.register(extension.plugin, extension.name)
+
+    def _failed(self, manager: object, entry_point: Any, error: BaseException) -> None:
+        self.failures[entry_point.name] = f"{type(error).__name__}: {error}"
+
+    def _add(self, group: str, extensions: Any) -> None:
+        for extension in extensions:
+            driver, key = extension.plugin, (group, extension.name)
+            if self._drivers.get(key) is driver:
+                continue
+            if key in self._drivers:
+                raise DriverError(
+                    f"{_WORDS[group]} driver '{extension.name}' is installed twice: uninstall one of them"
+                )
+            if not isinstance(driver, Driver) or driver.group != group or driver.name != extension.name:
+                self.failures[extension.name] = f"its entry point is not a {_WORDS[group]} driver of that name"
+                continue
+            self._register(key, driver)
+
+    def _register(self, key: tuple[str, str], driver: Driver) -> None:
+        try:
+            self.plugins.register(driver, f"{key[0]}:{key[1]}")
+        except pluggy.PluginValidationError as error:
+            self.failures[key[1]] = " ".join(str(error).split())
+        else:
+            self._drivers[key] = driver
+
+    def add(self, driver: Driver) -> None:
+        """Register *driver* without an entry point: for tests, and for programs that bring their own."""
+        self._register((driver.group, driver.name), driver)
+
+    def all(self, group: str) -> list[Any]:
+        """Every driver of *group* that can be imported, by name."""
+        if group not in self._complete:
+            self._add(group, ExtensionManager(group, on_load_failure_callback=self._failed))
+            self._complete.add(group)
+        return [driver for (kind, _), driver in sorted(self._drivers.items()) if kind == group]
+
+    def get(self, group: str, name: str) -> Driver:
+        """The driver called *name*.
+
+        :raises DriverError: it is not installed (the message says what to install) or broken.
+        """
+        driver = self._drivers.get((group, name))
+        if driver is None and group not in self._complete:
+            found: ExtensionManager[Any] = NamedExtensionManager(
+                group,
+                [name],
+                on_load_failure_callback=self._failed,
+                on_missing_entrypoints_callback=lambda names: None,
+            )
+            self._add(group, found)
+            driver = self._drivers.get((group, name))
+        if driver is not None:
+            return driver
+        if name in self.failures:
+            raise DriverError(f"{_WORDS[group]} driver '{name}' could not be loaded: {self.failures[name]}")
+        if name in PACKAGES:
+            raise DriverError(f"{_WORDS[group]} driver '{name}' is not installed: install the package {PACKAGES[name]}")
+        raise DriverError(f"unknown {_WORDS[group]} '{name}'; 'diskmill drivers' lists what is installed")
+
+    def format(self, name: str) -> FormatDriver:
+        """The format driver *name*; see :meth:`get`."""
+        return cast(FormatDriver, self.get(FormatDriver.group, name))
+
+    def protocol(self, name: str) -> ProtocolDriver:
+        """The protocol driver *name*; see :meth:`get`."""
+        return cast(ProtocolDriver, self.get(ProtocolDriver.group, name))
+
+    def crypto(self, name: str) -> CryptoDriver:
+        """The crypto driver *name*; see :meth:`get`."""
+        return cast(CryptoDriver, self.get(CryptoDriver.group, name))
+
+    def has(self, group: str, name: str) -> bool:
+        """Whether a usable driver of that name is installed."""
+        try:
+            self.get(group, name)
+        except DriverError:
+            return False
+        return True
+
+    def call(self, driver: Driver, hook: str, **arguments: Any) -> Any:
+        """Call *hook* of *driver*, and of every plugin that is not a driver. None: the driver has no such hook."""
+        others = [other for other in self._drivers.values() if other is not driver]
+        caller: Callable[..., Any] = self.plugins.subset_hook_caller(hook, others)
+        return caller(**arguments)
+
+    def probe(self, data: bytes, name: str) -> FormatDriver | None:
+        """The format driver that is surest of an image that begins with *data* and is called *name*."""
+        best, best_score = None, 0
+        for driver in self.all(FormatDriver.group):
+            score = self.call(driver, "probe", data=data, name=name) or 0
+            if score > best_score:
+                best, best_score = driver, score
+        return best
+
+
+_default: Registry | None = None
+
+
+def default_registry() -> Registry:
+    """The registry of this process, made when first asked for."""
+    global _default
+    if _default is None:
+        _default = Registry()
+    return _default

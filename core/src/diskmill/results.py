@@ -1,0 +1,114 @@
+"""What commands return: typed results, in bytes, with QAPI's names where QAPI has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Measurement:
+    """QAPI ``BlockMeasureInfo``: bytes that the image file needs now, and when fully allocated."""
+
+    required: int
+    fully_allocated: int
+    bitmaps: int | None = None
+
+
+@dataclass
+class Finding:
+    """One thing that a check found.
+
+    :param kind: ``corruption`` (data is wrong or lost), ``leak`` (space is lost), or ``error`` (the check could not
+        look).
+    :param text: a phrase with the place in it.
+    :param count: how many of the kind it stands for.
+    """
+
+    kind: str
+    text: str
+    count: int = 1
+    fixed: bool = False
+
+
+@dataclass
+class CheckResult:
+    """QAPI ``ImageCheck``, as typed numbers; ``findings`` tell each in words."""
+
+    filename: str = ""
+    format: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    image_end_offset: int | None = None
+    total_clusters: int | None = None
+    allocated_clusters: int | None = None
+    fragmented_clusters: int | None = None
+    compressed_clusters: int | None = None
+
+
+@dataclass
+class Snapshot:
+    """QAPI ``SnapshotInfo``."""
+
+    id: str
+    name: str
+    vm_state_size: int
+    date_sec: int
+    date_nsec: int
+    vm_clock_sec: int
+    vm_clock_nsec: int
+    icount: int | None = None
+    disk_size: int | None = None
+
+
+@dataclass
+class MapEntry:
+    """QAPI ``MapEntry``: how a guest range is stored."""
+
+    start: int
+    length: int
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+    compressed: bool = False
+    offset: int | None = None
+    filename: str | None = None
+
+
+@dataclass
+class ImageInfo:
+    """QAPI ``ImageInfo`` (its JSON form is in ``json``)."""
+
+    filename: str
+    format: str
+    virtual_size: int
+    actual_size: int | None = None
+    cluster_size: int | None = None
+    dirty: bool = False
+    encrypted: bool = False
+    compressed: bool = False
+    backing_filename: str | None = None
+    full_backing_filename: str | None = None
+    backing_filename_format: str | None = None
+    snapshots: list[Snapshot] = field(default_factory=list)
+    specific: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Comparison:
+    """What ``compare`` found.
+
+    :param identical: whether the guest disks read the same (as far as ``strict`` asks).
+    :param offset: guest byte offset of the first difference; None where there is none in the contents.
+    """
+
+    identical: bool
+    message: str
+    offset: int | None = None
+    size_differs: bool = False

@@ -1,0 +1,68 @@
+"""Sizes as people write them.
+
+Units are binary, as in qemu-img: ``1k`` is 1024 bytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .errors import UsageError
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+TiB = 1024 * GiB
+
+SECTOR = 512
+"""Bytes in the sector that image formats count in."""
+
+MAX_SIZE = 2**63 - SECTOR
+"""The largest guest disk, in bytes, that 64-bit signed file offsets can address."""
+
+_SUFFIXES = {"b": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1024 * TiB, "e": 1024 * 1024 * TiB}
+_SIZE = re.compile(r"\s*(\d+)(\.\d+)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", re.IGNORECASE)
+
+
+def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
+    """Bytes in *text*: digits with an optional fraction and one suffix of ``b k M G T P E``.
+
+    :param what: what the number is for, named in the error.
+    :param suffix: the unit where the text has none.
+    :raises UsageError: not a number, negative, or beyond 2**63 - 512.
+    """
+    match = _SIZE.match(text)
+    if match is None:
+        hint = "use digits and one of the suffixes k, M, G, T, P or E"
+        raise UsageError(f"invalid {what} '{text}': {hint}")
+    whole, fraction, unit, hexadecimal = match.groups()
+    if hexadecimal is not None:
+        value = int(hexadecimal, 16)
+    else:
+        scale = _SUFFIXES[(unit or suffix).lower()]
+        if fraction and scale == 1:
+            raise UsageError(f"invalid {what} '{text}': a fraction needs a unit")
+        value = int(whole) * scale
+        if fraction:
+            value += int(float(fraction) * scale)
+    if value > MAX_SIZE:
+        raise UsageError(f"invalid {what} '{text}': the largest is {MAX_SIZE} bytes")
+    return value
+
+
+def format_size(count: int) -> str:
+    """*count* bytes for people, three significant digits and a binary unit, as qemu-img prints: ``1.5 GiB``."""
+    unit = 0
+    while unit < 6 and count / (1 << (10 * unit)) >= 1000:
+        unit += 1
+    return f"{count / (1 << (10 * unit)):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
+
+
+def round_up(value: int, unit: int) -> int:
+    """The smallest multiple of *unit* that is not below *value*."""
+    return -(-value // unit) * unit
+
+
+def round_down(value: int, unit: int) -> int:
+    """The largest multiple of *unit* that is not above *value*."""
+    return value // unit * unit
