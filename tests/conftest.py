@@ -1,0 +1,59 @@
+"""Fixtures that every test may ask for. They hand out the functions of tools.py and samples.py, so that tests with
+hypothesis can use them too: each is the same for the whole session and keeps no state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import samples
+import tools
+from hypothesis import HealthCheck, settings
+
+# A loaded two-core machine is slow now and then: no test asserts a time, so hypothesis should not either. The database
+# is off to keep runs alike; a failing example prints how to reproduce it.
+settings.register_profile(
+    "diskmill", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("diskmill")
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Any]:
+    return tools.run
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    return tools.tool
+
+
+@pytest.fixture(scope="session")
+def qemu_img() -> Callable[..., Any]:
+    return tools.qemu_img
+
+
+@pytest.fixture(scope="session")
+def qemu_img_json() -> Callable[..., Any]:
+    return tools.qemu_img_json
+
+
+@pytest.fixture(scope="session")
+def qemu_io() -> Callable[..., Any]:
+    return tools.qemu_io
+
+
+@pytest.fixture(scope="session")
+def diskmill() -> Callable[..., Any]:
+    return tools.diskmill
+
+
+@pytest.fixture(scope="session")
+def diskmill_json() -> Callable[..., Any]:
+    return tools.diskmill_json
+
+
+@pytest.fixture(scope="session")
+def ext4_image() -> Callable[..., Any]:
+    return samples.ext4_image

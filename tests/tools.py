@@ -1,0 +1,134 @@
+"""Programs that the tests run: diskmill itself, and the tools of others that say what is true (qemu-img, …).
+
+A tool that is missing *fails* the test that needs it, with the Debian package to install: a test that skips proves
+nothing. Import from here (`from tools import qemu_img`), or take the fixtures of the same names (conftest.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: Where Debian keeps each tool that a test may ask for.
+PACKAGES: Mapping[str, str] = {
+    "7z": "p7zip-full",
+    "create_compressed_fs": "cloop-utils",
+    "cryptsetup": "cryptsetup-bin",
+    "debugfs": "e2fsprogs",
+    "genisoimage": "genisoimage",
+    "mkfs.ext4": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "strace": "strace",
+    "vhdiinfo": "libvhdi-utils",
+    "vmdkinfo": "libvmdk-utils",
+}
+
+#: System tools live where an ordinary user's PATH may not look.
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+Argument = str | os.PathLike[str]
+
+
+def tool(name: str) -> str:
+    """The path of an outside tool; fails the test when it is not installed."""
+    found = shutil.which(name, path=SEARCH_PATH)
+    if found is None:
+        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}", pytrace=False)
+    return found
+
+
+def run(
+    *arguments: Argument,
+    check: bool = True,
+    input: str | None = None,
+    timeout: float = 120,
+    cwd: Argument | None = None,
+    env: Mapping[str, str] | None = None,
+    address_space: int | None = None,
+    file_size: int | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, without a terminal; its stdout and stderr come back as text.
+
+    With `check`, a status other than 0 fails the test and shows the command and what it printed. `env` adds to the
+    environment. `address_space` and `file_size` are limits in bytes (RLIMIT_AS, RLIMIT_FSIZE).
+    """
+
+    def limit() -> None:
+        for kind, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_FSIZE, file_size)):
+            if value is not None:
+                resource.setrlimit(kind, (value, value))
+
+    command = [os.fspath(argument) for argument in arguments]
+    done = subprocess.run(
+        command,
+        input="" if input is None else input,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=timeout,
+        cwd=cwd,
+        env=None if env is None else {**os.environ, **env},
+        preexec_fn=limit if address_space is not None or file_size is not None else None,
+    )
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def qemu_img(*arguments: Argument, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run qemu-img; takes the keywords of `run`."""
+    return run(tool("qemu-img"), *arguments, check=check, **options)
+
+
+def qemu_img_json(*arguments: Argument, **options: Any) -> Any:
+    """What `qemu-img COMMAND --output=json …` answers, parsed; `arguments` start with the command."""
+    command, *rest = arguments
+    return json.loads(qemu_img(command, "--output=json", *rest, **options).stdout)
+
+
+def qemu_io(
+    image: Argument, *commands: str, format: str | None = None, check: bool = True, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run commands of qemu-io on an image in one process: `qemu_io(path, "write -P 7 0 64k", "flush", format="qcow2")`.
+
+    A command that fails, a read whose pattern differs too, makes qemu-io exit 1.
+    """
+    words: list[Argument] = [tool("qemu-io")]
+    if format is not None:
+        words += ["-f", format]
+    for command in commands:
+        words += ["-c", command]
+    return run(*words, image, check=check, **options)
+
+
+def diskmill(*arguments: Argument, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the diskmill command of the environment that the tests run in; takes the keywords of `run`."""
+    return run(Path(sys.executable).with_name("diskmill"), *arguments, check=check, **options)
+
+
+def diskmill_json(*arguments: Argument, **options: Any) -> Any:
+    """What `diskmill COMMAND --output=json …` answers, parsed; `arguments` start with the command."""
+    command, *rest = arguments
+    return json.loads(diskmill(command, "--output=json", *rest, **options).stdout)
+
+
+def assert_identical(one: Argument, other: Argument, *, formats: tuple[str, str] | None = None) -> None:
+    """Fail unless qemu-img finds the same guest data in both images; `formats` are theirs, else qemu-img probes."""
+    words: Iterable[str] = () if formats is None else ("-f", formats[0], "-F", formats[1])
+    qemu_img("compare", *words, one, other)
+
+
+def assert_clean(image: Argument, format: str = "qcow2") -> None:
+    """Fail unless qemu-img's check finds neither errors nor leaks."""
+    qemu_img("check", "-f", format, image)
