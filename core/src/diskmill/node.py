@@ -34,6 +34,8 @@ class Node(ABC):
     size: int
     """Bytes: of an image, the guest disk's size; of storage, the file's."""
     writable: bool = False
+    blank: bool = True
+    """Of a newly made node: whether what was never written to it reads as zeros."""
     driver: Driver
 
     @abstractmethod
@@ -147,7 +149,8 @@ class Image(Node):
     gate, and hands each to :meth:`attach`."""
 
     unit: int = 1
-    """Bytes that are allocated together: writes of whole units need no copy."""
+    """Bytes that are allocated together, at most 2 MiB: writes of whole units need no copy. A format with larger
+    blocks gives a smaller unit here, and places inside blocks that it has set aside and that read as zeros."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""

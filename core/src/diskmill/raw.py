@@ -33,6 +33,7 @@ class RawImage(Image):
         available = max(round_up(file.size, SECTOR) - offset, 0)
         super().__init__(driver, file, name=name, size=available if size is None else size, writable=writable)
         self.window = offset
+        self.blank = file.blank
         self.fixed = offset > 0 or size is not None
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:

@@ -75,9 +75,16 @@ def write(image: Image, offset: int, data: ReadBuffer) -> None:
     if not len(view):
         return
     with image.lock:
-        placements = image.reserve(offset, len(view))
-        for placement in placements:
-            store(image, placement, offset, view)
+        write_phases(image, offset, view)
+
+
+def write_phases(image: Image, offset: int, data: memoryview) -> None:
+    """The phases of a write, for a caller that lets nobody else write the same units meanwhile."""
+    with image.lock:
+        placements = image.reserve(offset, len(data))
+    for placement in placements:
+        store(image, placement, offset, data)
+    with image.lock:
         image.publish(placements)
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ..errors import DiskmillError
 from ..extents import Encoder, Extent, Kind, Placement
-from ..node import Image, Node
+from ..node import Image, Node, Storage
 from ..sizes import KiB, MiB, round_down, round_up
-from .access import fill_zeros, place_decoded, put, read_extent
+from .access import fill_zeros, place_decoded, put, read_extent, store, write_phases
 from .progress import Progress, RateLimit
 from .walk import walk
 from .workers import Workers
@@ -79,44 +79,57 @@ def copy(
     extents = walk(source, source_offset, length, backing=not plan.keep_holes)
     shift = target_offset - source_offset
     moved = (extent._replace(start=extent.start + shift) for extent in extents) if shift else extents
-    tasks = _tasks(moved, copier.chunk, plan, progress)
+    tasks = _tasks(moved, copier.chunk, target.unit, plan, progress)
     Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
 
 
-def _tasks(extents: Iterator[Extent], chunk: int, plan: CopyPlan, progress: Progress) -> Iterator[_Task]:
-    """Extents as tasks: within one chunk each, beginning and ending with data; or long stretches of zeros."""
+def _tasks(extents: Iterator[Extent], chunk: int, unit: int, plan: CopyPlan, progress: Progress) -> Iterator[_Task]:
+    """Extents as tasks: what lies in one chunk is one task, so that no two tasks write to the same unit; or long
+    stretches of whole units that are to be zeros."""
     window: list[Extent] = []
     for extent in extents:
-        if extent.reads_as_zeros:
-            kept = plan.keep_holes and extent.kind is Kind.HOLE
-            if not kept and not (plan.zeroed and plan.sparse):
+        for part in _zeros_apart(extent, unit, plan):
+            if part.reads_as_zeros and _left_out(part, plan):
+                progress.advance(part.length)
+                continue
+            if part.reads_as_zeros and part.length >= chunk and plan.sparse:
                 if window:
                     yield _Task(window[0].start, window[-1].end, window)
                     window = []
-                yield from _zero_tasks(extent, chunk, plan)
+                yield _Task(part.start, part.end, [], zeros=True)
                 continue
-            progress.advance(extent.length)
-            continue
-        at = extent.start
-        while at < extent.end:
-            base = round_down(at, chunk)
-            if window and round_down(window[0].start, chunk) != base:
-                yield _Task(window[0].start, window[-1].end, window)
-                window = []
-            upto = min(base + chunk, extent.end)
-            window.append(extent if (at, upto) == (extent.start, extent.end) else extent.clip(at, upto))
-            at = upto
+            at = part.start
+            while at < part.end:
+                base = round_down(at, chunk)
+                if window and round_down(window[0].start, chunk) != base:
+                    yield _Task(window[0].start, window[-1].end, window)
+                    window = []
+                upto = min(base + chunk, part.end)
+                window.append(part if (at, upto) == (part.start, part.end) else part.clip(at, upto))
+                at = upto
     if window:
         yield _Task(window[0].start, window[-1].end, window)
 
 
-def _zero_tasks(extent: Extent, chunk: int, plan: CopyPlan) -> Iterator[_Task]:
-    if plan.sparse:
-        yield _Task(extent.start, extent.end, [], zeros=True)
+def _left_out(extent: Extent, plan: CopyPlan) -> bool:
+    """Whether nothing need be done for an extent that reads as zeros."""
+    if extent.kind is Kind.HOLE and plan.keep_holes:
+        return True
+    return plan.zeroed and plan.sparse > 0
+
+
+def _zeros_apart(extent: Extent, unit: int, plan: CopyPlan) -> Iterator[Extent]:
+    """Zeros that must be put into the target: their whole units apart from what shares a unit with data."""
+    if not extent.reads_as_zeros or _left_out(extent, plan):
+        yield extent
         return
-    for at in range(extent.start, extent.end, chunk):  # zeros are written like data
-        upto = min(at + chunk, extent.end)
-        yield _Task(at, upto, [extent._replace(start=at, length=upto - at, kind=Kind.ZERO)])
+    low, high = min(round_up(extent.start, unit), extent.end), max(round_down(extent.end, unit), extent.start)
+    if low >= high:
+        yield extent
+        return
+    for start, end in ((extent.start, low), (low, high), (high, extent.end)):
+        if start < end:
+            yield extent.clip(start, end)
 
 
 class _Copier:
@@ -125,10 +138,12 @@ class _Copier:
         self.plan = plan
         self.progress = progress
         self.limit = limit
-        self.chunk = max(CHUNK, target.unit)
-        self.granule = round_up(max(plan.sparse, 512), target.unit) if plan.sparse else self.chunk
-        self.granule = min(self.granule, self.chunk)
+        # Zeros are looked for in whole units, and a chunk is whole granules.
+        self.granule = round_up(min(max(plan.sparse, 512), 2 * MiB), target.unit)
+        self.chunk = round_up(CHUNK, self.granule)
         self.encoder: Encoder | None = target.encoder() if plan.compress else None
+        # Where nothing is allocated, the order of writes leaves no trace.
+        self.ordered = plan.in_order and (target.unit > 1 or plan.compress)
 
     def worker(self, workers: Workers[_Task]) -> Callable[[_Task, int], None]:
         buffer = bytearray(self.chunk)
@@ -147,12 +162,15 @@ class _Copier:
             target.zero(task.start, task.end - task.start)
             self.passed(workers)
             return
-        # Whole units, so that a fresh unit is completed with zeros here and not by reading the target.
-        low = round_down(task.start, target.unit) if plan.zeroed else task.start
-        high = min(round_up(task.end, target.unit), target.size) if plan.zeroed else task.end
-        view = memoryview(buffer)[: high - low]
-        self.read(task, view, low)
         self.limit.take(task.end - task.start)
+        if not plan.zeroed:
+            self.deal_in_place(workers, task, turn, buffer)
+            return
+        # Whole units, so that a fresh unit is completed with zeros here and not by reading the target.
+        low = round_down(task.start, target.unit)
+        high = min(round_up(task.end, target.unit), target.size)
+        view = memoryview(buffer)[: high - low]
+        self.read(task.extents, view, low)
         runs = list(data_runs(buffer, high - low, self.granule)) if plan.sparse else [(0, high - low)]
         if self.encoder is not None:
             self.deal_compressed(workers, turn, view, low, runs)
@@ -167,21 +185,67 @@ class _Copier:
         with target.lock:
             for placements in placed:
                 target.publish(placements)
-        if not plan.zeroed:
-            self.zero_between(low, len(view), runs)
+
+    def deal_in_place(self, workers: Workers[_Task], task: _Task, turn: int, buffer: bytearray) -> None:
+        """One task of a copy onto contents that matter: each stretch of the task's extents by itself."""
+        base = round_down(task.start, self.chunk)
+        stretches: list[list[Extent]] = []
+        for extent in task.extents:
+            if stretches and stretches[-1][-1].end == extent.start:
+                stretches[-1].append(extent)
+            else:
+                stretches.append([extent])
+        for stretch in stretches:
+            start, end = stretch[0].start, stretch[-1].end
+            self.read(stretch, memoryview(buffer)[start - base : end - base], start)
+        self.wait(workers, turn)
+        for stretch in stretches:
+            self.write_stretch(stretch[0].start, stretch[-1].end, buffer, base)
+        self.passed(workers)
+
+    def write_stretch(self, start: int, end: int, buffer: bytearray, base: int) -> None:
+        """Guest bytes *start* to *end*, which are in *buffer* from guest *base* on: data as data, zeros as zeros."""
+        low = round_down(start, self.granule)
+        view = memoryview(buffer)
+        at = start
+        whole = bytearray(view[low - base : end - base]) if low != base else buffer
+        for offset, length in data_runs(whole, end - low, self.granule) if self.plan.sparse else [(0, end - low)]:
+            begin, upto = max(low + offset, start), low + offset + length
+            if begin > at:
+                self.target.zero(at, begin - at)
+            if begin < upto:
+                self.write_data(begin, view[begin - base : upto - base])
+                at = upto
+        if at < end:
+            self.target.zero(at, end - at)
+
+    def write_data(self, start: int, data: memoryview) -> None:
+        target, encoder = self.target, self.encoder
+        if encoder is None:
+            write_phases(target, start, data)
+            return
+        for at in range(start, start + len(data), target.unit):
+            piece = data[at - start : at - start + target.unit]
+            payload = encoder.encode(at, piece) if at % target.unit == 0 and len(piece) == target.unit else None
+            if payload is None:
+                write_phases(target, at, piece)
+                continue
+            with target.lock:
+                placements = target.reserve_encoded([(at, len(piece), len(payload))])
+                _write_vector(placements[0].node, placements[0].offset, [payload])
+                target.publish(placements)
 
     def wait(self, workers: Workers[_Task], turn: int) -> None:
-        if self.plan.in_order:
+        if self.ordered:
             workers.in_turn(turn)
 
     def passed(self, workers: Workers[_Task]) -> None:
-        if self.plan.in_order:
+        if self.ordered:
             workers.done()
 
-    def read(self, task: _Task, view: memoryview, base: int) -> None:
-        """Fill *view*, guest bytes from *base* on, with the task's extents and zeros between them."""
+    def read(self, extents: Sequence[Extent], view: memoryview, base: int) -> None:
+        """Fill *view*, guest bytes from *base* on, with *extents* and zeros between them."""
         at = base
-        extents = task.extents
         index = 0
         while index < len(extents):
             extent = extents[index]
@@ -217,20 +281,11 @@ class _Copier:
         end = placement.start + placement.length
         begin, upto = max(placement.start, low), min(end, low + len(view))
         if placement.fresh and (begin > placement.start or upto < min(end, self.target.size)):
-            from .access import store
-
             store(self.target, placement, low, view)
             return
         put(placement, begin, view[begin - low : upto - low])
         if placement.fresh and upto < end:  # the unit goes on after the disk's end
             put(placement, upto, memoryview(bytes(end - upto)))
-
-    def zero_between(self, low: int, length: int, runs: Sequence[tuple[int, int]]) -> None:
-        at = 0
-        for start, count in [*runs, (length, 0)]:
-            if start > at:
-                self.target.zero(low + at, start - at)
-            at = start + count
 
     def deal_compressed(
         self, workers: Workers[_Task], turn: int, view: memoryview, low: int, runs: Sequence[tuple[int, int]]
@@ -286,8 +341,6 @@ class _Copier:
 
 
 def _write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
-    from ..node import Storage
-
     if isinstance(node, Storage):
         node.write_vector(offset, vector)
         return

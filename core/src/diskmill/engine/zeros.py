@@ -26,12 +26,12 @@ def is_zero(buffer: bytearray | memoryview | bytes) -> bool:
 def data_runs(buffer: bytearray, length: int, granule: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of the stretches of ``buffer[:length]`` that are not zeros, in whole granules.
 
-    :param granule: bytes, a multiple of 8 that is at most 2 MiB; the last one may be shorter.
+    :param granule: bytes, a multiple of 8; the last one may be shorter.
     """
     whole = length // granule
     words = memoryview(buffer)[: whole * granule].cast("Q")[:: granule // 8].tolist() if whole else []
     start = -1
-    zeros = ZEROS[:granule]
+    zeros = ZEROS[:granule] if granule <= len(ZEROS) else bytes(granule)
     for index, word in enumerate(words):
         if word == 0 and buffer.startswith(zeros, index * granule):
             if start >= 0:
@@ -40,7 +40,7 @@ def data_runs(buffer: bytearray, length: int, granule: int) -> Iterator[tuple[in
         elif start < 0:
             start = index * granule
     rest = length - whole * granule
-    if rest and not buffer.startswith(ZEROS[:rest], whole * granule):
+    if rest and not buffer.startswith(zeros[:rest], whole * granule):
         start = start if start >= 0 else whole * granule
         yield start, length - start
     elif start >= 0:

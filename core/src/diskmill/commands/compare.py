@@ -1,0 +1,64 @@
+"""``compare``: do two images read the same?"""
+
+from __future__ import annotations
+
+import threading
+
+from ..context import Context
+from ..engine.compare import first_data, first_difference
+from ..engine.progress import Progress, Report
+from ..extents import Extent, Kind
+from ..graph import open_image
+from ..results import Comparison
+
+
+def compare(
+    a: str,
+    b: str,
+    *,
+    format_a: str | None = None,
+    format_b: str | None = None,
+    strict: bool = False,
+    image_opts: bool = False,
+    context: Context | None = None,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> Comparison:
+    """Compare the guest disks of two images, backing chains included.
+
+    Where one disk is longer, the rest of it must read as zeros.
+
+    :param strict: also compare the disks' sizes, and which ranges are allocated.
+    :raises DiskmillError: an image cannot be opened or read.
+    """
+    context = context or Context()
+    counter = Progress(progress)
+    with (
+        open_image(a, format_a, context=context, image_opts=image_opts) as left,
+        open_image(b, format_b, context=context, image_opts=image_opts) as right,
+    ):
+        counter.expect(max(left.size, right.size))
+        differs = left.size != right.size
+        if strict and differs:
+            return Comparison(False, "Strict mode: Image size mismatch!", size_differs=True)
+        status: list[int] = []
+
+        def watch(one: Extent, other: Extent) -> bool:
+            if _allocated(one) != _allocated(other):
+                status.append(one.start)
+            return bool(status)
+
+        common = min(left.size, right.size)
+        offset = first_difference(left, right, common, watch=watch if strict else None, progress=counter, cancel=cancel)
+        if offset is None and status:
+            return Comparison(False, f"Strict mode: Offset {status[0]} block status mismatch!", status[0])
+        if offset is None and differs:
+            offset = first_data(left if left.size > right.size else right, common, progress=counter)
+        if offset is not None:
+            return Comparison(False, f"Content mismatch at offset {offset}!", offset, size_differs=differs)
+        return Comparison(True, "Images are identical.", size_differs=differs)
+
+
+def _allocated(extent: Extent) -> tuple[bool, bool]:
+    """What strict mode compares: whether the range is allocated in the chain, and whether it is known to be zeros."""
+    return extent.kind is not Kind.HOLE, extent.reads_as_zeros

@@ -1,0 +1,162 @@
+"""``convert``: any image, or several one after the other, into a new image of any format."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from ..context import Context
+from ..create import create_image
+from ..engine.copy import CopyPlan, copy
+from ..engine.progress import Progress, RateLimit, Report
+from ..errors import DiskmillError, UnsupportedError, UsageError
+from ..graph import open_image
+from ..node import Image, Node, Storage
+from ..requests import Backing
+
+
+def convert(
+    sources: Sequence[str],
+    output: str,
+    *,
+    format: str | None = None,
+    output_format: str = "raw",
+    options: Mapping[str, Any] | None = None,
+    compress: bool = False,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    existing: bool = False,
+    target_zero: bool = False,
+    sparse: int = 4096,
+    threads: int | None = None,
+    in_order: bool = True,
+    rate: int = 0,
+    salvage: Callable[[int, int, DiskmillError], None] | None = None,
+    snapshot: str | None = None,
+    image_opts: bool = False,
+    target_image_opts: bool = False,
+    context: Context | None = None,
+    target_context: Context | None = None,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Copy the guest disks of *sources*, one after the other, into *output*.
+
+    The output does not bear its name before it is whole; when the call fails, nothing is left of it, and what bore
+    the name before is untouched.
+
+    :param format: the sources' format; None: probe each.
+    :param options: ``create`` options of the output's format.
+    :param compress: store the data compressed.
+    :param backing: the backing image of the output: what the source has as holes stays with it. It reads the same as
+        the source's own backing image, which the caller vouches for.
+    :param existing: write into an image that is there (as large, at least) instead of making one.
+    :param target_zero: that image reads as zeros throughout.
+    :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order* and *salvage*.
+    :param rate: bytes a second; 0: as fast as it goes.
+    :param snapshot: convert this internal snapshot, by id or name.
+    :param context: for the sources; *target_context*: for the output, by default the same without flushes to disk
+        (as qemu-img does; pass one with ``cache="writeback"`` to have them).
+    :param cancel: set it to stop.
+    :raises DiskmillError: whatever went wrong.
+    """
+    context = context or Context()
+    target_context = target_context or replace(context, cache="unsafe")
+    counter = Progress(progress)
+    if target_zero and not existing:
+        raise UsageError("a new image reads as zeros anyhow: --target-is-zero goes with -n")
+    if existing and (options or backing):
+        raise UsageError("with -n the image exists already: it takes no options and no backing file")
+    with ExitStack() as stack:
+        images = []
+        for name in sources:
+            image = open_image(name, format, context=context, image_opts=image_opts)
+            stack.enter_context(image)
+            if snapshot is not None:
+                load_snapshot(image, snapshot, context)
+            images.append(image)
+        if not images:
+            raise UsageError("there is nothing to convert: name at least one source image")
+        _refuse_self(images, output)
+        size = sum(image.size for image in images)
+        counter.expect(size)
+        if existing:
+            target = open_image(
+                output, output_format, context=target_context, writable=True, image_opts=target_image_opts
+            )
+            if target.size < size:
+                target.close()
+                raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
+        else:
+            base = _backing(stack, backing, backing_format, context)
+            target = create_image(
+                output,
+                output_format,
+                size,
+                options or {},
+                context=target_context,
+                backing=base,
+                compressed=compress,
+            )
+        try:
+            if compress and "compression" not in target.driver.capabilities:
+                raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=output)
+            plan = CopyPlan(
+                sparse=sparse,
+                zeroed=target_zero if existing else target.blank and backing is None,
+                compress=compress,
+                in_order=in_order,
+                keep_holes=backing is not None,
+                threads=threads,
+                salvage=salvage,
+            )
+            limit = RateLimit(rate)
+            at = 0
+            for image in images:
+                copy(image, target, plan, target_offset=at, progress=counter, limit=limit, cancel=cancel)
+                at += image.size
+            if existing:
+                target.close()
+            else:
+                target.settle()
+        except BaseException:
+            target.abandon()
+            raise
+        target.close()
+
+
+def load_snapshot(image: Image, name: str, context: Context) -> None:
+    """Let *image* read as its internal snapshot with id or name *name*."""
+    if "snapshots" not in image.driver.capabilities:
+        raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
+    context.registry.call(image.driver, "snapshot", image=image, action="load", name=name)
+
+
+def _backing(stack: ExitStack, name: str | None, format: str | None, context: Context) -> Backing | None:
+    if name is None:
+        return None
+    base = stack.enter_context(open_image(name, format, context=context))
+    return Backing(name, format or base.driver.name, base.size)
+
+
+def _refuse_self(images: Sequence[Image], output: str) -> None:
+    """An image cannot be converted onto itself, nor onto one that it stands on."""
+    try:
+        info = os.stat(output)
+    except OSError:
+        return
+    for image in images:
+        if (info.st_dev, info.st_ino) in set(_identities(image)):
+            raise UsageError("the output is also an input", file=output)
+
+
+def _identities(node: Node) -> Iterator[object]:
+    if isinstance(node, Storage):
+        yield node.identity()
+    elif isinstance(node, Image):
+        for child in node.children():
+            yield from _identities(child)

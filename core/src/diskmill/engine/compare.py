@@ -1,0 +1,137 @@
+"""Comparing what two nodes read as, by several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from ..extents import Extent, Kind
+from ..node import Node
+from ..sizes import SECTOR, KiB, round_down
+from .access import read_extent
+from .progress import Progress
+from .walk import walk
+from .workers import Workers
+from .zeros import ZEROS
+
+_CHUNK = 512 * KiB
+
+Pair = tuple[Extent, Extent]
+
+
+def pairs(left: Node, right: Node, length: int) -> Iterator[Pair]:
+    """The extents of both nodes' first *length* bytes, cut so that both of a pair cover the same range."""
+    lefts, rights = walk(left, 0, length), walk(right, 0, length)
+    a, b = next(lefts, None), next(rights, None)
+    at = 0
+    while a is not None and b is not None:
+        end = min(a.end, b.end)
+        yield a.clip(at, end), b.clip(at, end)
+        at = end
+        if a.end == end:
+            a = next(lefts, None)
+        if b.end == end:
+            b = next(rights, None)
+
+
+def first_difference(
+    left: Node,
+    right: Node,
+    length: int,
+    *,
+    watch: Callable[[Extent, Extent], bool] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> int | None:
+    """The offset of the first sector of 512 bytes that differs in the first *length* bytes; None: none does.
+
+    :param watch: sees every pair of extents in order; True stops the comparison there.
+    """
+    found = _Found()
+    tasks = _tasks(pairs(left, right, length), found, watch, progress or Progress())
+    comparer = _Comparer(found, progress or Progress())
+    Workers(tasks, comparer.worker, threads=threads, cancel=cancel).run()
+    return found.offset
+
+
+class _Found:
+    """The lowest offset of a difference that any worker has seen."""
+
+    def __init__(self) -> None:
+        self.offset: int | None = None
+        self._lock = threading.Lock()
+
+    def at(self, offset: int) -> None:
+        with self._lock:
+            self.offset = offset if self.offset is None else min(self.offset, offset)
+
+
+def _tasks(
+    source: Iterator[Pair], found: _Found, watch: Callable[[Extent, Extent], bool] | None, progress: Progress
+) -> Iterator[list[Pair]]:
+    task: list[Pair] = []
+    for a, b in source:
+        if found.offset is not None or (watch is not None and watch(a, b)):
+            break
+        if a.reads_as_zeros and b.reads_as_zeros:
+            progress.advance(a.length)
+            continue
+        at = a.start
+        while at < a.end:
+            base = round_down(at, _CHUNK)
+            if task and (round_down(task[0][0].start, _CHUNK) != base or task[-1][0].end != at):
+                yield task
+                task = []
+            upto = min(base + _CHUNK, a.end)
+            task.append((a.clip(at, upto), b.clip(at, upto)))
+            at = upto
+    if task:
+        yield task
+
+
+class _Comparer:
+    def __init__(self, found: _Found, progress: Progress) -> None:
+        self.found = found
+        self.progress = progress
+
+    def worker(self, workers: Workers[list[Pair]]) -> Callable[[list[Pair], int], None]:
+        left, right = bytearray(_CHUNK), bytearray(_CHUNK)
+
+        def work(task: list[Pair], turn: int) -> None:
+            start, end = task[0][0].start, task[-1][0].end
+            length = end - start
+            for a, b in task:
+                for extent, buffer in ((a, left), (b, right)):
+                    read_extent(extent, memoryview(buffer)[extent.start - start : extent.end - start])
+            # Only whole bytearrays compare at memory speed.
+            same = left == right if length == _CHUNK else left[:length] == right[:length]
+            if not same:
+                self.found.at(start + _first_sector(left, right, length))
+            self.progress.advance(length)
+
+        return work
+
+
+def _first_sector(left: bytearray, right: bytearray, length: int) -> int:
+    for at in range(0, length, SECTOR):
+        end = min(at + SECTOR, length)
+        if left[at:end] != right[at:end]:
+            return at
+    raise AssertionError("there is a difference")
+
+
+def first_data(node: Node, offset: int, *, progress: Progress | None = None) -> int | None:
+    """The offset of the first sector at or after *offset* that does not read as zeros; None: all does."""
+    buffer = bytearray(_CHUNK)
+    for extent in walk(node, offset, node.size - offset):
+        if extent.kind in (Kind.DATA, Kind.ENCODED):
+            for at in range(extent.start, extent.end, _CHUNK):
+                part = extent.clip(at, at + _CHUNK)
+                read_extent(part, memoryview(buffer)[: part.length])
+                for sector in range(0, part.length, SECTOR):
+                    if not buffer.startswith(ZEROS[: min(SECTOR, part.length - sector)], sector):
+                        return part.start + sector
+        if progress is not None:
+            progress.advance(extent.length)
+    return None
