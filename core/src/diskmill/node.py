@@ -17,6 +17,7 @@ from .errors import UnsupportedError
 from .extents import Encoder, Extent, Placement
 
 if TYPE_CHECKING:
+    import io
     from types import TracebackType
 
     from .drivers import Driver
@@ -219,6 +220,12 @@ class Image(Node):
     def dirty(self) -> bool:
         """Whether the image says that it was not closed properly."""
         return False
+
+    def stream(self) -> io.RawIOBase:
+        """The guest disk as a seekable file object; it lives as long as the image."""
+        from .library import DiskStream
+
+        return DiskStream(self)
 
     # -- given by the core --------------------------------------------------------------------------------------
 

@@ -1,0 +1,64 @@
+"""diskmill: virtual disk images from Python.
+
+>>> import diskmill
+>>> with diskmill.open("disk.qcow2") as disk:       # doctest: +SKIP
+...     disk.size, disk.read(0, 512)
+
+Every command of the ``diskmill`` command line is one function here; they take and return typed objects, count in
+bytes, and raise :class:`DiskmillError`. Names are imported when first used, so that ``import diskmill`` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .commands.compare import compare as compare
+    from .commands.convert import convert as convert
+    from .context import Context as Context
+    from .drivers import CryptoDriver as CryptoDriver
+    from .drivers import FormatDriver as FormatDriver
+    from .drivers import ProtocolDriver as ProtocolDriver
+    from .drivers import hookimpl as hookimpl
+    from .errors import DiskmillError as DiskmillError
+    from .gate import ANYTHING as ANYTHING
+    from .gate import FOLDER as FOLDER
+    from .gate import NOTHING as NOTHING
+    from .gate import Trust as Trust
+    from .library import open as open
+    from .node import Image as Image
+
+_HOMES = {
+    "ANYTHING": "gate",
+    "Context": "context",
+    "CryptoDriver": "drivers",
+    "DiskmillError": "errors",
+    "FOLDER": "gate",
+    "FormatDriver": "drivers",
+    "Image": "node",
+    "NOTHING": "gate",
+    "ProtocolDriver": "drivers",
+    "Trust": "gate",
+    "compare": "commands.compare",
+    "convert": "commands.convert",
+    "hookimpl": "drivers",
+    "open": "library",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'diskmill' has no attribute {name!r}")
+    value = getattr(import_module(f"diskmill.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
