@@ -22,14 +22,16 @@ class Context:
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
+    :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
     trust: Trust = FOLDER
-    secrets: dict[str, bytes] = field(default_factory=dict)
+    secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
     cache: str = "writeback"
     share: bool = False
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
+    ask: Callable[[str], bytes] | None = None
 
     def secret(self, key: str) -> bytes:
         """The secret with id *key*.

@@ -39,7 +39,7 @@ class Codec(Protocol):
         """The guest bytes whose stored bytes are *payload*.
 
         With granularity 0: the ``extent.unit`` bytes of the whole unit. Else: ``extent.length`` bytes; the extent
-        begins and ends at whole sectors.
+        begins and ends at whole sectors, and the codec may overwrite *payload* and return it.
 
         :raises ImageError: the payload is damaged.
         """
@@ -124,5 +124,8 @@ class Cipher(Protocol):
     """Bytes in a cipher sector: what is given to :meth:`encrypt` starts and ends at multiples of it."""
 
     def encrypt(self, start: int, offset: int, data: memoryview) -> bytes | bytearray | memoryview:
-        """The stored bytes for guest bytes *data*, which have guest offset *start* and go to *offset* of the node."""
+        """The stored bytes for guest bytes *data*, which have guest offset *start* and go to *offset* of the node.
+
+        *data* stays as it is. What is returned holds until the same thread's next call.
+        """
         ...

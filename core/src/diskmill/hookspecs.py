@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from .crypto import CryptoRequest, Volume
     from .extents import Extent
     from .node import Image, Node
     from .options import Value
@@ -87,3 +88,29 @@ def measure(request: MeasureRequest) -> Measurement | None:
 @hookspec(firstresult=True)
 def bitmap(image: Image, action: str, name: str, options: Mapping[str, Any]) -> bool | None:
     """Persistent dirty bitmaps: *action* is ``add``, ``remove``, ``clear``, ``enable``, ``disable`` or ``merge``."""
+
+
+@hookspec(firstresult=True)
+def crypto_open(request: CryptoRequest) -> Volume | None:
+    """Unlock what is stored encrypted. Asked of crypto drivers.
+
+    :raises SecretError: no passphrase, or a wrong one.
+    :raises ImageError: the encryption header is damaged.
+    :raises UnsupportedError: no library at hand has the cipher; it is named.
+    """
+
+
+@hookspec(firstresult=True)
+def crypto_create(request: CryptoRequest) -> Volume | None:
+    """Make a new key and the header that keeps it, in ``header`` of the volume. Asked of crypto drivers."""
+
+
+@hookspec(firstresult=True)
+def crypto_amend(request: CryptoRequest, force: bool) -> bool | None:
+    """Change key slots in the request's header, in place, as its options say. Asked of crypto drivers. True when done.
+
+    The passphrase that opens the header now is that of option ``key-secret`` (an ``open`` option, which the format
+    passes on along with the ``amend`` options).
+
+    :param force: the last key may be erased, and one in use be replaced.
+    """
