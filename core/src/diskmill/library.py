@@ -29,7 +29,7 @@ def open(
     The image has ``size`` (bytes), ``read(offset, length)``, ``write(offset, data)``, ``zero``, ``discard``,
     ``flush``, ``extents`` and ``stream()``, a file object.
 
-    :param name: a path, ``protocol:…``, ``json:{…}``, or node options (``{"driver": "raw", "offset": 512, "file": …}``).
+    :param name: a path, ``protocol:…``, ``json:{…}``, or node options (``{"driver": "raw", "file": …}``).
     :param format: the driver's name; None: probe. Name it for images from strangers: a raw disk can look like anything.
     :param writable: open for writing; the image is locked against other writers, QEMU's included.
     :param trust: which references inside the image may be opened; by default those in the image's own folder.

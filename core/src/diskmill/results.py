@@ -112,3 +112,19 @@ class Comparison:
     message: str
     offset: int | None = None
     size_differs: bool = False
+
+
+@dataclass
+class Creation:
+    """The image that ``create`` made.
+
+    :param size: the guest disk's size in bytes, as asked for.
+    :param options: the format's options that hold for it, defaults included.
+    """
+
+    filename: str
+    format: str
+    size: int
+    options: dict[str, Any] = field(default_factory=dict)
+    backing_filename: str | None = None
+    backing_format: str | None = None

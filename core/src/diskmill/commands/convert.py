@@ -37,6 +37,7 @@ def convert(
     rate: int = 0,
     salvage: Callable[[int, int, DiskmillError], None] | None = None,
     snapshot: str | None = None,
+    offload: bool = False,
     image_opts: bool = False,
     target_image_opts: bool = False,
     context: Context | None = None,
@@ -56,7 +57,8 @@ def convert(
         the source's own backing image, which the caller vouches for.
     :param existing: write into an image that is there (as large, at least) instead of making one.
     :param target_zero: that image reads as zeros throughout.
-    :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order* and *salvage*.
+    :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
+        *salvage*.
     :param rate: bytes a second; 0: as fast as it goes.
     :param snapshot: convert this internal snapshot, by id or name.
     :param context: for the sources; *target_context*: for the output, by default the same without flushes to disk
@@ -111,6 +113,7 @@ def convert(
                 compress=compress,
                 in_order=in_order,
                 keep_holes=backing is not None,
+                offload=offload,
                 threads=threads,
                 salvage=salvage,
             )
@@ -125,6 +128,8 @@ def convert(
                 target.settle()
         except BaseException:
             target.abandon()
+            if existing:
+                target_context.warn(f"'{output}' is incomplete: the conversion into it did not finish")
             raise
         target.close()
 

@@ -6,6 +6,7 @@ finds the units in it that are not zeros, reserves places for those in the targe
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class CopyPlan:
     :param compress: store units compressed where that makes them smaller.
     :param in_order: lay the target out in guest order, so that the same input gives the same file.
     :param keep_holes: leave the target alone where the source has a hole (they share a backing image).
+    :param offload: let the kernel copy from file to file where both ends are files, without looking for zeros.
     :param threads: how many; None: as many as the process has processors.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     """
@@ -44,6 +46,7 @@ class CopyPlan:
     compress: bool = False
     in_order: bool = True
     keep_holes: bool = False
+    offload: bool = False
     threads: int | None = None
     salvage: Callable[[int, int, DiskmillError], None] | None = None
 
@@ -163,6 +166,8 @@ class _Copier:
             self.passed(workers)
             return
         self.limit.take(task.end - task.start)
+        if plan.offload and not plan.compress and self.offload(task.extents):
+            return
         if not plan.zeroed:
             self.deal_in_place(workers, task, turn, buffer)
             return
@@ -185,6 +190,24 @@ class _Copier:
         with target.lock:
             for placements in placed:
                 target.publish(placements)
+
+    def offload(self, extents: Sequence[Extent]) -> bool:
+        """Copy *extents* inside the kernel; False: it cannot be done for these, or not for all of them."""
+        target = self.target
+        if target.unit > 1:
+            return False
+        for extent in extents:
+            source = extent.node.fileno() if extent.kind is Kind.DATA and isinstance(extent.node, Storage) else None
+            for placement in target.reserve(extent.start, extent.length) if source is not None else ():
+                into = placement.node.fileno() if isinstance(placement.node, Storage) else None
+                if source is None or into is None or placement.cipher is not None:
+                    return False
+                offset = extent.offset + placement.start - extent.start
+                if not _copy_range(source, offset, into, placement.offset, placement.length):
+                    return False
+            if source is None:
+                return False
+        return True
 
     def deal_in_place(self, workers: Workers[_Task], task: _Task, turn: int, buffer: bytearray) -> None:
         """One task of a copy onto contents that matter: each stretch of the task's extents by itself."""
@@ -338,6 +361,19 @@ class _Copier:
                 end += following.stored
                 index += 1
             _write_vector(placement.node, placement.offset, vector)
+
+
+def _copy_range(source: int, offset: int, target: int, into: int, length: int) -> bool:
+    """``copy_file_range``, until all is copied; False where the kernel or a file system will not."""
+    while length:
+        try:
+            count = os.copy_file_range(source, target, length, offset, into)
+        except OSError:
+            return False  # reading and writing tells what is wrong, or does it
+        if count == 0:
+            return False
+        offset, into, length = offset + count, into + count, length - count
+    return True
 
 
 def _write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:

@@ -1,0 +1,127 @@
+"""``create``: a new, empty image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..context import Context
+from ..create import create_image
+from ..drivers import FormatDriver, ProtocolDriver
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image
+from ..names import parse_name, relative_to
+from ..options import Option, Value, validate
+from ..requests import Backing
+from ..results import Creation
+from ..sizes import MAX_SIZE, parse_size
+
+SIZE = Option("size", "size", "Virtual disk size")
+BACKING = (
+    Option("backing_file", "str", "File name of a base image"),
+    Option("backing_fmt", "str", "Image format of the base image"),
+)
+
+
+def create(
+    name: str,
+    size: int | None = None,
+    *,
+    format: str = "raw",
+    options: Mapping[str, Any] | None = None,
+    backing: str | None = None,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    context: Context | None = None,
+) -> Creation:
+    """Make the image *name*, which reads as zeros, or as its backing image does.
+
+    :param size: the guest disk's size in bytes; None: the backing image's.
+    :param options: the format's ``create`` options, and ``size``, ``backing_file`` and ``backing_fmt``.
+    :param backing: the backing image, as it is to be written into the image: a relative path is relative to the
+        image's own folder.
+    :param unsafe: do not look whether the backing image is there.
+    :raises UsageError: there is no size, or no backing format; an option is unknown or has a bad value.
+    :raises DiskmillError: the backing image cannot be opened, or the image not be written.
+    """
+    context = context or Context()
+    rest = dict(options or {})
+    if "size" in rest:
+        given = rest.pop("size")
+        if size is None:
+            size = given if isinstance(given, int) else parse_size(str(given))
+    backing = _one(name, "backing_file", backing, rest)
+    backing_format = _one(name, "backing_fmt", backing_format, rest)
+    driver = context.registry.format(format)
+    if backing_format is not None:
+        context.registry.format(backing_format)
+    base = None
+    if backing:
+        if "backing" not in driver.capabilities:
+            raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
+        base = _backing(name, backing, backing_format, unsafe or size is not None, unsafe, context)
+        if size is None:
+            size = base.size
+    if size is None:
+        raise UsageError("a new image needs a size", file=name)
+    if not 0 <= size <= MAX_SIZE:
+        raise UsageError(f"the size must be 0 to {MAX_SIZE} bytes", file=name)
+    with create_image(name, format, size, rest, context=context, backing=base) as image:
+        image.settle()
+    return Creation(name, format, size, _settings(name, driver, rest, context), base and base.name, backing_format)
+
+
+def _one(name: str, key: str, argument: str | None, options: dict[str, Any]) -> str | None:
+    """The backing image's name or format, given as an argument or among *options*, but once."""
+    option = options.pop(key, None)
+    if option is not None and argument is not None:
+        raise UsageError(f"the option '{key}' is given twice, as an option and as a parameter", file=name)
+    return str(option) if option is not None else argument
+
+
+def _backing(name: str, backing: str, format: str | None, sized: bool, unsafe: bool, context: Context) -> Backing:
+    """The backing image, looked at if *unsafe* does not say otherwise. *sized*: its size need not be known."""
+    if unsafe:
+        return Backing(backing, format)
+    own = parse_name(name)["file"].get("filename")
+    spec = relative_to(parse_name(backing), os.path.dirname(str(own)))
+    if own is not None and spec.get("file", {}).get("filename") == own:
+        raise UsageError("an image cannot be its own backing image", file=name)
+    # Only its size and format are asked: what it stands on in turn is none of this command's business.
+    with open_image(spec, format, context=context, shallow=True) as base:
+        if format is None:
+            raise UsageError(
+                f"the backing image is given without its format: '{base.driver.name}' was detected", file=name
+            )
+        return Backing(backing, format, base.size)
+
+
+def _settings(name: str, driver: FormatDriver, options: Mapping[str, Any], context: Context) -> dict[str, Value]:
+    """The options that the new image has, defaults included, in the order that the driver declares them."""
+    own = {option.name for option in driver.options}
+    values = validate(
+        driver.options, {key: value for key, value in options.items() if key in own}, when="create", driver=driver.name
+    )
+    ordered = {option.name: values[option.name] for option in driver.options if option.name in values}
+    return {**ordered, **{key: value for key, value in options.items() if key not in own}}
+
+
+def options_for(format: str, name: str | None = None, *, context: Context | None = None) -> list[Option]:
+    """Every option that *format* takes to create an image; with *name*, also those of the storage it names.
+
+    :raises DriverError: there is no such format.
+    """
+    context = context or Context()
+    driver = context.registry.format(format)
+    found = {option.name: option for option in declared(driver)}
+    if name is not None:
+        protocol: ProtocolDriver = context.registry.protocol(str(parse_name(name)["file"]["driver"]))
+        found = {option.name: option for option in protocol.options if "create" in option.when} | found
+    return [found[key] for key in sorted(found)]
+
+
+def declared(driver: FormatDriver) -> list[Option]:
+    """The options of *driver* to create an image, with those that the core takes for every driver."""
+    common = [SIZE, *(BACKING if "backing" in driver.capabilities else ())]
+    return [*common, *(option for option in driver.options if "create" in option.when)]

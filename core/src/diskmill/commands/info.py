@@ -1,0 +1,81 @@
+"""``info``: what an image is, without reading its data."""
+
+from __future__ import annotations
+
+import os
+
+from ..context import Context
+from ..errors import DiskmillError
+from ..graph import open_image, storage_of
+from ..names import parse_name
+from ..node import Image
+from ..results import ImageInfo
+
+
+def info(
+    name: str, *, format: str | None = None, image_opts: bool = False, context: Context | None = None
+) -> ImageInfo:
+    """What the image *name* is. Nothing that it refers to is opened.
+
+    :raises DiskmillError: it cannot be opened.
+    """
+    context = context or Context()
+    with open_image(name, format, context=context, shallow=True, image_opts=image_opts) as image:
+        return describe(image, context)
+
+
+def info_chain(
+    name: str, *, format: str | None = None, image_opts: bool = False, context: Context | None = None
+) -> list[ImageInfo]:
+    """What the image *name* is, and every image in its backing chain, in order.
+
+    :raises DiskmillError: one of them cannot be opened.
+    """
+    context = context or Context()
+    found = []
+    with open_image(name, format, context=context, image_opts=image_opts) as top:
+        image: Image | None = top
+        shown: str | None = None
+        while image is not None:
+            one = describe(image, context, shown)
+            found.append(one)
+            image, shown = image.backing, one.full_backing_filename
+    return found
+
+
+def describe(image: Image, context: Context, name: str | None = None) -> ImageInfo:
+    """What the opened *image* is; *name* is what it is called in place of its own name."""
+    backing = next((reference for reference in image.references if reference.role == "backing"), None)
+    shown = name or image.name
+    snapshots = []
+    if "snapshots" in image.driver.capabilities:
+        snapshots = context.registry.call(image.driver, "snapshot", image=image, action="list", name="") or []
+    return ImageInfo(
+        filename=shown,
+        format=image.driver.name,
+        virtual_size=image.size,
+        actual_size=storage_of(image).allocated(),
+        cluster_size=image.unit if image.window is None and image.unit > 1 else None,
+        dirty=image.dirty,
+        encrypted=image.encrypted,
+        backing_filename=backing and backing.name,
+        full_backing_filename=backing and full_name(shown, backing.name),
+        backing_filename_format=backing and backing.format,
+        snapshots=snapshots,
+        specific=image.details(),
+    )
+
+
+def full_name(image: str, reference: str) -> str | None:
+    """*reference*, a name that stands in the image called *image*, as it is from here; None where nobody can tell."""
+    try:
+        target = parse_name(reference).get("file", {})
+        own = parse_name(image).get("file", {})
+    except DiskmillError:
+        return None
+    path = target.get("filename")
+    if reference.startswith("json:") or target.get("driver") != "file" or os.path.isabs(str(path)):
+        return reference
+    if own.get("driver") != "file" or "filename" not in own:
+        return None
+    return os.path.join(os.path.dirname(str(own["filename"])), str(path))

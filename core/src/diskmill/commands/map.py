@@ -1,0 +1,149 @@
+"""``map``: where the bytes of a guest disk live, through the whole backing chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..context import Context
+from ..engine.walk import walk
+from ..errors import UsageError
+from ..extents import Extent, Kind
+from ..graph import open_image, storage_of
+from ..node import Image
+from ..results import MapEntry
+from .info import full_name
+
+
+def map(
+    name: str,
+    *,
+    format: str | None = None,
+    start: int = 0,
+    length: int | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+) -> Iterator[MapEntry]:
+    """The guest ranges of the image *name* and how each is stored, in order and without gaps.
+
+    Neighbours that are stored alike come as one entry. The image is open while the iterator is used.
+
+    :param start: the first guest byte; *length*: how many; None: up to the disk's end.
+    :raises DiskmillError: the image cannot be opened or read.
+    """
+    context = context or Context()
+    with open_image(name, format, context=context, image_opts=image_opts) as image:
+        if start > image.size:
+            raise UsageError(f"byte {start} lies beyond the disk's end at {image.size}", file=name)
+        end = image.size if length is None else min(start + length, image.size)
+        names = {}
+        above: Image | None = image
+        shown = image.name
+        depth = 0
+        while above is not None:  # the names that a user knows, not those that the gate resolved
+            names[depth] = shown
+            backing = next((reference.name for reference in above.references if reference.role == "backing"), None)
+            shown = backing and full_name(shown, backing) or (above.backing.name if above.backing else "")
+            above, depth = above.backing, depth + 1
+        yield from _merged(_entries(image, start, end, 0, names, context))
+
+
+def _entries(
+    image: Image, start: int, end: int, depth: int, names: dict[int, str], context: Context
+) -> Iterator[MapEntry]:
+    """Guest bytes *start* to *end* of *image*, which is the *depth*-th in its chain."""
+    if start >= end:
+        return
+    sparse = _mostly_holes(image)
+    for extent in context.registry.call(image.driver, "map", image=image, offset=start, length=end - start):
+        if extent.kind is Kind.HOLE:
+            yield from _hole(image, extent, depth, names, context)
+        elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
+            for part in _entries(extent.node, extent.offset, extent.offset + extent.length, depth, names, context):
+                part.start += extent.start - extent.offset
+                yield part
+        elif extent.kind is Kind.DATA and sparse:
+            for part in walk(extent.node, extent.offset, extent.length):
+                shift = extent.start - extent.offset
+                yield _entry(part, image, depth, names, start=part.start + shift, hole=part.reads_as_zeros)
+        else:
+            yield _entry(extent, image, depth, names, start=extent.start)
+
+
+def _hole(
+    image: Image, extent: Extent, depth: int, names: dict[int, str], context: Context
+) -> Iterator[MapEntry]:
+    """A range that *image* leaves to its backing image."""
+    inside = extent.start
+    if image.backing is not None:
+        inside = max(min(extent.end, image.backing.size), extent.start)
+        yield from _entries(image.backing, extent.start, inside, depth + 1, names, context)
+    if inside < extent.end:
+        yield MapEntry(inside, extent.end - inside, depth, present=False, zero=True, data=False)
+
+
+def _entry(
+    extent: Extent, image: Image, depth: int, names: dict[int, str], *, start: int, hole: bool = False
+) -> MapEntry:
+    zero = hole or extent.reads_as_zeros
+    encoded = extent.kind is Kind.ENCODED
+    placed = extent.node is not None and not encoded and not (zero and image.window is None and not hole)
+    return MapEntry(
+        start,
+        extent.length,
+        depth,
+        present=True,
+        zero=zero,
+        # Of a format with tables, space that was claimed but never written is still data of the format's own.
+        data=not zero or hole and image.window is None,
+        compressed=encoded and extent.unit > 0,
+        offset=extent.offset if placed else None,
+        filename=_name(extent, image, names[depth]) if placed else None,
+    )
+
+
+def _name(extent: Extent, image: Image, shown: str) -> str:
+    assert extent.node is not None
+    return shown if storage_of(image) is extent.node else extent.node.name
+
+
+def _mostly_holes(image: Image) -> bool:
+    """Whether storage must be asked for its holes.
+
+    Always where the file is the guest disk. Of other formats only where much of the file was never written, which is
+    what preallocated metadata looks like: the same rule as QEMU's, so that ``map`` answers alike.
+    """
+    if image.window is not None:
+        return True
+    storage = storage_of(image)
+    allocated = storage.allocated()
+    if allocated is None:
+        return False
+    real = allocated // image.unit
+    return -(-storage.size // image.unit) >= max(real * 10 // 9, real + 2)
+
+
+def _merged(entries: Iterator[MapEntry]) -> Iterator[MapEntry]:
+    last: MapEntry | None = None
+    for entry in entries:
+        if last is not None and _continues(last, entry):
+            last.length += entry.length
+            continue
+        if last is not None:
+            yield last
+        last = entry
+    if last is not None:
+        yield last
+
+
+def _continues(last: MapEntry, entry: MapEntry) -> bool:
+    alike = (last.depth, last.present, last.zero, last.data, last.compressed, last.filename) == (
+        entry.depth,
+        entry.present,
+        entry.zero,
+        entry.data,
+        entry.compressed,
+        entry.filename,
+    )
+    if not alike or (last.offset is None) != (entry.offset is None):
+        return False
+    return last.offset is None or entry.offset is None or last.offset + last.length == entry.offset

@@ -1,0 +1,86 @@
+"""``measure``: how large would an image be?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from ..context import Context
+from ..create import split_options
+from ..engine.walk import walk
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image
+from ..node import Image
+from ..options import validate
+from ..requests import MeasureRequest
+from ..results import Measurement
+from ..sizes import MAX_SIZE, SECTOR, parse_size, round_up
+from .convert import load_snapshot
+
+
+def measure(
+    name: str | None = None,
+    *,
+    size: int | None = None,
+    output_format: str = "raw",
+    options: Mapping[str, Any] | None = None,
+    format: str | None = None,
+    snapshot: str | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+) -> Measurement:
+    """How many bytes a new image of *output_format* takes: for the data of the image *name*, or for *size* bytes.
+
+    :param size: a guest disk's size in bytes, instead of *name*.
+    :param options: ``create`` options of the output's format.
+    :param snapshot: measure this internal snapshot of the image.
+    :raises UnsupportedError: the format cannot tell.
+    :raises UsageError: both or none of *name* and *size* are given.
+    """
+    context = context or Context()
+    rest = dict(options or {})
+    if "size" in rest and size is None and name is None:
+        size = parse_size(str(rest.pop("size")))
+    if (name is None) == (size is None):
+        raise UsageError("either a size or one image must be given")
+    if size is not None and not 0 <= size <= MAX_SIZE:
+        raise UsageError(f"the size must be 0 to {MAX_SIZE} bytes")
+    driver = context.registry.format(output_format)
+    if "create" not in driver.capabilities:
+        raise UnsupportedError(f"format '{output_format}' does not support size measurement")
+    own, _ = split_options(driver, context.registry.protocol("file"), _without_backing(rest))
+    with ExitStack() as stack:
+        source: Image | None = None
+        if name is not None:
+            source = stack.enter_context(open_image(name, format, context=context, image_opts=image_opts))
+            if snapshot is not None:
+                load_snapshot(source, snapshot, context)
+            size = source.size
+        assert size is not None
+        request = MeasureRequest(
+            size=round_up(size, SECTOR),
+            options=validate(driver.options, own, when="create", driver=output_format),
+            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit),
+        )
+        result: Measurement | None = context.registry.call(driver, "measure", request=request)
+    if result is None:
+        raise UnsupportedError(f"format '{output_format}' does not support size measurement")
+    return result
+
+
+def _without_backing(options: dict[str, Any]) -> dict[str, Any]:
+    """A backing image does not change how much its overlay takes at most."""
+    return {key: value for key, value in options.items() if key not in ("backing_file", "backing_fmt")}
+
+
+def _data_bytes(source: Image, unit: int) -> int:
+    """Bytes in units of *unit* bytes that hold data of *source* which is not known to be zeros."""
+    total = done = 0
+    for extent in walk(source, 0, source.size):
+        if extent.reads_as_zeros:
+            continue
+        first = max(extent.start // unit * unit, done)
+        done = max(round_up(extent.end, unit), done)
+        total += done - first
+    return total
