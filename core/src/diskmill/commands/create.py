@@ -60,16 +60,21 @@ def create(
     if backing:
         if "backing" not in driver.capabilities:
             raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
-        base = _backing(name, backing, backing_format, unsafe or size is not None, unsafe, context)
+        base = _backing(name, backing, backing_format, unsafe, context)
         if size is None:
             size = base.size
     if size is None:
         raise UsageError("a new image needs a size", file=name)
     if not 0 <= size <= MAX_SIZE:
         raise UsageError(f"the size must be 0 to {MAX_SIZE} bytes", file=name)
-    with create_image(name, format, size, rest, context=context, backing=base) as image:
+    image = create_image(name, format, size, rest, context=context, backing=base)
+    try:
         image.settle()
-    return Creation(name, format, size, _settings(name, driver, rest, context), base and base.name, backing_format)
+    except BaseException:
+        image.abandon()
+        raise
+    image.close()
+    return Creation(name, format, size, _settings(driver, rest), base.name if base else None, backing_format)
 
 
 def _one(name: str, key: str, argument: str | None, options: dict[str, Any]) -> str | None:
@@ -80,8 +85,8 @@ def _one(name: str, key: str, argument: str | None, options: dict[str, Any]) -> 
     return str(option) if option is not None else argument
 
 
-def _backing(name: str, backing: str, format: str | None, sized: bool, unsafe: bool, context: Context) -> Backing:
-    """The backing image, looked at if *unsafe* does not say otherwise. *sized*: its size need not be known."""
+def _backing(name: str, backing: str, format: str | None, unsafe: bool, context: Context) -> Backing:
+    """The backing image, looked at if *unsafe* does not say otherwise."""
     if unsafe:
         return Backing(backing, format)
     own = parse_name(name)["file"].get("filename")
@@ -97,7 +102,7 @@ def _backing(name: str, backing: str, format: str | None, sized: bool, unsafe: b
         return Backing(backing, format, base.size)
 
 
-def _settings(name: str, driver: FormatDriver, options: Mapping[str, Any], context: Context) -> dict[str, Value]:
+def _settings(driver: FormatDriver, options: Mapping[str, Any]) -> dict[str, Value]:
     """The options that the new image has, defaults included, in the order that the driver declares them."""
     own = {option.name for option in driver.options}
     values = validate(

@@ -58,20 +58,20 @@ def _entries(
         if extent.kind is Kind.HOLE:
             yield from _hole(image, extent, depth, names, context)
         elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
-            for part in _entries(extent.node, extent.offset, extent.offset + extent.length, depth, names, context):
-                part.start += extent.start - extent.offset
-                yield part
+            shift = extent.start - extent.offset
+            for entry in _entries(extent.node, extent.offset, extent.offset + extent.length, depth, names, context):
+                entry.start += shift
+                yield entry
         elif extent.kind is Kind.DATA and sparse:
+            assert extent.node is not None
+            shift = extent.start - extent.offset
             for part in walk(extent.node, extent.offset, extent.length):
-                shift = extent.start - extent.offset
                 yield _entry(part, image, depth, names, start=part.start + shift, hole=part.reads_as_zeros)
         else:
             yield _entry(extent, image, depth, names, start=extent.start)
 
 
-def _hole(
-    image: Image, extent: Extent, depth: int, names: dict[int, str], context: Context
-) -> Iterator[MapEntry]:
+def _hole(image: Image, extent: Extent, depth: int, names: dict[int, str], context: Context) -> Iterator[MapEntry]:
     """A range that *image* leaves to its backing image."""
     inside = extent.start
     if image.backing is not None:
@@ -86,7 +86,7 @@ def _entry(
 ) -> MapEntry:
     zero = hole or extent.reads_as_zeros
     encoded = extent.kind is Kind.ENCODED
-    placed = extent.node is not None and not encoded and not (zero and image.window is None and not hole)
+    placed = extent.node is not None and not encoded
     return MapEntry(
         start,
         extent.length,
