@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .commands.check import check as check
     from .commands.compare import compare as compare
     from .commands.convert import convert as convert
+    from .commands.create import create as create
+    from .commands.info import info as info
+    from .commands.info import info_chain as info_chain
+    from .commands.map import map as map
+    from .commands.measure import measure as measure
     from .context import Context as Context
     from .drivers import CryptoDriver as CryptoDriver
     from .drivers import FormatDriver as FormatDriver
@@ -42,9 +48,15 @@ _HOMES = {
     "NOTHING": "gate",
     "ProtocolDriver": "drivers",
     "Trust": "gate",
+    "check": "commands.check",
     "compare": "commands.compare",
     "convert": "commands.convert",
+    "create": "commands.create",
     "hookimpl": "drivers",
+    "info": "commands.info",
+    "info_chain": "commands.info",
+    "map": "commands.map",
+    "measure": "commands.measure",
     "open": "library",
 }
 
