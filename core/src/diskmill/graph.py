@@ -126,6 +126,7 @@ class _Opener:
                 options=validate(driver.options, options, when="open", driver=driver.name),
                 writable=writable,
                 shallow=self.shallow,
+                child=lambda role: self.given(spec, role, writable=writable, depth=depth),
             )
             if writable and "write" not in driver.capabilities:
                 raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
@@ -141,6 +142,14 @@ class _Opener:
             image.abandon()
             raise
         return image
+
+    def given(self, spec: Spec, role: str, *, writable: bool, depth: int) -> Node | None:
+        """The node below that the user gave for *role*, opened without a format."""
+        target = spec.get(role)
+        if target is None:
+            return None
+        target = parse_name(target) if isinstance(target, str) else target
+        return self.node(target.get("file", target), writable=writable, depth=depth + 1)
 
     def node(self, spec: Spec, *, writable: bool, depth: int) -> Node:
         registry = self.context.registry

@@ -75,7 +75,7 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> Spec:
     return result
 
 
-CHILDREN = ("file", "backing", "data-file", "image")
+CHILDREN = ("file", "backing", "data-file", "header", "image")
 """Option names whose value is another node."""
 
 

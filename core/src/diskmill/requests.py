@@ -21,6 +21,8 @@ class OpenRequest:
     :param options: the driver's ``open`` options, validated.
     :param writable: whether it will be written.
     :param shallow: only metadata will be asked: what the image refers to is not opened.
+    :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
+        driver closes it.
     """
 
     name: str
@@ -29,6 +31,7 @@ class OpenRequest:
     options: Mapping[str, Value] = field(default_factory=dict)
     writable: bool = False
     shallow: bool = False
+    child: Callable[[str], Node | None] = lambda role: None
 
 
 @dataclass

@@ -42,11 +42,14 @@ def _decode(extent: Extent, view: memoryview) -> None:
     for at in range(start, end, MiB):  # in pieces, for the cache and for memory
         upto = min(at + MiB, end)
         piece = extent._replace(start=at, length=upto - at, offset=extent.offset - extent.start + at)
-        stored = bytearray(piece.length)
-        extent.node.read_into(piece.offset, stored)
-        plain = memoryview(extent.codec.decode(piece, memoryview(stored)))
         low, high = max(at, extent.start), min(upto, extent.end)
-        view[low - extent.start : high - extent.start] = plain[low - at : high - at]
+        into = view[low - extent.start : high - extent.start]
+        # Whole sectors are read where they are wanted, and decoded in place.
+        stored = into if len(into) == piece.length else memoryview(bytearray(piece.length))
+        extent.node.read_into(piece.offset, stored)
+        plain = extent.codec.decode(piece, stored)
+        if plain is not into:
+            into[:] = memoryview(plain)[low - at : high - at]
 
 
 def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None:
