@@ -67,6 +67,10 @@ class Node(ABC):
     def flush(self) -> None:
         """Everything written so far reaches the disk (as far as the cache mode asks)."""
 
+    def barrier(self) -> None:
+        """What was written before reaches the disk before what is written after. The default flushes."""
+        self.flush()
+
     @abstractmethod
     def close(self) -> None:
         """Flush and release. Calling it twice is harmless."""
@@ -117,10 +121,6 @@ class Storage(Node):
     def allocated(self) -> int | None:
         """Bytes of disk space it takes; None where nobody can tell."""
         return None
-
-    def barrier(self) -> None:
-        """What was written before reaches the disk before what is written after. The default flushes."""
-        self.flush()
 
     def settle(self) -> None:
         """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
