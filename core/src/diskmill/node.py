@@ -212,6 +212,11 @@ class Image(Node):
         return None
 
     @property
+    def cluster_size(self) -> int | None:
+        """What QAPI's ``ImageInfo`` calls so, in bytes; None where the format has no clusters (or QEMU tells none)."""
+        return self.unit if self.window is None and self.unit > 1 else None
+
+    @property
     def encrypted(self) -> bool:
         """Whether guest data is stored encrypted."""
         return False

@@ -113,7 +113,8 @@ def _runs_numpy(table: array[int], step: int) -> Iterator[Run]:
     # changes, the first link of the new kind is dropped, so that an entry belongs to one run.
     link = (delta == 0).astype(numpy.uint8)
     if step:
-        link[delta == numpy.array(step, dtype=values.dtype)] = 2
+        # Unsigned differences wrap around: 0xffffffff and then 0 is no step upwards.
+        link[(delta == numpy.array(step, dtype=values.dtype)) & (values[1:] > values[:-1])] = 2
     joined = link != 0
     joined[1:] &= (link[1:] == link[:-1]) | (link[:-1] == 0)
     starts = numpy.flatnonzero(~joined) + 1

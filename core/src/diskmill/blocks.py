@@ -1,0 +1,464 @@
+"""Images with one flat table of blocks: VDI, VHD, Parallels and their like.
+
+The guest disk is cut into blocks of one size; a table has an entry for each, which says where in the file the block is,
+or that it is nowhere. :class:`BlockTable` keeps such a table in pages, so that memory is bounded whatever its size;
+:class:`BlockImage` answers the engine from one, and a driver adds what its entries mean.
+
+New blocks lie behind everything else in the file, in space that reads as zeros. So an entry may reach the disk as soon
+as the file is that long: until guest bytes follow, the block reads as it did before. That is why blocks need not be
+copied on write, and the engine's unit can be small however large the blocks are.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from math import gcd
+from typing import TYPE_CHECKING
+
+from . import tables
+from .errors import ImageError, UnsupportedError
+from .extents import Extent, Kind, Placement
+from .node import Image, Node, Storage
+from .sizes import KiB, MiB
+from .tables import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .drivers import FormatDriver
+    from .results import CheckResult
+
+PAGE = 1 << 16
+"""Entries in a page of a table."""
+_PAGES = 64
+"""How many pages are kept in memory."""
+_SLOTS = 1 << 24
+"""How many blocks of a file a check looks at in one pass: a byte of memory each."""
+
+
+class BlockTable:
+    """A table on disk, read as it is asked for and written back when it is told to.
+
+    :param node: where the table is: *count* entries of *width* bytes from byte *offset* on, in byte order *order*.
+        The caller has checked that they lie inside the file.
+    :param make_room: called when too many changed pages are in memory: it writes them back, in the safe order.
+    """
+
+    def __init__(
+        self, node: Node, offset: int, count: int, width: int, order: str, make_room: Callable[[], None]
+    ) -> None:
+        self.node = node
+        self.offset = offset
+        self.count = count
+        self.width = width
+        self.order = order
+        self._make_room = make_room
+        self._pages: dict[int, array[int]] = {}
+        self._dirty: set[int] = set()
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _page(self, number: int) -> array[int]:
+        page = self._pages.get(number)
+        return page if page is not None else self._load(number)
+
+    def _load(self, number: int) -> array[int]:
+        with self._lock:
+            page = self._pages.get(number)
+            if page is None:
+                if len(self._pages) >= _PAGES:
+                    for old in [old for old in self._pages if old not in self._dirty]:
+                        del self._pages[old]
+                count = min(PAGE, self.count - number * PAGE)
+                page = tables.read(self.node, self.offset + number * PAGE * self.width, count, self.width, self.order)
+                self._pages[number] = page
+            return page
+
+    def get(self, index: int) -> int:
+        """The entry of block *index*."""
+        return self._page(index // PAGE)[index % PAGE]
+
+    def runs(self, first: int, end: int, step: int) -> Iterator[Run]:
+        """The runs of entries *first* to *end - 1*, in order; see :func:`diskmill.tables.runs`."""
+        for number in range(first // PAGE, -(-end // PAGE)):
+            base = number * PAGE
+            low, high = max(first - base, 0), min(end - base, PAGE)
+            page = self._page(number)
+            if high - low == 1:  # what most writes ask
+                yield Run(base + low, 1, page[low], 0)
+                continue
+            for run in tables.runs(page[low:high], step):
+                yield run._replace(at=run.at + base + low)
+
+    def set(self, index: int, count: int, value: int, step: int) -> None:
+        """Let *count* entries from *index* on be value, value + step, …"""
+        while count:
+            number, at = divmod(index, PAGE)
+            part = min(count, PAGE - at)
+            with self._lock:
+                tables.fill_run(self._page(number), at, part, value, step)
+                self._dirty.add(number)
+            index, count, value = index + part, count - part, value + part * step
+            if len(self._dirty) >= _PAGES:
+                self._make_room()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to write back."""
+        return bool(self._dirty)
+
+    def write_back(self) -> None:
+        """Write the pages that changed."""
+        with self._lock:
+            for number in sorted(self._dirty):
+                at = self.offset + number * PAGE * self.width
+                self.node.write(at, tables.to_bytes(self._pages[number], self.order))
+            self._dirty.clear()
+
+
+class BlockImage(Image):
+    """An image over a :class:`BlockTable`. A driver subclasses it and says what entries mean.
+
+    :param table: the table; at least as many entries as the guest disk has blocks.
+    :param block_size: guest bytes in a block, a multiple of 512.
+    :param empty: the entries that stand for no block, with what the guest reads there (``HOLE`` or ``ZERO``).
+    :param step: by how much the entries of blocks that follow each other in the file differ.
+    :param data_start: the file offset before which no block can be.
+    """
+
+    def __init__(
+        self,
+        driver: FormatDriver,
+        file: Node,
+        *,
+        name: str,
+        size: int,
+        writable: bool,
+        table: BlockTable,
+        block_size: int,
+        empty: Mapping[int, Kind],
+        step: int,
+        data_start: int,
+    ) -> None:
+        super().__init__(driver, file, name=name, size=size, writable=writable)
+        self.table = table
+        self.block_size = block_size
+        self.empty = empty
+        self.step = step
+        self.data_start = data_start
+        self.unit = gcd(block_size, 4 * KiB)
+        self.end: int | None = None
+        """Where in the file the next new block can go; None: nobody had to know yet."""
+
+    # -- what a driver answers ----------------------------------------------------------------------------------
+
+    def position(self, entry: int) -> int:
+        """The file offset of the guest bytes of the block that *entry* names."""
+        raise NotImplementedError
+
+    def entry_at(self, end: int, count: int) -> int:
+        """The first entry for *count* new blocks behind file offset *end*.
+
+        :raises ImageError: entries cannot name anything that far.
+        """
+        raise NotImplementedError
+
+    def overwritten(self, block: int, count: int, entry: int) -> None:
+        """Guest bytes of *count* blocks from *block* on, whose entries count from *entry*, are about to change."""
+
+    def used_end(self) -> int:
+        """The file offset behind everything but blocks that the image keeps in the file."""
+        return self.data_start
+
+    @property
+    def cluster_size(self) -> int | None:
+        return self.block_size
+
+    # -- mapping ------------------------------------------------------------------------------------------------
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = offset + length
+        held: Extent | None = None
+        for block, count, kind, position in self._located(offset // self.block_size, -(-end // self.block_size)):
+            start, stop = max(block * self.block_size, offset), min((block + count) * self.block_size, end)
+            if kind is Kind.DATA:
+                at = position + start - block * self.block_size
+                if held is not None and held.kind is kind and held.offset + held.length == at:
+                    held = held._replace(length=held.length + stop - start)
+                    continue
+                extent = Extent(start, stop - start, kind, self.file, at)
+            elif held is not None and held.kind is kind:
+                held = held._replace(length=held.length + stop - start)
+                continue
+            else:
+                extent = Extent(start, stop - start, kind)
+            if held is not None:
+                yield held
+            held = extent
+        if held is not None:
+            yield held
+
+    def _located(self, first: int, end: int) -> Iterator[tuple[int, int, Kind, int]]:
+        """(first block, count, kind, file offset) for stretches of blocks *first* to *end - 1*.
+
+        Blocks of one stretch of data follow each other in the file.
+        """
+        dense = self.position(self.step) - self.position(0) == self.block_size
+        for block, count, entry, step, kind in self._told_apart(first, end):
+            if kind is not Kind.DATA:
+                yield block, count, kind, 0
+                continue
+            self.check_place(block, count, entry, step)
+            if count == 1 or dense and step:
+                yield block, count, kind, self.position(entry)
+            else:
+                for index in range(count):
+                    yield block + index, 1, kind, self.position(entry + index * step)
+
+    def _told_apart(self, first: int, end: int) -> Iterator[tuple[int, int, int, int, Kind]]:
+        """(first block, count, first entry, step, kind) for blocks *first* to *end - 1*.
+
+        Step is 0 where all have the same entry: of data that is damage, though each block reads.
+        """
+        empty = self.empty
+        for at, length, value, step in self.table.runs(first, end, self.step):
+            if not step or length == 1:
+                yield at, length, value, 0, empty.get(value, Kind.DATA)
+                continue
+            # A run that counts may begin or end with values that mean something else.
+            while length and value in empty:
+                yield at, 1, value, 0, empty[value]
+                at, length, value = at + 1, length - 1, value + step
+            tail = 0
+            while tail < length and value + (length - tail - 1) * step in empty:
+                tail += 1
+            if length > tail:
+                yield at, length - tail, value, step, Kind.DATA
+            for index in range(length - tail, length):
+                entry = value + index * step
+                yield at + index, 1, entry, 0, empty[entry]
+
+    def check_place(self, block: int, count: int, entry: int, step: int) -> None:
+        """See that *count* blocks from *block* on, with entries from *entry* on, lie where blocks can be.
+
+        :raises ImageError: they do not.
+        """
+        low = self.position(entry)
+        if low < self.data_start:
+            raise ImageError("its place in the file belongs to the metadata", file=self.name, place=f"block {block}")
+        limit = max(self.file.size, self.end or 0)
+        if self.position(entry + (count - 1) * step) >= limit:
+            while self.position(entry) < limit and count:  # the first one that does
+                half = -(-count // 2)
+                inside = self.position(entry + (half - 1) * step) < limit
+                if inside:
+                    block, count, entry = block + half, count - half, entry + half * step
+                else:
+                    count = half
+                    if half == 1:
+                        break
+            raise ImageError("it lies beyond the end of the file", file=self.name, place=f"block {block}")
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        end = offset + length
+        placements: list[Placement] = []
+        block_size = self.block_size
+        for block, count, kind, position in list(self._located(offset // block_size, -(-end // block_size))):
+            if kind is Kind.DATA:
+                self.overwritten(block, count, self.table.get(block))
+                pieces = [(block, count, position)]
+            else:
+                pieces = self._allocate(block, count)
+            for first, many, at in pieces:
+                start, stop = max(first * block_size, offset), min((first + many) * block_size, end)
+                at += start - first * block_size
+                last = placements[-1] if placements else None
+                if last is not None and last.offset + last.length == at:
+                    placements[-1] = last._replace(length=last.length + stop - start)
+                else:
+                    placements.append(Placement(start, stop - start, self.file, at))
+        return placements
+
+    def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
+        """New places for *count* blocks from *block* on: (first block, count, file offset)."""
+        if self.backing is not None:
+            raise UnsupportedError("a differencing image can only be read", file=self.name)
+        end = self.find_end()
+        entry = self.entry_at(end, count)
+        position, last = self.position(entry), self.position(entry + (count - 1) * self.step)
+        self.end = last + self.block_size
+        if not self.file.blank:  # a device holds what was there before
+            self.file.zero(end, self.end - end)
+        self.overwritten(block, count, entry)
+        self.table.set(block, count, entry, self.step)
+        if last - position == (count - 1) * self.block_size:
+            return [(block, count, position)]
+        return [(block + index, 1, self.position(entry + index * self.step)) for index in range(count)]
+
+    def find_end(self) -> int:
+        """Where in the file the next new block can go. What lies behind belongs to nothing, and goes."""
+        if self.end is None:
+            end = self.used_end()
+            for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
+                if kind is Kind.DATA:
+                    self.check_place(block, count, entry, step)
+                    end = max(end, self.position(entry + (count - 1) * step) + self.block_size)
+            if self.file.size > end and self.file.blank and isinstance(self.file, Storage):
+                self.file.truncate(end)
+            self.end = end
+        return self.end
+
+    def publish(self, placements: Sequence[Placement]) -> None:
+        """The entries are in the table since the places were reserved: new blocks read as zeros, as before."""
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        for extent in list(self.extents(offset, length)):
+            if extent.kind is Kind.DATA:
+                self.reserve(extent.start, extent.length)
+                self.file.zero(extent.offset, extent.length, unmap=unmap)
+            elif extent.kind is Kind.HOLE and self.backing is not None:
+                raise UnsupportedError("a differencing image can only be read", file=self.name)
+
+    def discard_units(self, offset: int, length: int) -> None:
+        for extent in list(self.extents(offset, length)):
+            if extent.kind is Kind.DATA:
+                self.file.discard(extent.offset, extent.length)
+
+    def flush(self) -> None:
+        with self.lock:
+            if self.writable:
+                self.write_tables()
+        super().flush()
+
+    def write_tables(self) -> None:
+        """Bring the table on disk up to date: the file is as long as its entries will say before they say it."""
+        if self.table.dirty:
+            self.lengthen()
+            self.barrier()
+            self.table.write_back()
+
+    def lengthen(self) -> None:
+        """Let the file hold the last block whole."""
+        if self.end is not None and self.file.size < self.end and isinstance(self.file, Storage):
+            self.file.truncate(self.end)
+
+    def barrier(self) -> None:
+        """What was written before reaches the disk before what is written after."""
+        if isinstance(self.file, Storage):
+            self.file.barrier()
+        else:
+            self.file.flush()
+
+    # -- checking -----------------------------------------------------------------------------------------------
+
+    def check_blocks(self, result: CheckResult, *, drop: int | None = None, repair: bool = False) -> int:
+        """Look at every entry: for blocks outside the file's data area, and for places that several blocks have.
+
+        What is found goes into *result*, totals too.
+
+        :param repair: give a block that shares its place a copy of its own.
+        :param drop: with *repair*, the entry that blocks outside get instead.
+        :return: the file offset just after the last block; of the data area's start where there is none.
+        """
+        end = self.data_start
+        allocated = fragmented = 0
+        following: int | None = None
+        outside: list[tuple[int, int]] = []
+        for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
+            if kind is not Kind.DATA:
+                continue
+            first, upto = self._fitting(count, entry, step)
+            outside += [(block + low, high - low) for low, high in ((0, first), (upto, count)) if low < high]
+            if first < upto:
+                position, last = self.position(entry + first * step), self.position(entry + (upto - 1) * step)
+                fragmented += following is not None and following != position
+                following = last + self.position(self.step) - self.position(0)
+                allocated += upto - first
+                end = max(end, last + self.block_size)
+            if len(outside) >= _FINDINGS or drop is not None and repair and outside:
+                _tell(result, outside, "outside the data area of the file", fixed=repair and drop is not None)
+                if repair and drop is not None:
+                    for low, many in outside:
+                        self.table.set(low, many, drop, 0)
+                outside.clear()
+        _tell(result, outside, "outside the data area of the file")
+        twins: list[tuple[int, int]] = []
+        for twin in self._twins(end):
+            twins.append(twin)
+            if len(twins) >= _FINDINGS or repair:
+                for low, many in twins if repair else ():
+                    for block in range(low, low + many):
+                        self._part(block)
+                _tell(result, twins, "at a place that another block has", fixed=repair)
+                twins.clear()
+        _tell(result, twins, "at a place that another block has")
+        result.total_clusters = -(-self.size // self.block_size)
+        result.allocated_clusters = allocated
+        result.fragmented_clusters = fragmented
+        return max(end, self.end or 0)
+
+    def _fitting(self, count: int, entry: int, step: int) -> tuple[int, int]:
+        """Which of *count* blocks from *entry* on lie inside the data area: first, end."""
+        position = self.position(entry)
+        if not step:
+            return (0, count) if self.data_start <= position < self.file.size else (0, 0)
+        stride = self.position(step) - self.position(0)
+        first = min(max(-(-(self.data_start - position) // stride), 0), count)
+        return first, min(max(-(-(self.file.size - position) // stride), first), count)
+
+    def _twins(self, end: int) -> Iterator[tuple[int, int]]:
+        """(first block, count): blocks whose place a block with a lower number has, as far as the file offset *end*."""
+        slots = (end - self.data_start) // self.block_size + 1
+        for low in range(0, slots, _SLOTS):
+            seen = bytearray(min(_SLOTS, slots - low))
+            for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
+                if kind is not Kind.DATA:
+                    continue
+                first, upto = self._fitting(count, entry, step)
+                if not step:  # all at one place
+                    slot = self._slot(entry) - low
+                    if first < upto and 0 <= slot < len(seen):
+                        taken = seen[slot]
+                        seen[slot] = 1
+                        if count > 1 or taken:
+                            yield (block, count) if taken else (block + 1, count - 1)
+                    continue
+                for index in range(first, upto):
+                    slot = self._slot(entry + index * step) - low
+                    if 0 <= slot < len(seen):
+                        if seen[slot]:
+                            yield block + index, 1
+                        seen[slot] = 1
+
+    def _slot(self, entry: int) -> int:
+        # Two blocks that do not overlap begin at least a block apart.
+        return (self.position(entry) - self.data_start) // self.block_size
+
+    def _part(self, block: int) -> None:
+        """Give *block*, which shares its place with another, a place of its own with the same bytes."""
+        at = self.position(self.table.get(block))
+        ((_, _, place),) = self._allocate(block, 1)
+        for offset in range(0, self.block_size, MiB):
+            length = min(MiB, self.block_size - offset)
+            self.file.write(place + offset, self.file.read(at + offset, length))
+
+
+_FINDINGS = 1000
+"""Findings are told in words up to this many; beyond, they are only counted."""
+
+
+def _tell(result: CheckResult, stretches: Sequence[tuple[int, int]], what: str, *, fixed: bool = False) -> None:
+    from .results import Finding
+
+    for first, count in stretches:
+        result.corruptions += count
+        result.corruptions_fixed += count if fixed else 0
+        if len(result.findings) < _FINDINGS:
+            text = f"block {first} lies" if count == 1 else f"blocks {first} to {first + count - 1} lie"
+            result.findings.append(Finding("corruption", f"{text} {what}", count, fixed))
