@@ -1,0 +1,5 @@
+"""``python -m diskmill_cli``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,102 @@
+"""``diskmill check``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .. import common
+from ..arguments import Arguments, Command, Example, Option
+
+if TYPE_CHECKING:
+    from diskmill.results import CheckResult
+
+    from ..session import Session
+
+
+def run(arguments: Arguments, session: Session) -> int:
+    from diskmill.commands.check import check
+
+    result = check(
+        arguments.operand(),
+        format=arguments.one("format"),
+        repair=arguments.one("repair") or "",
+        image_opts=arguments.has("image_opts"),
+        context=common.context_of(arguments, session),
+    )
+    if arguments.one("output") == "json":
+        from diskmill.qapi import image_check
+
+        session.json(image_check(result))
+    elif session.fancy(arguments):
+        from ..terminal import show_check
+
+        show_check(result, session.console())
+    else:
+        if not session.quiet:
+            sys.stderr.writelines(f"{finding.text}\n" for finding in result.findings)
+        for text in lines(result):
+            session.print(text)
+    if result.check_errors:
+        session.error("check failed")
+        return 1
+    return 2 if result.corruptions else 3 if result.leaks else 0
+
+
+def lines(result: CheckResult) -> Iterator[str]:
+    """What qemu-img prints about a check."""
+    if result.leaks_fixed or result.corruptions_fixed:
+        yield "The following inconsistencies were found and repaired:\n"
+        yield f"    {result.leaks_fixed} leaked clusters"
+        yield f"    {result.corruptions_fixed} corruptions"
+        yield "\nDouble checking the fixed image now..."
+    if not (result.corruptions or result.leaks or result.check_errors):
+        yield "No errors were found on the image."
+    if result.corruptions:
+        yield f"\n{result.corruptions} errors were found on the image."
+        yield "Data may be corrupted, or further writes to the image may corrupt it."
+    if result.leaks:
+        yield f"\n{result.leaks} leaked clusters were found on the image."
+        yield "This means waste of disk space, but no harm to data."
+    if result.check_errors:
+        yield f"\n{result.check_errors} internal errors have occurred during the check."
+    if result.total_clusters and result.allocated_clusters:
+        total, used = result.total_clusters, result.allocated_clusters
+        yield (
+            f"{used}/{total} = {100 * used / total:0.2f}% allocated, "
+            f"{100 * (result.fragmented_clusters or 0) / used:0.2f}% fragmented, "
+            f"{100 * (result.compressed_clusters or 0) / used:0.2f}% compressed clusters"
+        )
+    if result.image_end_offset:
+        yield f"Image end offset: {result.image_end_offset}"
+
+
+COMMAND = Command(
+    "check",
+    "Check an image for errors, and repair them.",
+    "NAME",
+    (
+        common.FORMAT,
+        common.IMAGE_OPTS,
+        Option(
+            "repair",
+            ("-r", "--repair"),
+            "Repair: 'leaks' gives lost space back, 'all' repairs whatever can be.",
+            "WHAT",
+            choices=("leaks", "all"),
+            panel="The image",
+        ),
+        common.SOURCE_CACHE,
+        common.OUTPUT,
+        common.QUIET,
+        *common.ACCESS,
+    ),
+    run,
+    about="Exit status: 0 the image is consistent, 1 the check could not be completed, 2 it is corrupted, 3 it has "
+    "leaked clusters but is not corrupted, 63 the format has no checks.",
+    examples=(
+        Example("diskmill check disk.qcow2", "look, change nothing"),
+        Example("diskmill check -r leaks disk.qcow2", "give back space that nothing points to"),
+    ),
+)

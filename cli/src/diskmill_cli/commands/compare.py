@@ -1,0 +1,68 @@
+"""``diskmill compare``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import common
+from ..arguments import Arguments, Command, Example, Option
+from ..progress import shown
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+DIFFERENT = 1
+TROUBLE = 2
+"""The exit status where the images could not be compared."""
+
+
+def run(arguments: Arguments, session: Session) -> int:
+    from diskmill.commands.compare import compare
+    from diskmill.errors import DiskmillError, UsageError
+
+    if len(arguments.operands) != 2:
+        raise UsageError("expecting two image file names")
+    try:
+        with shown(arguments, session, "compare") as report:
+            result = compare(
+                *arguments.operands,
+                format_a=arguments.one("format"),
+                format_b=arguments.one("format_b"),
+                strict=arguments.has("strict"),
+                image_opts=arguments.has("image_opts"),
+                context=common.context_of(arguments, session, key="source_cache"),
+                progress=report,
+            )
+    except DiskmillError as error:
+        session.error(str(error))
+        return TROUBLE
+    if arguments.one("output") == "json":
+        from diskmill.qapi import comparison
+
+        session.json(comparison(result))
+        return 0 if result.identical else DIFFERENT
+    if result.size_differs and not arguments.has("strict"):
+        session.print("Warning: Image size mismatch!")
+    session.print(result.message)
+    return 0 if result.identical else DIFFERENT
+
+
+COMMAND = Command(
+    "compare",
+    "Compare what two images hold.",
+    "NAME NAME",
+    (
+        common.FORMAT._replace(flags=("-f", "--format", "--a-format"), help="The first image's format."),
+        Option("format_b", ("-F", "--b-format"), "The second image's format.", "FMT", panel="The image"),
+        common.IMAGE_OPTS,
+        Option("strict", ("-s", "--strict"), "Sizes and allocation must be the same, too.", panel="The image"),
+        common.SOURCE_CACHE,
+        common.PROGRESS,
+        common.QUIET,
+        common.OUTPUT,
+        *common.ACCESS,
+    ),
+    run,
+    about="Exit status: 0 they are identical, 1 they differ, 2 and above they could not be compared.",
+    examples=(Example("diskmill compare disk.img disk.qcow2", "do both read the same?"),),
+)

@@ -1,0 +1,79 @@
+"""``diskmill create``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import common
+from ..arguments import Arguments, Command, Example, Option
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+def run(arguments: Arguments, session: Session) -> int:
+    from diskmill.commands import create
+    from diskmill.errors import UsageError
+    from diskmill.options import HelpAsked
+    from diskmill.sizes import parse_size
+
+    format = arguments.one("format") or "raw"
+    name, size, *more = [*arguments.operands, None, None][: max(len(arguments.operands), 2)]
+    context = common.context_of(arguments, session)
+    try:
+        options = common.driver_options(arguments)
+    except HelpAsked:
+        found = create.options_for(format, name, context=context)
+        return common.show_options(found, "Supported options" if name else f"Supported {format} options", session)
+    if name is None:
+        raise UsageError("expecting an image file name")
+    if more:
+        raise UsageError(f"unexpected argument: '{more[0]}'")
+    made = create.create(
+        name,
+        None if size is None else parse_size(size, what="image size"),
+        format=format,
+        options=options,
+        backing=arguments.one("backing"),
+        backing_format=arguments.one("backing_format"),
+        unsafe=arguments.has("unsafe"),
+        context=context,
+    )
+    words = [f"Formatting '{made.filename}', fmt={made.format}", f"size={made.size}"]
+    if made.backing_filename is not None:
+        words.append(f"backing_file={made.backing_filename}")
+        words += [f"backing_fmt={made.backing_format}"] if made.backing_format else []
+    for key, value in made.options.items():
+        words.append(f"{key}={'on' if value is True else 'off' if value is False else value}")
+    session.print(" ".join(words))
+    return 0
+
+
+COMMAND = Command(
+    "create",
+    "Make a new, empty image.",
+    "NAME [SIZE]",
+    (
+        common.FORMAT._replace(help="The new image's format; raw if not given."),
+        common.OPTIONS,
+        Option("backing", ("-b", "--backing"), "The image that the new one stands on.", "NAME", panel="The output"),
+        common.BACKING_FORMAT._replace(flags=("-F", "-B", "--backing-format")),
+        Option(
+            "unsafe",
+            ("-u", "--backing-unsafe"),
+            "Do not look whether the backing image is there.",
+            panel="The output",
+        ),
+        common.QUIET,
+        *common.ACCESS[:1],
+        common.TRUST,
+    ),
+    run,
+    about="SIZE takes the suffixes k, M, G, T, P and E. With a backing image it may be left out: the backing image's "
+    "size holds. The image gets its name when it is whole; an image of that name is replaced.",
+    examples=(
+        Example("diskmill create -f qcow2 disk.qcow2 20G", "an image that grows up to 20 GiB"),
+        Example("diskmill create -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2", "an overlay: what differs from its base"),
+        Example("diskmill create -f qcow2 -o help", "the options of the format"),
+    ),
+)

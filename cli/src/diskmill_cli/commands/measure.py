@@ -1,0 +1,74 @@
+"""``diskmill measure``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import common
+from ..arguments import Arguments, Command, Example, Option
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+def run(arguments: Arguments, session: Session) -> int:
+    from diskmill.commands import create
+    from diskmill.commands.measure import measure
+    from diskmill.errors import UsageError
+    from diskmill.options import HelpAsked
+
+    format = arguments.one("output_format") or "raw"
+    context = common.context_of(arguments, session)
+    try:
+        options = common.driver_options(arguments)
+    except HelpAsked:
+        found = create.options_for(format, context=context)
+        return common.show_options(found, f"Supported {format} options", session)
+    if len(arguments.operands) > 1:
+        raise UsageError("expecting one image file name, or --size")
+    result = measure(
+        arguments.operands[0] if arguments.operands else None,
+        size=arguments.size("size", "image size") if arguments.has("size") else None,
+        output_format=format,
+        options=options,
+        format=arguments.one("format"),
+        snapshot=common.snapshot_of(arguments.one("snapshot")),
+        image_opts=arguments.has("image_opts"),
+        context=context,
+    )
+    if arguments.one("output") == "json":
+        from diskmill.qapi import measurement
+
+        session.json(measurement(result))
+    elif session.fancy(arguments):
+        from ..terminal import show_measurement
+
+        show_measurement(result, session.console())
+    else:
+        session.print(f"required size: {result.required}\nfully allocated size: {result.fully_allocated}")
+        if result.bitmaps is not None:
+            session.print(f"bitmaps size: {result.bitmaps}")
+    return 0
+
+
+COMMAND = Command(
+    "measure",
+    "Tell how large an image would be.",
+    "[NAME]",
+    (
+        common.FORMAT,
+        common.IMAGE_OPTS,
+        common.SNAPSHOT,
+        Option("size", ("-s", "--size"), "Measure for an empty disk of this size.", "SIZE", panel="The image"),
+        common.TARGET_FORMAT,
+        common.OPTIONS,
+        common.OUTPUT,
+        *common.ACCESS,
+    ),
+    run,
+    about="The required size is what the image takes now; the fully allocated size is what it can grow to.",
+    examples=(
+        Example("diskmill measure -O qcow2 disk.img", "the size of the file that convert would make"),
+        Example("diskmill measure -O qcow2 --size 20G", "of a new image"),
+    ),
+)

@@ -1,0 +1,138 @@
+"""The ``diskmill`` program: finds the command, runs it, turns what goes wrong into one line and an exit status.
+
+Only the asked command's module is imported, and what that needs: start-up is a feature.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .session import Session
+
+if TYPE_CHECKING:
+    from .arguments import Arguments, Command, Option
+
+USAGE_ERROR = 1
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""128 and the number of the signal, as a shell reports a program that the signal ended."""
+
+
+def main() -> None:
+    """The console script ``diskmill``."""
+    sys.exit(run(sys.argv[1:], Session()))
+
+
+def run(words: Sequence[str], session: Session) -> int:
+    """Run the command line *words* and give the exit status."""
+    if words and words[0] in ("--version", "-V") and session.program == "diskmill":
+        print(f"diskmill {__version__}")
+        return 0
+    try:
+        if session.completing(words):
+            from .manual import complete
+
+            return complete(words, session)
+        status = _guarded(words, session)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output is gone; the interpreter must not try to flush it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        session.error("interrupted")
+        return INTERRUPTED
+    return status
+
+
+def _guarded(words: Sequence[str], session: Session) -> int:
+    from diskmill.errors import DiskmillError
+
+    try:
+        return _run(words, session)
+    except DiskmillError as error:
+        session.error(str(error))
+        return error.exit_code
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except MemoryError:
+        session.error("out of memory")
+        return 1
+    except OSError as error:
+        session.error(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        return 1
+    except Exception as error:
+        if os.environ.get("DISKMILL_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        session.error(f"internal error, please report it: {type(error).__name__}: {text}")
+        return 1
+
+
+def _run(words: Sequence[str], session: Session) -> int:
+    from diskmill.errors import UsageError
+
+    from .arguments import HelpWanted, parse
+    from .commands import NAMES
+
+    standard, rest = _standard(words)
+    if standard.has("version"):
+        session.print(f"{session.program} {__version__}")
+        return 0
+    if standard.has("help") or not rest:
+        from .manual import show_overview
+
+        if not rest and not standard.has("help"):
+            raise UsageError(f"not enough arguments: name a command, or try '{session.program} --help'")
+        return show_overview(session)
+    name, *given = rest
+    if name not in NAMES:
+        raise UsageError(f"command not found: '{name}'; '{session.program} --help' lists the commands")
+    command = load(name)
+    try:
+        arguments = parse(command.options, given)
+    except HelpWanted:
+        from .manual import show_command
+
+        return show_command(command, session)
+    except UsageError as error:
+        error.cause += f"; see '{session.program} {name} --help'"
+        raise
+    session.quiet = arguments.has("quiet")
+    return command.run(arguments, session)
+
+
+def load(name: str) -> Command:
+    """The declaration of the command *name*."""
+    from importlib import import_module
+
+    command: Command = import_module(f"diskmill_cli.commands.{name}").COMMAND
+    return command
+
+
+def standard_options() -> tuple[Option, ...]:
+    """The options that stand before the command."""
+    from .arguments import Option
+
+    return (
+        Option("version", ("-V", "--version"), "Show the version and exit."),
+        Option("trace", ("-T", "--trace"), "Trace operations: [enable=]PATTERN,events=FILE,file=FILE.", "SPEC"),
+    )
+
+
+def _standard(words: Sequence[str]) -> tuple[Arguments, list[str]]:
+    """The standard options, which end at the first word that is none, and the words from there on."""
+    from .arguments import Arguments, HelpWanted, parse
+
+    end = 0
+    while end < len(words) and words[end].startswith("-") and words[end] not in ("-", "--"):
+        end += 2 if words[end] in ("-T", "--trace") else 1
+    try:
+        standard = parse(standard_options(), words[:end])
+    except HelpWanted:
+        standard = Arguments({"help": [""]}, [])
+    return standard, list(words[end:])

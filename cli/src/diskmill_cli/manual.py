@@ -1,0 +1,208 @@
+"""Help texts, shell completion and the manual page, all made from the commands' declarations.
+
+typer does the work: for each command a function is made up whose parameters are the declared options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import typer
+
+from . import __version__
+from .arguments import HELP, Command, Option
+from .commands import NAMES
+from .main import load, standard_options
+from .session import Session
+
+_TITLE = "Virtual disk images: create, convert, inspect, check and change them."
+
+
+def show_overview(session: Session) -> int:
+    """Print what commands there are."""
+    if session.plain:
+        print("\n".join(_classic(session)))
+        return 0
+    return _typer(session, ["--help"])
+
+
+def show_command(command: Command, session: Session) -> int:
+    """Print the help of one command."""
+    if session.plain:
+        return show_overview(session)
+    return _typer(session, [command.name, "--help"], (command.name,))
+
+
+def complete(words: Sequence[str], session: Session) -> int:
+    """Answer the shell, or set completion up, as typer does."""
+    return _typer(session, list(words))
+
+
+def _typer(session: Session, words: list[str], names: Sequence[str] = NAMES) -> int:
+    app = typer.Typer(
+        help=_TITLE,
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": list(HELP.flags)},
+    )
+    app.callback()(_function(standard_options()))
+    for name in names:
+        command = load(name)
+        app.command(name, help=_text(command), short_help=command.help, epilog=_epilog(command))(
+            _function(command.options, command.operands)
+        )
+    result: Any = typer.main.get_command(app).main(words, prog_name=session.program, standalone_mode=False)
+    return int(result or 0)
+
+
+def _text(command: Command) -> str:
+    return f"{command.help}\n\n{command.about}" if command.about else command.help
+
+
+def _epilog(command: Command) -> str:
+    """The examples, each with what it does."""
+    return "\n\n".join(["Examples:", *(f"$ {one.line}\n\n    {one.does}" for one in command.examples)])
+
+
+def _function(options: Sequence[Option], operands: str = "") -> Callable[..., None]:
+    """A function that typer takes for a command with *options*."""
+
+    def function(**values: object) -> None:
+        """Only its signature is used."""
+
+    parameters = [_parameter(option) for option in options]
+    if operands:
+        argument = typer.Argument(None, metavar=operands, show_default=False)
+        parameters.append(
+            inspect.Parameter("operands", inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=str)
+        )
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {one.name: one.annotation for one in parameters}
+    return function
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    switch = not option.metavar or option.loose
+    declared = typer.Option(
+        False if switch else None,
+        *option.flags,
+        help=option.help,
+        metavar=None if switch else option.metavar,
+        rich_help_panel=option.panel,
+        show_default=False,
+        autocompletion=None if switch else _completion(option),
+    )
+    return inspect.Parameter(
+        option.key, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=bool if switch else str
+    )
+
+
+def _completion(option: Option) -> Callable[[str], list[str]] | None:
+    """What the shell offers for the option's value: its choices, or the formats that are installed."""
+    if option.choices:
+        return lambda incomplete: [choice for choice in option.choices if choice.startswith(incomplete)]
+    if option.metavar == "FMT":
+        return lambda incomplete: [name for name in formats() if name.startswith(incomplete)]
+    return None
+
+
+def formats() -> list[str]:
+    """The names of the installed format drivers."""
+    from diskmill.drivers import FormatDriver
+    from diskmill.registry import default_registry
+
+    return [driver.name for driver in default_registry().all(FormatDriver.group)]
+
+
+_WORDS = {"OPTS": "options", "OBJ": "objectdef", "MODE": "cache", "FORM": "ofmt", "SNAP": "snapshot_param"}
+
+
+def _classic(session: Session) -> Iterator[str]:
+    """Help in qemu-img's form, which programs search for options and formats."""
+    yield f"{session.program} version {session.version}"
+    yield f"usage: {session.program} [standard options] command [command options]"
+    yield "Disk image utility"
+    yield ""
+    for option in (HELP, *standard_options()):
+        yield f"    {', '.join(repr(flag) for flag in option.flags):<21} {option.help}"
+    yield ""
+    yield "Command syntax:"
+    for name in NAMES:
+        command = load(name)
+        options = " ".join(_synopsis(option) for option in command.options)
+        yield f"  {name} {options} {command.operands}".rstrip()
+    yield ""
+    yield "Command options:"
+    seen = set()
+    for name in NAMES:
+        for option in load(name).options:
+            if (option.flags, option.help) not in seen:
+                seen.add((option.flags, option.help))
+                yield f"  {', '.join(repr(flag) for flag in option.flags)} ({name}): {option.help}"
+    yield ""
+    yield f"Supported formats: {' '.join(formats())}"
+
+
+def _synopsis(option: Option) -> str:
+    flag = option.flags[0]
+    if not option.metavar or option.loose:
+        return f"[{flag}]"
+    value = _WORDS.get(option.metavar, option.metavar.lower())
+    return f"[{flag}{'=' if flag.startswith('--') and option.key != 'object' else ' '}{value}]"
+
+
+def manual_page() -> str:
+    """The manual page ``diskmill(1)``, in roff."""
+    return "\n".join(_page()) + "\n"
+
+
+def _page() -> Iterator[str]:
+    yield f'.TH DISKMILL 1 "" "diskmill {__version__}" "User commands"'
+    yield ".SH NAME"
+    yield rf"diskmill \- {_roff(_TITLE[0].lower() + _TITLE[1:].rstrip('.'))}"
+    yield ".SH SYNOPSIS"
+    yield r".B diskmill"
+    yield r"[\fISTANDARD OPTIONS\fR] \fICOMMAND\fR [\fIOPTIONS\fR] \fINAME\fR\&.\&.\&."
+    yield ".SH STANDARD OPTIONS"
+    for option in (HELP, *standard_options()):
+        yield from _entry(option)
+    yield ".SH COMMANDS"
+    for name in NAMES:
+        command = load(name)
+        yield f".SS {name} [OPTIONS] {_roff(command.operands)}".rstrip()
+        yield _roff(_text(command).replace("\n\n", " "))
+        for option in command.options:
+            yield from _entry(option)
+        for example in command.examples:
+            yield ".PP"
+            yield f"{_roff(example.does[0].upper() + example.does[1:])}:"
+            yield ".PP"
+            yield ".RS 4"
+            yield ".nf"
+            yield _roff(example.line)
+            yield ".fi"
+            yield ".RE"
+    yield ".SH ENVIRONMENT"
+    yield ".TP"
+    yield "DISKMILL_TRUST"
+    yield _roff("What references inside images may open, as --trust; several values are separated by colons.")
+    yield ".TP"
+    yield "DISKMILL_TRACEBACK"
+    yield _roff("When set, an internal error shows where it happened.")
+    yield ".SH SIGNALS"
+    yield _roff("SIGUSR1 (and SIGINFO) makes a command that moves data report its progress on stderr.")
+
+
+def _entry(option: Option) -> Iterator[str]:
+    yield ".TP"
+    value = f" \\fI{_roff(option.metavar)}\\fR" if option.metavar and not option.loose else ""
+    yield ", ".join(f"\\fB{_roff(flag)}\\fR" for flag in option.flags) + value
+    yield _roff(option.help)
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", r"\e").replace("-", r"\-")
+    return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped

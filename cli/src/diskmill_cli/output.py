@@ -1,0 +1,83 @@
+"""Results as text, in qemu-img's words, and as JSON, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diskmill.results import Snapshot
+
+
+def to_json(value: Any) -> str:
+    """*value* as indented JSON, members in the order in which QEMU prints them."""
+    import json
+
+    return json.dumps(ordered(value), indent=4, ensure_ascii=False)
+
+
+def ordered(value: Any) -> Any:
+    """*value* with the members of its objects in the order of QEMU's hash tables.
+
+    Scripts that compare texts rely on it. The hash is the one of Samba's trivial database (tdb), over 512 buckets.
+    """
+    if isinstance(value, Mapping):
+        return {key: ordered(value[key]) for key in sorted(value, key=lambda key: _hash(key) % 512)}
+    if isinstance(value, list | tuple):
+        return [ordered(one) for one in value]
+    return value
+
+
+def _hash(key: str) -> int:
+    data = key.encode()
+    value = 0x238F13AF * len(data)
+    for index, byte in enumerate(data):
+        value += byte << (index * 5 % 24)
+    return (1103515243 * (value & 0xFFFFFFFF) + 12345) & 0xFFFFFFFF
+
+
+def tree(value: Any, indent: int = 4) -> Iterator[str]:
+    """Nested *value* as indented lines: what follows ``Format specific information:``."""
+    pairs: Iterator[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        pairs = ((key.replace("-", " "), one) for key, one in ordered(value).items())
+    else:
+        pairs = ((f"[{index}]", one) for index, one in enumerate(value))
+    for key, one in pairs:
+        if isinstance(one, Mapping | list | tuple):
+            yield f"{' ' * indent}{key}:"
+            yield from tree(one, indent + 4)
+        else:
+            yield f"{' ' * indent}{key}: {scalar(one)}"
+
+
+def scalar(value: Any) -> str:
+    """A plain value, booleans in lower case."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_SNAPSHOT = "{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}".format
+
+
+def snapshot_lines(snapshots: Sequence[Snapshot]) -> Iterator[str]:
+    """The table of internal snapshots."""
+    from diskmill.sizes import format_size
+
+    yield _SNAPSHOT("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+    for one in snapshots:
+        icount = "" if one.icount is None else str(one.icount)
+        yield _SNAPSHOT(one.id, one.name, format_size(one.vm_state_size), date(one), clock(one), icount)
+
+
+def date(snapshot: Snapshot) -> str:
+    """When *snapshot* was taken, in local time."""
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.date_sec))
+
+
+def clock(snapshot: Snapshot) -> str:
+    """The guest's clock at *snapshot*: hours, minutes, seconds and milliseconds."""
+    seconds = snapshot.vm_clock_sec
+    millis = snapshot.vm_clock_nsec // 1_000_000
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{millis:03d}"

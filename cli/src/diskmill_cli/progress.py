@@ -1,0 +1,168 @@
+"""How far an operation is: percent lines, a bar, JSON lines, and an answer to SIGUSR1."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diskmill.engine.progress import Report
+
+    from .arguments import Arguments
+    from .session import Session
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
+
+
+class _State:
+    """The last that was reported, and when it began."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.total = 0
+        self.began = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.done / self.total if self.total else 0.0
+
+    def start(self) -> None:
+        """Before the first report."""
+
+    def finish(self) -> None:
+        """After success."""
+
+
+class _Percent(_State):
+    """qemu-img's lines: rewritten in place, at most one for each hundredth."""
+
+    def start(self) -> None:
+        self._print(0.0)
+        self.shown = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        super().__call__(done, total)
+        if self.percent >= self.shown + 1:
+            self.shown = self.percent
+            self._print(self.percent)
+
+    def finish(self) -> None:
+        self._print(100.0)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def _print(self, percent: float) -> None:
+        sys.stdout.write(f"    ({percent:3.2f}/100%)\r")
+        sys.stdout.flush()
+
+
+class _Json(_State):
+    """One JSON object a line on stderr, ten a second at most, and one at the end."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self.phase = phase
+        self._last = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int) -> None:
+        super().__call__(done, total)
+        now = time.monotonic()
+        with self._lock:
+            if now < self._last + 0.1:
+                return
+            self._last = now
+        self._print(self.phase)
+
+    def finish(self) -> None:
+        self.done = self.total
+        self._print("done")
+
+    def _print(self, phase: str) -> None:
+        import json
+
+        seconds = max(time.monotonic() - self.began, 1e-6)
+        rate = int(self.done / seconds)
+        remaining = round((self.total - self.done) / rate, 3) if rate else None
+        line = {"bytes": self.done, "total": self.total, "rate": rate, "remaining": remaining, "phase": phase}
+        sys.stderr.write(json.dumps(line) + "\n")
+        sys.stderr.flush()
+
+
+class _Bar(_State):
+    """A bar with rate and remaining time."""
+
+    def __init__(self, session: Session, phase: str) -> None:
+        super().__init__()
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Speed
+
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>5.1f} %"),
+            DownloadColumn(binary_units=True),
+            Speed(),
+            TimeRemainingColumn(),
+            console=session.console(),
+            expand=True,
+        )
+        self._task = self._bar.add_task(phase, total=None)
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def __call__(self, done: int, total: int) -> None:
+        super().__call__(done, total)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def finish(self) -> None:
+        if self.total:
+            self._bar.update(self._task, completed=self.total, total=self.total)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+@contextlib.contextmanager
+def shown(arguments: Arguments, session: Session, phase: str) -> Iterator[Report]:
+    """Show the progress of *phase* as the options ask; gives the function to report it to.
+
+    Without ``-p`` nothing is shown until the process gets SIGUSR1 (or SIGINFO).
+    """
+    state = _state(arguments, session, phase)
+    before = _on_signal(lambda *_: sys.stderr.write(f"    ({state.percent:3.2f}/100%)\n"))
+    try:
+        state.start()
+        yield state
+        state.finish()
+    finally:
+        if isinstance(state, _Bar):
+            state.stop()
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _state(arguments: Arguments, session: Session, phase: str) -> _State:
+    if not arguments.has("progress") or session.quiet:
+        return _State()
+    if arguments.one("progress") == "json":
+        return _Json(phase)
+    if sys.stdout.isatty() and not session.plain:
+        return _Bar(session, phase)
+    return _Percent()
+
+
+def _on_signal(handler: Any) -> list[tuple[int, Any]]:
+    """Let the signals that ask for progress call *handler*; gives what they did before."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [(number, signal.signal(number, handler)) for number in _SIGNALS]

@@ -1,0 +1,127 @@
+"""``--object secret,…``: passphrases and keys, in every form that QEMU's manual gives ("Secret objects")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diskmill.errors import SecretError, StorageError, UsageError
+from diskmill.options import HelpAsked, split
+
+_MAX = 1 << 20
+"""Bytes of a secret file that are read at most; keys and passphrases are far smaller."""
+_KNOWN = ("id", "data", "file", "format", "keyid", "iv")
+
+
+def read_secrets(definitions: Sequence[str]) -> dict[str, bytes]:
+    """The secrets that *definitions* (one for each ``--object``) define: id → bytes.
+
+    :raises UsageError: a definition makes no sense.
+    :raises SecretError: a secret cannot be decoded or decrypted.
+    """
+    secrets: dict[str, bytes] = {}
+    for text in definitions:
+        properties = _properties(text)
+        kind = properties.pop("qom-type", None)
+        if kind != "secret":
+            raise UsageError(f"invalid object type '{kind}': only 'secret' objects are known")
+        key = properties.get("id")
+        if not key:
+            raise UsageError("a secret object needs an id")
+        if key in secrets:
+            raise UsageError(f"the object id '{key}' is given twice")
+        unknown = sorted(set(properties) - set(_KNOWN))
+        if unknown:
+            raise UsageError(f"a secret object has no property '{unknown[0]}'")
+        secrets[key] = _read(properties, secrets)
+    return secrets
+
+
+def _properties(text: str) -> dict[str, str]:
+    if text.startswith("{"):
+        import json
+
+        try:
+            value: Any = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"cannot parse the object: {error}") from None
+        if not isinstance(value, Mapping) or not all(isinstance(one, str) for one in value.values()):
+            raise UsageError("an object in JSON must be an object of texts")
+        return dict(value)
+    kind, _, rest = text.partition(",")
+    if "=" in kind:
+        kind, rest = "", text
+    try:
+        pairs = split(rest)
+    except HelpAsked:
+        raise UsageError(f"properties of a secret: {', '.join(_KNOWN)}") from None
+    return {"qom-type": kind} | dict(pairs) if kind else dict(pairs)
+
+
+def _read(properties: Mapping[str, str], secrets: Mapping[str, bytes]) -> bytes:
+    key = properties["id"]
+    form = properties.get("format", "raw")
+    if form not in ("raw", "base64"):
+        raise UsageError(f"secret '{key}': the format is 'raw' or 'base64', not '{form}'")
+    if ("data" in properties) == ("file" in properties):
+        raise UsageError(f"secret '{key}': give either 'data' or 'file'")
+    if "data" in properties:
+        content = properties["data"].encode("utf-8", "surrogateescape")
+    else:
+        content = _from_file(properties["file"])
+    if form == "base64":
+        content = _base64(content, key)
+    if "keyid" in properties:
+        return _decrypt(content, properties, secrets)
+    if "iv" in properties:
+        raise UsageError(f"secret '{key}': 'iv' goes with 'keyid'")
+    return content
+
+
+def _from_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX + 1)
+    except OSError as error:
+        raise StorageError.from_os(error, path) from None
+    if len(content) > _MAX:
+        raise SecretError(f"a secret is at most {_MAX} bytes", file=path)
+    return content
+
+
+def _base64(content: bytes, key: str) -> bytes:
+    import binascii
+
+    try:
+        return binascii.a2b_base64(content.replace(b"\n", b""), strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise SecretError(f"secret '{key}': its content is not valid base64") from None
+
+
+def _decrypt(content: bytes, properties: Mapping[str, str], secrets: Mapping[str, bytes]) -> bytes:
+    """AES-256-CBC with PKCS#7 padding, under the secret that ``keyid`` names."""
+    key = properties["id"]
+    if "iv" not in properties:
+        raise UsageError(f"secret '{key}': 'iv' is needed to decrypt it")
+    master = secrets.get(properties["keyid"])
+    if master is None:
+        raise SecretError(f"secret '{key}': no secret with id '{properties['keyid']}' is defined before it")
+    if len(master) != 32:
+        raise SecretError(f"secret '{properties['keyid']}': a key must be 32 bytes, not {len(master)}")
+    iv = _base64(properties["iv"].encode(), key)
+    if len(iv) != 16:
+        raise SecretError(f"secret '{key}': the iv must be 16 bytes, not {len(iv)}")
+    if not content or len(content) % 16:
+        raise SecretError(f"secret '{key}': encrypted content must be whole blocks of 16 bytes")
+    try:
+        from cryptography.hazmat.primitives.ciphers import Cipher
+        from cryptography.hazmat.primitives.ciphers.algorithms import AES
+        from cryptography.hazmat.primitives.ciphers.modes import CBC
+    except ImportError:
+        raise SecretError("encrypted secrets need the package cryptography: install diskmill-cli[secrets]") from None
+    decryptor = Cipher(AES(master), CBC(iv)).decryptor()
+    plain = decryptor.update(content) + decryptor.finalize()
+    padding = plain[-1]
+    if not 1 <= padding <= 16 or not plain.endswith(bytes([padding]) * padding):
+        raise SecretError(f"secret '{key}': it cannot be decrypted with the key '{properties['keyid']}'")
+    return plain[:-padding]

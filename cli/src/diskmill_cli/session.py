@@ -1,0 +1,71 @@
+"""One run of the program: its name in messages, where it prints, and what it trusts unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .arguments import Arguments
+
+
+class Session:
+    """What does not change between the commands of one program.
+
+    :param program: the name in front of messages.
+    :param trust: the trust policy where neither option nor environment name one.
+    :param plain: print what qemu-img prints even on a terminal.
+    """
+
+    def __init__(self, program: str = "diskmill", *, trust: str = "folder", plain: bool = False) -> None:
+        self.program = program
+        self.trust = trust
+        self.plain = plain
+        self.quiet = False
+
+    @property
+    def version(self) -> str:
+        """The version, as messages give it."""
+        from . import __version__
+
+        return __version__
+
+    def completing(self, words: Sequence[str]) -> bool:
+        """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""
+        asked = words[:1] in (["--install-completion"], ["--show-completion"])
+        return not self.plain and (asked or f"_{self.program.replace('-', '_').upper()}_COMPLETE" in os.environ)
+
+    def print(self, text: str, end: str = "\n") -> None:
+        """Write a line of results, unless ``-q`` forbids."""
+        if not self.quiet:
+            sys.stdout.write(text + end)
+
+    def error(self, text: str) -> None:
+        """Write an error message, one line."""
+        sys.stdout.flush()
+        sys.stderr.write(f"{self.program}: {text}\n")
+        sys.stderr.flush()
+
+    def warn(self, text: str) -> None:
+        """Write a warning, one line."""
+        self.error(f"warning: {text}")
+
+    def json(self, value: Any) -> None:
+        """Print *value* as JSON. ``-q`` does not silence what was asked for in so many words."""
+        from .output import to_json
+
+        sys.stdout.write(to_json(value) + "\n")
+
+    def fancy(self, arguments: Arguments) -> bool:
+        """Whether results go to a person at a terminal."""
+        return not self.plain and not self.quiet and arguments.one("output") is None and sys.stdout.isatty()
+
+    def console(self) -> Console:
+        """The terminal, for tables and colours."""
+        from rich.console import Console
+
+        return Console(highlight=False)

@@ -1,0 +1,91 @@
+"""Results as QAPI objects: the JSON that qemu-img's callers know, with QAPI's names and types.
+
+See ``qapi/block-core.json`` in QEMU, and the schemas in ``docs/schemas``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .results import CheckResult, Comparison, ImageInfo, MapEntry, Measurement, Snapshot
+
+
+def _given(**members: Any) -> dict[str, Any]:
+    """*members* that are not None, named as QAPI does."""
+    return {key.replace("_", "-"): value for key, value in members.items() if value is not None}
+
+
+def image_info(info: ImageInfo) -> dict[str, Any]:
+    """``ImageInfo``."""
+    return _given(
+        filename=info.filename,
+        format=info.format,
+        virtual_size=info.virtual_size,
+        actual_size=info.actual_size,
+        cluster_size=info.cluster_size,
+        dirty_flag=info.dirty,
+        encrypted=info.encrypted or None,
+        compressed=info.compressed or None,
+        backing_filename=info.backing_filename,
+        full_backing_filename=info.full_backing_filename,
+        backing_filename_format=info.backing_filename_format,
+        snapshots=[snapshot(one) for one in info.snapshots] or None,
+        format_specific=None if info.specific is None else {"type": info.format, "data": info.specific},
+    )
+
+
+def snapshot(one: Snapshot) -> dict[str, Any]:
+    """``SnapshotInfo``."""
+    return _given(
+        id=one.id,
+        name=one.name,
+        vm_state_size=one.vm_state_size,
+        date_sec=one.date_sec,
+        date_nsec=one.date_nsec,
+        vm_clock_sec=one.vm_clock_sec,
+        vm_clock_nsec=one.vm_clock_nsec,
+        icount=one.icount,
+    )
+
+
+def image_check(result: CheckResult) -> dict[str, Any]:
+    """``ImageCheck``. Counts of zero are left out, as qemu-img does."""
+    return _given(
+        filename=result.filename,
+        format=result.format,
+        check_errors=result.check_errors,
+        image_end_offset=result.image_end_offset or None,
+        corruptions=result.corruptions or None,
+        leaks=result.leaks or None,
+        corruptions_fixed=result.corruptions_fixed or None,
+        leaks_fixed=result.leaks_fixed or None,
+        total_clusters=result.total_clusters or None,
+        allocated_clusters=result.allocated_clusters or None,
+        fragmented_clusters=result.fragmented_clusters or None,
+        compressed_clusters=result.compressed_clusters or None,
+    )
+
+
+def map_entry(entry: MapEntry) -> dict[str, Any]:
+    """``MapEntry``, with the members that qemu-img 7 prints."""
+    return _given(
+        start=entry.start,
+        length=entry.length,
+        depth=entry.depth,
+        present=entry.present,
+        zero=entry.zero,
+        data=entry.data,
+        offset=entry.offset,
+    )
+
+
+def measurement(result: Measurement) -> dict[str, Any]:
+    """``BlockMeasureInfo``."""
+    return _given(required=result.required, fully_allocated=result.fully_allocated, bitmaps=result.bitmaps)
+
+
+def comparison(result: Comparison) -> dict[str, Any]:
+    """What ``compare --output=json`` prints; QAPI has no such object."""
+    return _given(
+        identical=result.identical, message=result.message, offset=result.offset, size_differs=result.size_differs
+    )
