@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,7 @@ from typing import Any
 import pytest
 
 #: Where Debian keeps each tool that a test may ask for.
-PACKAGES: Mapping[str, str] = {
-    "7z": "p7zip-full",
-    "create_compressed_fs": "cloop-utils",
-    "cryptsetup": "cryptsetup-bin",
-    "debugfs": "e2fsprogs",
-    "genisoimage": "genisoimage",
-    "mkfs.ext4": "e2fsprogs",
-    "qemu-img": "qemu-utils",
-    "qemu-io": "qemu-utils",
-    "qemu-nbd": "qemu-utils",
-    "strace": "strace",
-    "vhdiinfo": "libvhdi-utils",
-    "vmdkinfo": "libvmdk-utils",
-}
+PACKAGES: Mapping[str, str] = tomllib.loads(Path(__file__).with_name("tools.toml").read_text())
 
 #: System tools live where an ordinary user's PATH may not look.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -44,7 +32,7 @@ def tool(name: str) -> str:
     """The path of an outside tool; fails the test when it is not installed."""
     found = shutil.which(name, path=SEARCH_PATH)
     if found is None:
-        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}", pytrace=False)
+        pytest.fail(f"{name} is not installed: apt-get install {PACKAGES[name]}", pytrace=False)
     return found
 
 

@@ -1,0 +1,191 @@
+"""Running the works: images made, programs started in turn, time and memory taken from the kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .works import IMAGES, Command, Work
+
+KiB = 1024
+MiB = 1024 * KiB
+
+
+class BenchError(Exception):
+    """A program failed or two results differ; the message says which and how."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: seconds from start to end, and the most memory it held, in bytes.
+
+    The kernel counts what the starting process held as the least, so this one is kept small.
+    """
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """All runs of one work; the n-th of ours and the n-th of theirs followed each other."""
+
+    work: Work
+    ours: Sequence[Run]
+    theirs: Sequence[Run]
+    #: Bytes that the outputs take on the disk, ours and theirs; 0 where there is none.
+    sizes: tuple[int, int]
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        return (
+            statistics.median(run.seconds for run in self.ours),
+            statistics.median(run.seconds for run in self.theirs),
+        )
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        return max(run.memory for run in self.ours), max(run.memory for run in self.theirs)
+
+    @property
+    def ratio(self) -> float:
+        """The median over the pairs of their time divided by ours."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return statistics.median(theirs.seconds / ours.seconds for ours, theirs in pairs)
+
+    @property
+    def misses(self) -> list[str]:
+        """Which goals were not reached, in words."""
+        ours, theirs = self.sizes
+        return [
+            text
+            for missed, text in (
+                (self.ratio < self.work.goal, "time"),
+                (self.memory[0] > self.work.memory * MiB, "memory"),
+                (self.work.no_larger and ours > theirs, "size"),
+            )
+            if missed
+        ]
+
+
+class Bench:
+    """Two programs, and a folder for the images, which are made when first asked for and then kept."""
+
+    def __init__(self, folder: Path, size: int, *, ours: Sequence[str], theirs: Sequence[str]) -> None:
+        self.folder = folder
+        self.size = size
+        self.ours = list(ours)
+        self.theirs = list(theirs)
+        self.out = folder / "out"
+        self._images: dict[str, str] = {}
+
+    def run(self, work: Work, runs: int) -> Result:
+        """Check once that both programs do the work right, then run them by turns. Raises BenchError."""
+        count = runs * 4 if work.short else runs
+        printed = self.folder / "printed-ours", self.folder / "printed-theirs"
+        sizes = self._try(work, self._ours(work), printed[0]), self._try(work, self._theirs(work), printed[1])
+        if work.same_json:
+            self._compare_printed(work, printed)
+        ours, theirs = [], []
+        for _ in range(count):
+            ours.append(self._measure(work, self._ours(work)))
+            theirs.append(self._measure(work, self._theirs(work)))
+        self.out.unlink(missing_ok=True)
+        return Result(work, ours, theirs, sizes)
+
+    def _ours(self, work: Work) -> list[str]:
+        return [*self.ours, *self._fill(work.command)]
+
+    def _theirs(self, work: Work) -> list[str]:
+        if work.against is not None:
+            return self._program(self._fill(work.against))
+        return [*self.theirs, *self._fill(work.command)]
+
+    def _program(self, words: list[str]) -> list[str]:
+        names = {"qemu-img": self.theirs, "python": [sys.executable]}
+        return [*names.get(words[0], words[:1]), *words[1:]]
+
+    def _fill(self, command: Command, image: Path | None = None) -> list[str]:
+        """A command's words with the paths in; makes the images that it names."""
+        filled = []
+        for word in command:
+            head, brace, rest = word.partition("{")
+            name, _, tail = rest.partition("}")
+            if brace:
+                own = {"out": str(self.out), "size": str(self.size), "image": str(image)}
+                word = f"{head}{own[name] if name in own else self._image(name)}{tail}"
+            filled.append(word)
+        return filled
+
+    def _image(self, name: str) -> str:
+        if name not in self._images:
+            path = self.folder / name
+            for command in IMAGES[name].commands:
+                self._make(self._program(self._fill(command, path)))
+            self._images[name] = str(path)
+        return self._images[name]
+
+    def _make(self, command: list[str]) -> None:
+        # On a busy machine qemu-img now and then gives up on a new LUKS header: its clock cannot time the hash.
+        for _ in range(9):
+            with suppress(BenchError):
+                return self._must(command)
+        return self._must(command)
+
+    def _must(self, command: list[str]) -> None:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}".rstrip())
+
+    def _prepare(self, work: Work) -> None:
+        self.out.unlink(missing_ok=True)
+        for command in work.before:
+            self._must(self._program(self._fill(command)))
+
+    def _try(self, work: Work, command: list[str], printed: Path) -> int:
+        """A first run, which fills the caches: it must succeed, and its result be right. Returns the output's size."""
+        self._prepare(work)
+        with printed.open("wb") as stdout:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise BenchError(f"{work.name}: {' '.join(command)}: exit status {done.returncode}\n{done.stderr}".rstrip())
+        if work.verify is not None:
+            self._must([*self.theirs, *self._fill(work.verify)])
+        return self.out.stat().st_blocks * 512 if self.out.exists() else 0
+
+    def _compare_printed(self, work: Work, printed: Sequence[Path]) -> None:
+        # In a process of its own: parsing a long answer would raise the floor of the memory measured (see Run).
+        script = (
+            "import json, sys; ours, theirs = (json.load(open(path)) for path in sys.argv[1:]); assert ours == theirs"
+        )
+        if subprocess.run([sys.executable, "-c", script, *printed], capture_output=True).returncode:
+            start = [path.read_bytes()[:300].decode() for path in printed]
+            raise BenchError(f"{work.name}: diskmill printed\n{start[0]}\nqemu-img\n{start[1]}")
+
+    def _measure(self, work: Work, command: list[str]) -> Run:
+        self._prepare(work)
+        program = shutil.which(command[0]) or command[0]
+        null = os.open(os.devnull, os.O_RDWR)
+        complaint = self.folder / "stderr"
+        stderr = os.open(complaint, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        streams = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in ((null, 0), (null, 1), (stderr, 2))]
+        try:
+            start = time.perf_counter()
+            child = os.posix_spawn(program, command, os.environ, file_actions=streams)
+            _, status, used = os.wait4(child, 0)
+            seconds = time.perf_counter() - start
+        finally:
+            os.close(null)
+            os.close(stderr)
+        if status:
+            code = os.waitstatus_to_exitcode(status)
+            raise BenchError(f"{work.name}: {' '.join(command)}: exit status {code}\n{complaint.read_text()}".rstrip())
+        return Run(seconds, used.ru_maxrss * KiB)

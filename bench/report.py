@@ -1,0 +1,113 @@
+"""What the benchmark found, as a Markdown table and as a chart."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+from .measure import MiB, Result
+
+HEADINGS = (
+    "work",
+    "diskmill s",
+    "qemu-img s",
+    "ratio",
+    "goal",
+    "peak MiB",
+    "qemu-img's",
+    "output MiB",
+    "qemu-img's",
+    "",
+)
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table, a line for each work; the last column names the goals that were missed."""
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    for result in results:
+        ours, theirs = result.seconds
+        sizes = [f"{size / MiB:.1f}" if size else "" for size in result.sizes]
+        rows.append(
+            (
+                result.work.name,
+                f"{ours:.3f}",
+                f"{theirs:.3f}" + (" (python)" if result.work.against else ""),
+                f"{result.ratio:.2f}",
+                f"{result.work.goal:.2f}",
+                *(f"{memory / MiB:.0f}" for memory in result.memory),
+                *sizes,
+                ", ".join(result.misses),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + (":" if n else "-") for n, width in enumerate(widths)) + "|")
+    return "\n".join(lines)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [
+        cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def conditions(size: int, runs: int) -> str:
+    """One sentence on what was measured."""
+    return (
+        f"Source {size // MiB} MiB, half of it data; page cache warm; whole processes, {runs} of each program by turns; "
+        f"{os.cpu_count()} processors."
+    )
+
+
+def legend() -> str:
+    """How to read the table."""
+    floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return (
+        "Times are medians. The ratio is the median of qemu-img's time over diskmill's, pair by pair. "
+        f"A peak below {floor} MiB, the measuring program's own, would not show."
+    )
+
+
+# The chart: a bar for each work on a logarithmic axis, from 1 to the ratio; a tick where the goal is.
+
+LEFT, WIDTH, RIGHT, ROW, TOP, BOTTOM = 170, 520, 70, 24, 56, 30
+FASTER, SLOWER, GOAL, INK, FAINT = "#2a7f62", "#c0562f", "#1f2933", "#1f2933", "#d5dbe1"
+
+
+def chart(results: Sequence[Result], note: str) -> str:
+    """An SVG picture of the ratios."""
+    values = [value for result in results for value in (result.ratio, result.work.goal)]
+    low, high = math.floor(math.log2(min([*values, 1]))), math.ceil(math.log2(max([*values, 2])))
+
+    def place(value: float) -> float:
+        return LEFT + WIDTH * (math.log2(value) - low) / (high - low)
+
+    width, height = LEFT + WIDTH + RIGHT, TOP + ROW * len(results) + BOTTOM
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="13">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="12" y="22" font-size="16" fill="{INK}">Times as fast as qemu-img; the tick is the goal</text>',
+        f'<text x="12" y="42" font-size="12" fill="{INK}">{escape(note)}</text>',
+    ]
+    for power in range(low, high + 1):
+        x, value = place(2.0**power), f"{2**power}" if power >= 0 else f"1/{2**-power}"
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}" '
+            f'stroke="{INK if power == 0 else FAINT}"/>'
+            f'<text x="{x:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle" fill="{INK}">{value}</text>'
+        )
+    for number, result in enumerate(results):
+        y, one, end, goal = TOP + ROW * number + 4, place(1), place(result.ratio), place(result.work.goal)
+        parts.append(
+            f'<text x="{LEFT - 10}" y="{y + 13}" text-anchor="end" fill="{INK}">{escape(result.work.name)}</text>'
+            f'<rect x="{min(one, end):.1f}" y="{y}" width="{abs(end - one):.1f}" height="{ROW - 8}" '
+            f'fill="{FASTER if result.ratio >= 1 else SLOWER}"/>'
+            f'<line x1="{goal:.1f}" x2="{goal:.1f}" y1="{y - 2}" y2="{y + ROW - 6}" stroke="{GOAL}" stroke-width="2"/>'
+            f'<text x="{LEFT + WIDTH + 8}" y="{y + 13}" fill="{INK}">{result.ratio:.2f} ×</text>'
+        )
+    return "\n".join([*parts, "</svg>\n"])

@@ -1,0 +1,196 @@
+"""What the benchmark runs, as data: the images, and the works on them with the ratio that is diskmill's goal.
+
+A command is the words after the program's name, the same for both programs, in which `{name}` stands for the path of an
+image and `{out}` for the output. A new format adds a line to `WORKS` (`to`, `back`) and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job that both programs do."""
+
+    name: str
+    #: qemu-img's time over diskmill's, or more.
+    goal: float
+    command: Command
+    #: The other side's whole command, where it is not qemu-img with the same words.
+    against: Command | None = None
+    #: Format drivers that diskmill needs; the work is left out where they are not installed.
+    needs: tuple[str, ...] = ()
+    #: Whole commands before each run, not measured.
+    before: tuple[Command, ...] = ()
+    #: Words after `qemu-img` that must succeed after a first, unmeasured run of each program.
+    verify: Command | None = None
+    #: Whether both must print the same JSON in that first run.
+    same_json: bool = False
+    #: The output must be no larger than qemu-img's.
+    no_larger: bool = False
+    #: Lasts milliseconds: run four times as often.
+    short: bool = False
+    #: The most memory that diskmill may take, in MiB.
+    memory: int = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image is made: whole commands, in which `qemu-img` and `python` stand for those programs."""
+
+    commands: tuple[Command, ...]
+
+
+SECRET: Command = ("--object", "secret,id=s0,data=correct horse")
+LUKS = "key-secret=s0,iter-time=10"
+QCOW2_LUKS = "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10"
+LUKS_IMAGE = "driver=luks,key-secret=s0,file.filename="
+QCOW2_LUKS_IMAGE = "driver=qcow2,encrypt.key-secret=s0,file.filename="
+
+
+def converted(format: str, *words: str) -> Recipe:
+    """An image that qemu-img converts from the raw source; `{image}` is the image's own path."""
+    return Recipe((("qemu-img", "convert", "-f", "raw", "-O", format, *words, "{raw}", "{image}"),))
+
+
+IMAGES: Mapping[str, Recipe] = {
+    "raw": Recipe((("python", "-m", "bench.source", "{image}", "{size}"),)),
+    "qcow2": converted("qcow2"),
+    "qcow2-deflate": converted("qcow2", "-c"),
+    "qcow2-zstd": converted("qcow2", "-c", "-o", "compression_type=zstd"),
+    "qcow2-small": Recipe((("qemu-img", "create", "-q", "-f", "qcow2", "{image}", "64M"),)),
+    "qcow2-1T": Recipe((("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "{image}", "1T"),)),
+    "qcow2-200-snapshots": Recipe(
+        (
+            ("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "{image}", "100G"),
+            *(("qemu-img", "snapshot", "-c", f"s{number}", "{image}") for number in range(200)),
+        )
+    ),
+    "vmdk": converted("vmdk"),
+    "vmdk-stream": converted("vmdk", "-o", "subformat=streamOptimized"),
+    "luks-empty": Recipe((("qemu-img", "create", "-q", *SECRET, "-f", "luks", "-o", LUKS, "{image}", "{size}"),)),
+    "qcow2-luks-empty": Recipe(
+        (("qemu-img", "create", "-q", *SECRET, "-f", "qcow2", "-o", QCOW2_LUKS, "{image}", "{size}"),)
+    ),
+    "luks": converted("luks", *SECRET, "-o", LUKS),
+    "qcow2-luks": converted("qcow2", *SECRET, "-o", QCOW2_LUKS),
+    "vdi": converted("vdi"),
+    "vpc": converted("vpc", "-o", "force_size=on"),
+    "vhdx": converted("vhdx"),
+    "qcow": converted("qcow"),
+    "qed": converted("qed"),
+    "parallels": converted("parallels"),
+}
+
+
+def to(format: str, *words: str, goal: float, name: str | None = None, no_larger: bool = False) -> Work:
+    """The raw source converted to a format."""
+    return Work(
+        name or f"raw-{format}",
+        goal,
+        ("convert", "-f", "raw", "-O", format, *words, "{raw}", "{out}"),
+        needs=(format,),
+        verify=("compare", "-f", "raw", "-F", format, "{raw}", "{out}"),
+        no_larger=no_larger,
+    )
+
+
+def back(image: str, *, goal: float) -> Work:
+    """An image converted to raw; its format is its name up to the first dash."""
+    format = image.partition("-")[0]
+    return Work(
+        f"{image}-raw",
+        goal,
+        ("convert", "-f", format, "-O", "raw", f"{{{image}}}", "{out}"),
+        needs=(format,),
+        verify=("compare", "-f", "raw", "-F", "raw", "{raw}", "{out}"),
+    )
+
+
+def encrypted(image: str, opened: str, *, goal: float) -> Work:
+    """The raw source written into an empty encrypted image.
+
+    The image exists already, so that both derive the key once and with as many iterations: at creation qemu-img tries
+    out for some seconds how many there should be.
+    """
+    return Work(
+        f"raw-{image}",
+        goal,
+        ("convert", *SECRET, "-n", "-f", "raw", "--target-image-opts", "{raw}", f"{opened}{{out}}"),
+        needs=("luks", image.partition("-")[0]),
+        before=(("cp", "--sparse=always", f"{{{image}-empty}}", "{out}"),),
+        verify=("compare", *SECRET, "--image-opts", "driver=raw,file.filename={raw}", f"{opened}{{out}}"),
+    )
+
+
+def decrypted(image: str, opened: str, *, goal: float) -> Work:
+    """An encrypted image converted to raw."""
+    return Work(
+        f"{image}-raw",
+        goal,
+        ("convert", *SECRET, "--image-opts", "-O", "raw", f"{opened}{{{image}}}", "{out}"),
+        needs=("luks", image.partition("-")[0]),
+        verify=("compare", "-f", "raw", "-F", "raw", "{raw}", "{out}"),
+    )
+
+
+WORKS: tuple[Work, ...] = (
+    # the main job
+    to("qcow2", goal=1.2),
+    back("qcow2", goal=1.2),
+    to("qcow2", "-c", goal=10, name="raw-qcow2-deflate", no_larger=True),
+    to("qcow2", "-c", "-o", "compression_type=zstd", goal=3, name="raw-qcow2-zstd"),
+    back("qcow2-deflate", goal=2),
+    back("qcow2-zstd", goal=2),
+    Work("compare", 1, ("compare", "-f", "raw", "-F", "qcow2", "{raw}", "{qcow2}"), needs=("qcow2",)),
+    Work("check-1T", 0.7, ("check", "-f", "qcow2", "--output=json", "{qcow2-1T}"), needs=("qcow2",), same_json=True),
+    Work("map-1T", 0.7, ("map", "-f", "qcow2", "--output=json", "{qcow2-1T}"), needs=("qcow2",), same_json=True),
+    # start-up, against an interpreter that does nothing
+    Work("version", 1 / 4, ("--version",), against=("python", "-c", "pass"), short=True),
+    Work("info", 1 / 10, ("info", "{qcow2-small}"), against=("python", "-c", "pass"), needs=("qcow2",), short=True),
+    # qcow2 at scale
+    Work(
+        "check-200-snapshots",
+        1 / 1.5,
+        ("check", "-f", "qcow2", "--output=json", "{qcow2-200-snapshots}"),
+        needs=("qcow2",),
+        same_json=True,
+        memory=512,
+    ),
+    Work(
+        "snapshot-1T",
+        1 / 1.5,
+        ("snapshot", "-c", "new", "{out}"),
+        needs=("qcow2",),
+        before=(("cp", "--sparse=always", "{qcow2-1T}", "{out}"),),
+        verify=("check", "-q", "-f", "qcow2", "{out}"),
+        memory=512,
+    ),
+    # VMware's
+    to("vmdk", goal=3),
+    to("vmdk", "-o", "subformat=streamOptimized", goal=8, name="raw-vmdk-stream"),
+    back("vmdk", goal=1.2),
+    back("vmdk-stream", goal=1.5),
+    # encryption
+    encrypted("luks", LUKS_IMAGE, goal=2),
+    encrypted("qcow2-luks", QCOW2_LUKS_IMAGE, goal=1.5),
+    decrypted("luks", LUKS_IMAGE, goal=2),
+    decrypted("qcow2-luks", QCOW2_LUKS_IMAGE, goal=1.5),
+    # other formats
+    to("vdi", goal=1.2),
+    back("vdi", goal=1.2),
+    to("vpc", "-o", "force_size=on", goal=1.2),
+    back("vpc", goal=1.2),
+    to("vhdx", goal=1.2),
+    back("vhdx", goal=1.2),
+    to("qcow", goal=1.2),
+    back("qcow", goal=1.2),
+    to("qed", goal=1.2),
+    back("qed", goal=1.2),
+    to("parallels", goal=1.2),
+    back("parallels", goal=1.2),
+)

@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""The commands that a developer of diskmill uses. Needs Python 3.11 or later, nothing else: the first run makes a
+virtual environment in .venv, with every package of the workspace and the tools, in the versions of constraints.txt.
+
+    python3 dev.py demo             make a real disk image, convert it, look at it, compare
+    python3 dev.py test [ARG...]    lint, types and all tests; with arguments, only `pytest ARG...`
+    python3 dev.py lint             ruff and mypy alone
+    python3 dev.py bench [ARG...]   the benchmark against qemu-img (`bench --help`)
+    python3 dev.py picture          write docs/img/terminal.svg anew
+    python3 dev.py tools            name the Debian packages that the tests need and this machine lacks
+    python3 dev.py setup            only make the environment ready
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / "bin"
+DEMO = ROOT / "demo"
+MiB = 1024 * 1024
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036  an older one must hear it from us, not from a traceback
+        sys.exit(f"dev.py: diskmill needs Python 3.11 or later, this is {sys.version.split()[0]}")
+    command, *rest = arguments or ["help"]
+    if command == "tools":
+        print(*missing_packages())
+        return 0
+    if command not in ("setup", "demo", "test", "lint", "bench", "picture"):
+        print(__doc__.strip())
+        return 0 if command in ("help", "-h", "--help") else 2
+    set_up()
+    if command == "demo":
+        return demo()
+    if command == "test":
+        return test(rest)
+    if command == "lint":
+        return lint()
+    if command == "bench":
+        return call(BIN / "python", "-m", "bench", *rest)
+    if command == "picture":
+        return call(BIN / "python", ROOT / "docs" / "picture.py")
+    return 0
+
+
+def call(*command: str | Path, env: dict[str, str] | None = None) -> int:
+    """Run a command from the root and return its exit status."""
+    sys.stdout.flush()
+    return subprocess.run(
+        [str(word) for word in command], cwd=ROOT, env=None if env is None else {**os.environ, **env}
+    ).returncode
+
+
+# The environment
+
+
+def workspace() -> tuple[list[Path], list[str]]:
+    """The folders of the workspace's packages, and what development needs, both from pyproject.toml."""
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["diskmill"]["members"]
+    members = [path.parent for pattern in patterns for path in sorted(ROOT.glob(f"{pattern}/pyproject.toml"))]
+    return members, settings["dependency-groups"]["dev"]
+
+
+def set_up() -> None:
+    """Make .venv hold every package of the workspace, installed in place; quick when nothing has changed."""
+    members, tools = workspace()
+    constraints = ROOT / "constraints.txt"
+    recipe = hashlib.sha256(sys.version.encode())
+    for path in (ROOT / "pyproject.toml", constraints, *(member / "pyproject.toml" for member in members)):
+        recipe.update(f"{path}\0".encode() + path.read_bytes())
+    stamp = VENV / "recipe"
+    if stamp.is_file() and stamp.read_text() == recipe.hexdigest():
+        return
+    if importlib.util.find_spec("ensurepip") is None:
+        sys.exit("dev.py: this Python cannot make virtual environments: apt-get install python3-venv")
+    print(f"Setting up {VENV} …", flush=True)
+    venv.create(VENV, with_pip=True, clear=True)
+    pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", constraints)
+    # The build backend comes first and pinned, so that the packages are built with it, not each in a place of its own.
+    editable = [word for member in members for word in ("-e", member)]
+    if call(*pip, *tools) or call(*pip, "--no-build-isolation", *editable):
+        sys.exit("dev.py: pip could not install the environment; what it said stands above")
+    stamp.write_text(recipe.hexdigest())
+
+
+def missing_packages() -> list[str]:
+    """Debian packages of the tools that the tests need and that are not on this machine."""
+    import tomllib
+
+    packages = tomllib.loads((ROOT / "tests" / "tools.toml").read_text())
+    return sorted({package for tool, package in packages.items() if find_tool(tool) is None})
+
+
+def find_tool(name: str) -> str | None:
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+
+
+# Checks
+
+
+def lint() -> int:
+    """ruff over everything, mypy --strict over all that is installed and over what is not tests."""
+    members, _ = workspace()
+    sources = [str(member / "src") for member in members if (member / "src").is_dir()]
+    env = {"MYPYPATH": os.pathsep.join([str(ROOT), *sources])}
+    checks = (
+        call(BIN / "ruff", "check", "."),
+        call(BIN / "ruff", "format", "--check", "."),
+        call(BIN / "mypy", *sources, "bench", "dev.py", "docs/picture.py", env=env),
+    )
+    return max(checks)
+
+
+def test(arguments: list[str]) -> int:
+    missing = missing_packages()
+    if missing:
+        print(f"Some tests will fail for want of tools: apt-get install {' '.join(missing)}", flush=True)
+    if arguments:
+        return call(BIN / "pytest", *arguments)
+    linted = lint()
+    # Results of the tests come last, so that their closing line is what one sees.
+    tested = call(BIN / "pytest", "-n", str(os.cpu_count() or 2), "--dist", "worksteal")
+    if linted:
+        print("ruff or mypy complained; see above the tests", file=sys.stderr)
+    return tested or linted
+
+
+# The demonstration
+
+
+def demo() -> int:
+    """raw → qcow2 of a real disk, then a look at it and the proof that both hold the same."""
+    DEMO.mkdir(exist_ok=True)
+    disk = DEMO / "disk.raw"
+    make_disk(disk)
+    diskmill = BIN / "diskmill"
+    for words in (
+        ["convert", "-p", "-f", "raw", "-O", "qcow2", "demo/disk.raw", "demo/disk.qcow2"],
+        ["info", "demo/disk.qcow2"],
+        ["compare", "demo/disk.raw", "demo/disk.qcow2"],
+    ):
+        print("\n$ diskmill", *words, flush=True)
+        status = call(diskmill, *words)
+        if status:
+            return status
+    print(f"\nThe images are in {DEMO}; try more with {diskmill}")
+    return 0
+
+
+def make_disk(path: Path) -> None:
+    """A disk of 1 GiB with Python's standard library on it: in an ext4 file system, or where there is no mkfs.ext4,
+    as a tar archive from its first sector on (as one would write to a tape)."""
+    path.unlink(missing_ok=True)
+    library = Path(sysconfig.get_path("stdlib"))
+    skip = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "*.a")
+    with tempfile.TemporaryDirectory(prefix="diskmill-demo-") as scratch:
+        tree = Path(scratch) / "python"
+        shutil.copytree(library, tree, ignore=skip, symlinks=True, ignore_dangling_symlinks=True)
+        mkfs = find_tool("mkfs.ext4")
+        if mkfs is None:
+            print(f"{path}: a tar archive of {library} on 1 GiB (mkfs.ext4 is not installed: no file system)")
+            with tarfile.open(path, "w") as archive:
+                archive.add(tree, "python")
+            os.truncate(path, 1024 * MiB)
+        else:
+            print(f"{path}: an ext4 file system of 1 GiB with a copy of {library}", flush=True)
+            subprocess.run([mkfs, "-q", "-F", "-L", "diskmill", "-d", tree, path, "1G"], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
