@@ -58,8 +58,8 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 def conditions(size: int, runs: int) -> str:
     """One sentence on what was measured."""
     return (
-        f"Source {size // MiB} MiB, half of it data; page cache warm; whole processes, {runs} of each program by turns; "
-        f"{os.cpu_count()} processors."
+        f"Source {size // MiB} MiB, half of it data; page cache warm; whole processes, {runs} of each program by turns "
+        f"on {os.cpu_count()} processors."
     )
 
 
