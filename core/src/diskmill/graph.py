@@ -181,6 +181,7 @@ class _Opener:
     def attach(self, image: Image, spec: Spec, depth: int) -> None:
         """Open what *image* refers to: what the user put in *spec* instead comes first."""
         if self.shallow:
+            self.attach_extents(image, depth)
             return
         references = list(image.references)
         roles = {reference.role for reference in references}
@@ -202,6 +203,18 @@ class _Opener:
             else:
                 target = self.admitted(image, reference)
             image.attach(reference, self.referred(image, reference, target, depth))
+        self.chain.pop()
+
+    def attach_extents(self, image: Image, depth: int) -> None:
+        """Open the files that are part of *image* itself, as far as they can be: they too tell what it is."""
+        self.chain.append(storage_of(image).identity())
+        for reference in image.references:
+            if reference.role != "extent":
+                continue
+            try:
+                image.attach(reference, self.referred(image, reference, self.admitted(image, reference), depth))
+            except DiskmillError as error:
+                self.context.warn(str(error))
         self.chain.pop()
 
     def admitted(self, image: Image, reference: Reference) -> Spec:

@@ -104,6 +104,10 @@ class Storage(Node):
     """Offsets, lengths and memory addresses of reads and writes are best multiples of this many bytes (4096 with
     direct I/O); others work, at the price of a copy."""
 
+    forward: bool = False
+    """Whether its bytes come once, in order (a pipe): ``size`` is not known then, and what was read is gone, except
+    for the first 64 KiB."""
+
     @abstractmethod
     def truncate(self, size: int) -> None:
         """Set the size; what is new reads as zeros."""
@@ -152,6 +156,8 @@ class Image(Node):
     unit: int = 1
     """Bytes that are allocated together, at most 2 MiB: writes of whole units need no copy. A format with larger
     blocks gives a smaller unit here, and places inside blocks that it has set aside and that read as zeros."""
+    stream: bool = False
+    """Whether data must come compressed, in whole units, in guest order, each once. The engine then copies so."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""

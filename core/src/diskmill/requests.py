@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .context import Context
@@ -41,11 +41,13 @@ class Backing:
     :param name: as it is written into the image.
     :param format: the format's name, where known.
     :param size: its guest disk's size in bytes; None where it was not opened.
+    :param details: what its driver tells of it (:meth:`Image.details`); None where it was not opened.
     """
 
     name: str
     format: str | None
     size: int | None = None
+    details: Mapping[str, Any] | None = None
 
 
 @dataclass

@@ -145,7 +145,7 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, context: Co
     if name is None:
         return None
     base = stack.enter_context(open_image(name, format, context=context))
-    return Backing(name, format or base.driver.name, base.size)
+    return Backing(name, format or base.driver.name, base.size, base.details())
 
 
 def _refuse_self(images: Sequence[Image], output: str) -> None:

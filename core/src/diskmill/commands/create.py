@@ -99,7 +99,7 @@ def _backing(name: str, backing: str, format: str | None, unsafe: bool, context:
             raise UsageError(
                 f"the backing image is given without its format: '{base.driver.name}' was detected", file=name
             )
-        return Backing(backing, format, base.size)
+        return Backing(backing, format, base.size, base.details())
 
 
 def _settings(driver: FormatDriver, options: Mapping[str, Any]) -> dict[str, Value]:
