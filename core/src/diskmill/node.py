@@ -156,8 +156,11 @@ class Image(Node):
     unit: int = 1
     """Bytes that are allocated together, at most 2 MiB: writes of whole units need no copy. A format with larger
     blocks gives a smaller unit here, and places inside blocks that it has set aside and that read as zeros."""
-    stream: bool = False
+    sequential: bool = False
     """Whether data must come compressed, in whole units, in guest order, each once. The engine then copies so."""
+    preallocated: bool | None = None
+    """Whether space was claimed ahead of being written, so that ``map`` asks the storage for its holes; None: it goes
+    by how much of the file is holes."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""

@@ -144,9 +144,9 @@ class _Copier:
         # Zeros are looked for in whole units, and a chunk is whole granules.
         self.granule = round_up(min(max(plan.sparse, 512), 2 * MiB), target.unit)
         self.chunk = round_up(CHUNK, self.granule)
-        self.encoder: Encoder | None = target.encoder() if plan.compress or target.stream else None
+        self.encoder: Encoder | None = target.encoder() if plan.compress or target.sequential else None
         # Where nothing is allocated, the order of writes leaves no trace.
-        self.ordered = target.stream or plan.in_order and (target.unit > 1 or plan.compress)
+        self.ordered = target.sequential or plan.in_order and (target.unit > 1 or plan.compress)
 
     def worker(self, workers: Workers[_Task]) -> Callable[[_Task, int], None]:
         buffer = bytearray(self.chunk)
