@@ -1,0 +1,223 @@
+"""The descriptor: the text that says what a VMDK is made of.
+
+See VMware, "Virtual Disk Format 5.0", "The Descriptor File". People and tools write it in many ways, so reading takes
+any line end, case, spacing and quoting; writing gives the form that VMware's and QEMU's readers both take.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diskmill.errors import ImageError, UsageError
+from diskmill.sizes import MAX_SIZE, SECTOR
+
+LIMIT = 1 << 20
+"""The longest descriptor that is read, in bytes."""
+MAX_EXTENTS = 8192
+"""The most extents that a descriptor may list: 16 TiB in files of 2 GiB."""
+NO_PARENT = 0xFFFFFFFF
+"""As ``parentCID``: there is no parent."""
+
+FLAT_TYPES = ("FLAT", "VMFS", "VMFSRDM", "VMFSRAW")
+"""Extent types whose bytes are the disk's, verbatim."""
+SPARSE_TYPES = ("SPARSE", "VMFSSPARSE", "SESPARSE")
+"""Extent types with grain tables."""
+
+_EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z]+)(?:\s+"([^"]*)"(?:\s+(\d{1,20}))?)?', re.IGNORECASE)
+_ACCESS = re.compile(r"(?:RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
+_ENTRY = re.compile(r"([A-Za-z0-9_.]+)\s*=\s*(.*?)\s*$", re.DOTALL)
+_ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([^"\r\n]*)', re.IGNORECASE | re.MULTILINE)
+# Keys whose value must be a number, to be found where it stands when it changes.
+_CID = re.compile(rb"(?im)^([ \t]*CID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
+_PARENT_CID = re.compile(rb"(?im)^([ \t]*parentCID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
+
+
+@dataclass(frozen=True)
+class ExtentLine:
+    """One line of the extent section.
+
+    :param access: ``RW``, ``RDONLY`` or ``NOACCESS``.
+    :param sectors: how many sectors of the guest disk it covers.
+    :param type: ``FLAT``, ``SPARSE``, ``ZERO``, …
+    :param name: the file's name, as the descriptor has it; empty for ``ZERO``.
+    :param offset: where a flat extent begins in its file, in sectors.
+    """
+
+    access: str
+    sectors: int
+    type: str
+    name: str = ""
+    offset: int = 0
+
+    def __str__(self) -> str:
+        line = f"{self.access} {self.sectors} {self.type}"
+        if self.name:
+            line += f' "{self.name}"'
+        return f"{line} {self.offset}" if self.type == "FLAT" else line
+
+
+@dataclass
+class Descriptor:
+    """What a descriptor says; ``raw`` are its bytes, in which single values can be changed."""
+
+    raw: bytes
+    entries: dict[str, str]
+    extents: list[ExtentLine]
+
+    @property
+    def create_type(self) -> str | None:
+        """``createType``: the disk's layout; None where it is missing."""
+        return self.entries.get("createtype")
+
+    @property
+    def cid(self) -> int | None:
+        """``CID``: changes whenever the contents do, from one opening to the next."""
+        return _hexadecimal(self.entries.get("cid"))
+
+    @property
+    def parent_cid(self) -> int:
+        """``parentCID``: what the parent's CID was when this image was made."""
+        value = _hexadecimal(self.entries.get("parentcid"))
+        return NO_PARENT if value is None else value
+
+    @property
+    def parent(self) -> str | None:
+        """``parentFileNameHint``."""
+        return self.entries.get("parentfilenamehint") or None
+
+    @property
+    def size(self) -> int:
+        """Bytes in the guest disk."""
+        return sum(line.sectors for line in self.extents) * SECTOR
+
+    def with_cid(self, cid: int) -> bytes:
+        """The bytes, with another CID: as long as before where that can be."""
+        return _replaced(_CID, self.raw, cid)
+
+    def with_parent_cid(self, cid: int) -> bytes:
+        """The bytes, with another parentCID."""
+        return _replaced(_PARENT_CID, self.raw, cid)
+
+
+def _hexadecimal(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text, 16) & 0xFFFFFFFF
+    except ValueError:
+        return None
+
+
+def _replaced(pattern: re.Pattern[bytes], raw: bytes, value: int) -> bytes:
+    return pattern.sub(lambda match: match.group(1) + b"%08x" % value, raw, count=1)
+
+
+def parse(raw: bytes, *, file: str) -> Descriptor:
+    """The descriptor in *raw*, which goes up to the first zero byte.
+
+    :param file: named in errors.
+    :raises ImageError: a line of the extent section makes no sense.
+    """
+    raw = raw[:LIMIT].partition(b"\0")[0]
+    entries: dict[str, str] = {}
+    extents: list[ExtentLine] = []
+    text = _decoded(raw).removeprefix("\ufeff")
+    # Not splitlines(): it splits at characters that may stand in a file name.
+    for number, line in enumerate(re.split(r"\r*\n|\r", text), 1):
+        line = line.strip(" \t\r\f\v")
+        if not line or line.startswith("#"):
+            continue
+        if _ACCESS.match(line):
+            if len(extents) == MAX_EXTENTS:
+                raise ImageError(f"more than {MAX_EXTENTS} extents", file=file, place="descriptor")
+            extents.append(_extent(line, number, file))
+            continue
+        match = _ENTRY.match(line)
+        if match is not None:
+            value = match.group(2)
+            if len(value) >= 2 and value[0] == value[-1] == '"':
+                value = value[1:-1]
+            entries.setdefault(match.group(1).lower(), value)
+    descriptor = Descriptor(raw, entries, extents)
+    if descriptor.size > MAX_SIZE:
+        raise ImageError(f"the extents add up to {descriptor.size} bytes", file=file, place="descriptor")
+    return descriptor
+
+
+def _decoded(raw: bytes) -> str:
+    match = _ENCODING.search(raw)
+    name = match.group(1).decode("ascii", "replace").strip() if match else "utf-8"
+    try:
+        info = codecs.lookup(name)
+        if getattr(info, "_is_text_encoding", True) and info.name not in ("idna", "punycode", "utf-7"):
+            return raw.decode(name)
+    except (LookupError, ValueError):
+        pass
+    # No, or not the, encoding that it claims: names then stand for the very bytes, as they do in the file system.
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _extent(line: str, number: int, file: str) -> ExtentLine:
+    place = f"descriptor: line {number}"
+    match = _EXTENT.match(line)
+    if match is None:
+        raise ImageError(f"not an extent: {line[:100]}", file=file, place=place)
+    access, sectors, type, name, offset = match.groups()
+    access, type = access.upper(), type.upper()
+    if type != "ZERO" and not name:
+        raise ImageError(f"an extent of type {type} needs a file name", file=file, place=place)
+    if int(sectors) * SECTOR > MAX_SIZE or offset is not None and int(offset) * SECTOR > MAX_SIZE:
+        raise ImageError("an extent that no file can hold", file=file, place=place)
+    return ExtentLine(access, int(sectors), type, name or "", int(offset or 0))
+
+
+def compose(
+    *,
+    create_type: str,
+    cid: int,
+    extents: Sequence[ExtentLine],
+    size: int,
+    adapter_type: str,
+    hardware_version: str,
+    tools_version: str,
+    parent_cid: int = NO_PARENT,
+    parent: str | None = None,
+) -> bytes:
+    """A new descriptor's text.
+
+    :param size: the guest disk's size in bytes, for the geometry.
+    :raises UsageError: a name cannot stand in a descriptor.
+    """
+    for name in [*(line.name for line in extents), parent or "", hardware_version, tools_version]:
+        if any(char in name for char in '"\r\n\0'):
+            raise UsageError("a VMDK descriptor cannot hold quotes or line ends in a name", file=name)
+    # The geometry that VMware gives disks of each kind of adapter.
+    heads = 16 if adapter_type == "ide" else 255
+    cylinders = size // (63 * heads * SECTOR)
+    # VMware assumes another encoding where names are not plain ASCII and none is given.
+    plain = all(line.name.isascii() for line in extents) and (parent or "").isascii()
+    lines = [
+        "# Disk DescriptorFile",
+        "version=1",
+        *([] if plain else ['encoding="UTF-8"']),
+        f"CID={cid:08x}",
+        f"parentCID={parent_cid:08x}",
+        f'createType="{create_type}"',
+        *([f'parentFileNameHint="{parent}"'] if parent else []),
+        "",
+        "# Extent description",
+        *(str(line) for line in extents),
+        "",
+        "# The Disk Data Base",
+        "#DDB",
+        "",
+        f'ddb.virtualHWVersion = "{hardware_version}"',
+        f'ddb.geometry.cylinders = "{cylinders}"',
+        f'ddb.geometry.heads = "{heads}"',
+        'ddb.geometry.sectors = "63"',
+        f'ddb.adapterType = "{adapter_type}"',
+        f'ddb.toolsVersion = "{tools_version}"',
+        "",
+    ]
+    return "\n".join(lines).encode("utf-8", "surrogateescape")

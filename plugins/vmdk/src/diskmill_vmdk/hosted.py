@@ -1,0 +1,371 @@
+"""Hosted sparse extents: what Workstation, Player and QEMU write, and the stream of OVF packages.
+
+Source: VMware, "Virtual Disk Format 5.0", "Hosted Sparse Extents" and "Stream-Optimized Compressed Sparse Extents".
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from diskmill import tables
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.extents import Placement
+from diskmill.node import Node, Storage
+from diskmill.sizes import MAX_SIZE, SECTOR, round_up
+
+from .grains import GrainPart
+from .structures import (
+    COWD_MAGIC,
+    DEFLATE,
+    FLAG_COMPRESSED,
+    FLAG_MARKERS,
+    FLAG_NEWLINE,
+    FLAG_REDUNDANT,
+    FLAG_ZEROED,
+    FOOTER,
+    GD_AT_END,
+    MARKER,
+    NEWLINES,
+    SPARSE_HEADER,
+    SPARSE_MAGIC,
+)
+
+if TYPE_CHECKING:
+    from diskmill.results import Finding
+    from diskmill.structs import Record
+
+MAX_ENTRIES = 512
+"""Entries in a grain table: VMware and QEMU know no other number."""
+LAST_SECTOR = 1 << 32
+"""Entries have 32 bits: an extent's file ends below 2 TiB."""
+_KEPT = 8192
+"""Grain tables that are kept in memory before they are written out: 256 GiB of guest disk, 16 MiB."""
+
+
+def read_header(node: Node, *, name: str) -> Record:
+    """The header of the hosted sparse extent in *node*, checked as far as it can be without reading more."""
+    header = SPARSE_HEADER.unpack(node.read(0, min(node.size, SPARSE_HEADER.size)), file=name)
+    _check_header(header, name)
+    return header
+
+
+def _check_header(header: Record, name: str) -> None:
+    if header.magicNumber != SPARSE_MAGIC:
+        what = "an ESX extent (COWD)" if header.magicNumber == COWD_MAGIC else "a bad magic"
+        raise ImageError(f"not a hosted sparse extent: {what}", file=name, place="header")
+    if not 1 <= header.version <= 3:
+        raise UnsupportedError(f"sparse extent version {header.version}", file=name)
+    if header.flags & FLAG_NEWLINE and header.newlines != NEWLINES:
+        raise ImageError("its line ends were changed: it was transferred as text", file=name, place="header")
+    limit = MAX_SIZE // SECTOR
+    if header.capacity > limit:
+        raise ImageError(f"a disk of {header.capacity} sectors", file=name, place="header")
+    if header.compressAlgorithm not in (0, DEFLATE):
+        raise UnsupportedError(f"compression algorithm {header.compressAlgorithm}", file=name)
+    if not 0 < header.grainSize <= limit:
+        raise ImageError(f"a grain of {header.grainSize} sectors", file=name, place="header")
+    if not 0 < header.numGTEsPerGT <= MAX_ENTRIES:
+        raise UnsupportedError(f"grain tables of {header.numGTEsPerGT} entries", file=name)
+
+
+def is_compressed(header: Record) -> bool:
+    """Whether the grains are."""
+    return bool(header.compressAlgorithm == DEFLATE)
+
+
+def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool = False) -> GrainPart:
+    """The part that the extent in *node* is.
+
+    :param scan: find compressed grains by their markers.
+    """
+    if is_compressed(header):
+        from .stream import open_stream
+
+        return open_stream(node, header, start, name=name, scan=scan)
+    return HostedPart(node, header, start, name=name)
+
+
+def footer_of(node: Node, header: Record, *, name: str) -> Record:
+    """The valid header of a compressed extent: its footer, where the header says so."""
+    if header.gdOffset != GD_AT_END:
+        return header
+    # Footer marker, footer and end-of-stream marker are the last three sectors.
+    place = "footer"
+    at = node.size // SECTOR * SECTOR - 3 * SECTOR
+    if at < SECTOR:
+        raise ImageError("it is missing: the file was cut short", file=name, place=place)
+    data = node.read(at, 3 * SECTOR)
+    before, after = MARKER.unpack(data), MARKER.unpack(data, 2 * SECTOR)
+    if before.size or before.type != FOOTER or after.val or after.size or after.type:
+        raise ImageError("it is missing: the file was cut short", file=name, place=place)
+    footer = SPARSE_HEADER.unpack(data, SECTOR)
+    _check_header(footer, name)
+    if footer.gdOffset == GD_AT_END:
+        raise ImageError("it does not say where the grain directory is", file=name, place=place)
+    return footer
+
+
+def geometry(header: Record, node: Node, name: str) -> dict[str, Any]:
+    """What the header says, as keywords for :class:`GrainPart`."""
+    if header.gdOffset > MAX_SIZE // SECTOR:
+        raise ImageError("the grain directory lies beyond the end of the file", file=name, place="header")
+    if header.overHead * SECTOR > node.size:
+        raise ImageError(
+            f"the file was cut short: {node.size} bytes, but {header.overHead * SECTOR} are metadata",
+            file=name,
+            place="header",
+        )
+    return {
+        "name": name,
+        "grain": header.grainSize * SECTOR,
+        "per_table": header.numGTEsPerGT,
+        "width": 4,
+        "directory": header.gdOffset * SECTOR,
+        "zeroed": bool(header.flags & FLAG_ZEROED),
+    }
+
+
+class HostedPart(GrainPart):
+    """An uncompressed hosted sparse extent."""
+
+    node: Storage
+    writable = True
+
+    def __init__(self, node: Node, header: Record, start: int, *, name: str) -> None:
+        keywords = geometry(header, node, name)
+        super().__init__(node, start, header.capacity * SECTOR, **keywords)
+        self.header = header
+        self.redundant_offset: int | None = None
+        if header.flags & FLAG_REDUNDANT and header.rgdOffset:
+            self.redundant_offset = min(header.rgdOffset, MAX_SIZE // SECTOR) * SECTOR
+            if self.redundant_offset + self.count * self.width > node.size:
+                raise ImageError("the redundant grain directory lies beyond the end of the file", file=name)
+        self._redundant: array[int] | None = None
+        self._next: int | None = None
+        self._dirty: set[int] = set()
+        self._placed: set[int] = set()
+        self._marked = False
+
+    @property
+    def redundant(self) -> array[int] | None:
+        """The redundant grain directory; None where there is none."""
+        if self._redundant is None and self.redundant_offset is not None:
+            self._redundant = self.read_directory(self.redundant_offset)
+        return self._redundant
+
+    # -- space --------------------------------------------------------------------------------------------------
+
+    def take(self, count: int) -> int:
+        """The first of *count* new sectors at the end of the file, at a multiple of the grain size."""
+        grain = self.unit // SECTOR
+        if self._next is None:
+            self._next = round_up(self._end(), grain)
+        sector = self._next
+        if sector + count > LAST_SECTOR:
+            raise UnsupportedError("the file of a sparse extent cannot grow beyond 2 TiB", file=self.name)
+        self._next = sector + round_up(count, grain)
+        return sector
+
+    def _end(self) -> int:
+        """The sector after everything that is in use."""
+        grain, end = self.unit // SECTOR, -(-self.node.size // SECTOR)
+        end = max(end, self.header.overHead)
+        if end % grain == 0 and self.header.overHead % grain == 0:
+            return end
+        # The last grain may go on beyond the end of the file.
+        for index in range(self.count):
+            sector = self.directory[index]
+            if self.special(sector) is None:
+                end = max(end, max(self.entries(index, sector, 1)) + grain)
+        return end
+
+    def table(self, index: int) -> array[int]:
+        """Grain table *index*, in memory, to be changed."""
+        table = self.changed.get(index)
+        if table is not None:
+            return table
+        sector = self.directory[index]
+        kind = self.special(sector)
+        if kind is None:
+            table = self.read_tables(index, sector, 1)
+        else:
+            # There is no such table in the file: it gets places, which the directory names once it is there.
+            table = tables.filled(self.per_table, 4, sector)
+            self.directory[index] = self.take(self.table_sectors)
+            if self.redundant is not None:
+                self.redundant[index] = self.take(self.table_sectors)
+            self._placed.add(index)
+            self._dirty.add(index)
+        if len(self.changed) >= _KEPT:
+            self.flush()
+            self.changed.clear()
+        self.changed[index] = table
+        self._recent = (0, array("I"))
+        return table
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        self._mark(True)
+        unit, step = self.unit, self.unit // SECTOR
+        low, high = offset - self.start, offset - self.start + length
+        grain, end = low // unit, -(-high // unit)
+        result: list[Placement] = []
+        while grain < end:
+            index, at = divmod(grain, self.per_table)
+            count = min(end - grain, self.per_table - at)
+            entries = self.table(index)[at : at + count]
+            if not any(entries):
+                self._fresh(result, grain, count)
+            else:
+                for run in tables.runs(entries, step):
+                    self._place(result, grain + run.at, run, low, high)
+            grain += count
+        return result
+
+    def _place(self, result: list[Placement], grain: int, run: tables.Run, low: int, high: int) -> None:
+        unit, value, length = self.unit, run.value, run.length
+        while length and self.special(value) is not None:
+            count = length if not run.step else 1
+            self._fresh(result, grain, count)
+            grain, length, value = grain + count, length - count, value + run.step
+        while length:
+            count = length if run.step else 1
+            begin, end = max(grain * unit, low), min((grain + count) * unit, high)
+            offset = value * SECTOR + begin - grain * unit
+            if value * SECTOR >= self.node.size:
+                raise ImageError("it points beyond the end of the file", file=self.name, place=f"grain {grain}")
+            result.append(Placement(self.start + begin, end - begin, self.node, offset))
+            grain, length = grain + count, length - count
+
+    def _fresh(self, result: list[Placement], grain: int, count: int) -> None:
+        unit = self.unit
+        offset = self.take(count * (unit // SECTOR)) * SECTOR
+        start, length = self.start + grain * unit, count * unit
+        if result:
+            last = result[-1]
+            if last.fresh and last.start + last.length == start and last.offset + last.length == offset:
+                result[-1] = last._replace(length=last.length + length)
+                return
+        result.append(Placement(start, length, self.node, offset, True))
+
+    def publish(self, placement: Placement) -> None:
+        if placement.fresh:
+            self._set(placement.start, placement.length, placement.offset // SECTOR, self.unit // SECTOR)
+
+    def _set(self, start: int, length: int, value: int, step: int) -> None:
+        grain = (start - self.start) // self.unit
+        end = grain + length // self.unit
+        while grain < end:
+            index, at = divmod(grain, self.per_table)
+            count = min(end - grain, self.per_table - at)
+            tables.fill_run(self.table(index), at, count, value, step)
+            self._dirty.add(index)
+            grain, value = grain + count, value + count * step
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool, backing: bool) -> None:
+        extents = list(self.extents(offset, length))
+        missing = [extent for extent in extents if extent.node is None and extent.kind.value == "hole"]
+        if backing and missing and not self.zeroed:
+            raise UnsupportedError("grains of zeros need the option zeroed_grain", file=self.name)
+        self._mark(True)
+        for extent in extents:
+            if extent.node is not None:
+                extent.node.zero(extent.offset, extent.length, unmap=unmap)
+        if backing:
+            for extent in missing:
+                self._set(extent.start, round_up(extent.length, self.unit), 1, 0)
+
+    # -- what reaches the file ----------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Grain tables after the grains, directories after new grain tables."""
+        if not self._dirty:
+            return
+        self.node.barrier()
+        dirty = sorted(self._dirty)
+        self._write_tables(self.directory, dirty)
+        if self.redundant is not None:
+            self._write_tables(self.redundant, dirty)
+        if self._placed:
+            self.node.barrier()
+            self.node.write(self.directory_offset, tables.to_bytes(self.directory, "little"))
+            if self.redundant is not None and self.redundant_offset is not None:
+                self.node.write(self.redundant_offset, tables.to_bytes(self.redundant, "little"))
+        self._dirty.clear()
+        self._placed.clear()
+
+    def _write_tables(self, directory: array[int], indexes: Sequence[int]) -> None:
+        """Write changed grain tables to where *directory* has them, neighbours at once."""
+        group: list[int] = []
+        pad = bytes(self.table_sectors * SECTOR - self.table_bytes)
+        for index in [*indexes, -1]:
+            if group and (index < 0 or directory[index] != directory[group[-1]] + self.table_sectors):
+                data = b"".join(tables.to_bytes(self.changed[one], "little") + pad for one in group)
+                self.check_tables(group[0], directory[group[0]], 0)
+                self.node.write(directory[group[0]] * SECTOR, data)
+                group = []
+            group.append(index)
+
+    def _mark(self, unclean: bool) -> None:
+        """Say in the header that the extent is being written, or no longer is."""
+        if self._marked is not unclean and not self.header.uncleanShutdown:
+            self._marked = unclean
+            self.node.write(SPARSE_HEADER.offsets["uncleanShutdown"], bytes([unclean]))
+
+    def finish(self) -> None:
+        if self._marked:
+            self.node.barrier()
+            self._mark(False)
+
+    # -- check --------------------------------------------------------------------------------------------------
+
+    def check(self, repair: bool) -> Sequence[Finding]:
+        from .checking import check_hosted
+
+        return check_hosted(self, repair)
+
+
+FLAGS_NEW = FLAG_NEWLINE | FLAG_REDUNDANT
+"""Of new uncompressed extents."""
+FLAGS_STREAM = FLAG_NEWLINE | FLAG_COMPRESSED | FLAG_MARKERS
+"""Of new streamOptimized ones."""
+GRAIN = 128
+"""Sectors in a grain of new extents, as VMware makes them."""
+DESCRIPTOR_AT, DESCRIPTOR_ROOM = 1, 20
+"""Sectors for the descriptor in new extents."""
+
+
+def make_extent(node: Storage, size: int, *, zeroed: bool) -> None:
+    """A new, empty hosted sparse extent for *size* bytes, with all its tables in place and no descriptor yet."""
+    capacity = size // SECTOR
+    count = -(-capacity // (GRAIN * MAX_ENTRIES))
+    directory_sectors = -(-count * 4 // SECTOR)
+    table_sectors = MAX_ENTRIES * 4 // SECTOR
+    redundant = DESCRIPTOR_AT + DESCRIPTOR_ROOM
+    primary = redundant + directory_sectors + count * table_sectors
+    overhead = round_up(primary + directory_sectors + count * table_sectors, GRAIN)
+    header = SPARSE_HEADER.new(
+        magicNumber=SPARSE_MAGIC,
+        version=2 if zeroed else 1,
+        flags=FLAGS_NEW | (FLAG_ZEROED if zeroed else 0),
+        capacity=capacity,
+        grainSize=GRAIN,
+        descriptorOffset=DESCRIPTOR_AT,
+        descriptorSize=DESCRIPTOR_ROOM,
+        numGTEsPerGT=MAX_ENTRIES,
+        rgdOffset=redundant,
+        gdOffset=primary,
+        overHead=overhead,
+        newlines=NEWLINES,
+    )
+    if overhead >= LAST_SECTOR:
+        raise UnsupportedError("a disk that a sparse extent has no room for", file=node.name)
+    node.truncate(overhead * SECTOR)
+    for place in (redundant, primary):
+        first = place + directory_sectors
+        directory = array("I", range(first, first + count * table_sectors, table_sectors))
+        node.write(place * SECTOR, tables.to_bytes(directory, "little"))
+    node.write(0, SPARSE_HEADER.pack(header))

@@ -1,0 +1,282 @@
+"""A VMDK disk: its descriptor, and the parts that the guest disk is put together from."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.extents import Encoder, Extent, Kind, Placement
+from diskmill.node import Image, Node, Storage
+from diskmill.references import Reference
+from diskmill.sizes import SECTOR
+
+from .descriptor import NO_PARENT, Descriptor
+from .parts import MissingPart, Part
+
+if TYPE_CHECKING:
+    from diskmill.drivers import FormatDriver
+
+
+class VmdkImage(Image):
+    """The guest disk.
+
+    :param descriptor: None where the file is an extent without one.
+    :param room: how many bytes an embedded descriptor may take; 0: it is a file of its own.
+    :param at: where it begins in ``file``.
+    """
+
+    def __init__(
+        self,
+        driver: FormatDriver,
+        file: Node,
+        *,
+        name: str,
+        size: int,
+        writable: bool,
+        descriptor: Descriptor | None,
+        create_type: str,
+        at: int = 0,
+        room: int = 0,
+    ) -> None:
+        super().__init__(driver, file, name=name, size=size, writable=writable)
+        self.descriptor = descriptor
+        self.create_type = create_type
+        self.descriptor_at = at
+        self.descriptor_room = room
+        self.cid = NO_PARENT if descriptor is None or descriptor.cid is None else descriptor.cid
+        self.parent_cid = NO_PARENT if descriptor is None else descriptor.parent_cid
+        self.parts: list[Part] = []
+        self._starts: list[int] = []
+        self.changed = False
+        self._parent_matches = True
+        self._attached: dict[int, Node] = {}
+
+    # -- putting it together ------------------------------------------------------------------------------------
+
+    def set_parts(self, parts: Sequence[Part]) -> None:
+        """The parts, in order; those that the core will attach are :class:`MissingPart` until then."""
+        self.parts = list(parts)
+        self._starts = [part.start for part in parts]
+        self._set_unit()
+
+    def _set_unit(self) -> None:
+        units = {part.unit for part in self.parts} - {1}
+        self.unit = max(units) if units else 1
+
+    def attach(self, reference: Reference, node: Node) -> None:
+        if reference.role != "extent":
+            super().attach(reference, node)
+            self._parent_matches = isinstance(node, VmdkImage) and node.cid == self.parent_cid
+            return
+        from .opening import open_extent
+
+        assert self.descriptor is not None
+        line = self.descriptor.extents[reference.key]
+        self._attached[reference.key] = node
+        placeholder = self.parts[reference.key]
+        self.parts[reference.key] = open_extent(line, node, placeholder.start, writable=self.writable)
+        self._set_unit()
+        if self.writable:
+            self.check_writable()
+
+    def check_writable(self) -> None:
+        """Grains of the parts must be units of the disk, for the engine to write whole ones."""
+        for part in self.parts:
+            if part.start % self.unit or part.unit not in (1, self.unit):
+                raise UnsupportedError("an image whose extents begin inside grains can only be read", file=self.name)
+
+    def children(self) -> Iterator[Node]:
+        yield self.file
+        yield from self._attached.values()
+        if self.backing is not None:
+            yield self.backing
+
+    def adopt(self, index: int, node: Node) -> None:
+        """*node*, made by ``create``, holds the extent *index*."""
+        self._attached[index] = node
+
+    # -- the map ------------------------------------------------------------------------------------------------
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return _joined(self._extents(offset, length))
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = offset + length
+        checked = self.backing is None or self._parent_matches
+        for part in self._touched(offset, end):
+            at, upto = max(offset, part.start), min(end, part.end)
+            for extent in part.extents(at, upto - at):
+                if not checked and extent.kind is Kind.HOLE:
+                    raise ImageError(
+                        f"its parent '{self.backing.name if self.backing else ''}' has changed since "
+                        f"(parentCID {self.parent_cid:08x}): what it holds no longer fits",
+                        file=self.name,
+                    )
+                yield extent
+
+    def _touched(self, offset: int, end: int) -> Iterator[Part]:
+        index = max(bisect_right(self._starts, offset) - 1, 0)
+        while index < len(self.parts) and self.parts[index].start < end:
+            if self.parts[index].end > offset:
+                yield self.parts[index]
+            index += 1
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        self._begin()
+        result: list[Placement] = []
+        end = offset + length
+        for part in self._touched(offset, end):
+            at, upto = max(offset, part.start), min(end, part.end)
+            result += part.reserve(at, upto - at)
+        return result
+
+    def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
+        from .stream import StreamWriter
+
+        part = self.parts[0]
+        if not isinstance(part, StreamWriter):
+            return super().reserve_encoded(units)
+        return part.reserve_encoded(units)
+
+    def publish(self, placements: Sequence[Placement]) -> None:
+        parts, starts = self.parts, self._starts
+        for placement in placements:
+            if placement.fresh:
+                parts[bisect_right(starts, placement.start) - 1].publish(placement)
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        self._begin()
+        end = offset + length
+        for part in self._touched(offset, end):
+            at, upto = max(offset, part.start), min(end, part.end)
+            part.zero_units(at, upto - at, unmap=unmap, backing=self.backing is not None)
+
+    def encoder(self) -> Encoder:
+        from .stream import StreamEncoder, Verbatim
+
+        part = self.parts[0] if self.parts else None
+        return StreamEncoder() if part is not None and part.compressed else Verbatim()
+
+    def _begin(self) -> None:
+        """The first write since the image was opened: images that stand on this one no longer fit."""
+        if self.changed:
+            return
+        self.changed = True
+        if self.descriptor is not None and self.descriptor.cid is not None:
+            cid = new_cid()
+            self.write_descriptor(self.descriptor.with_cid(cid))
+            self.cid = cid
+
+    def write_descriptor(self, raw: bytes) -> None:
+        """Put *raw* in the descriptor's place.
+
+        :raises UnsupportedError: there is no room for it.
+        """
+        from .descriptor import parse
+
+        assert self.descriptor is not None and isinstance(self.file, Storage)
+        old = self.descriptor.raw
+        self.descriptor = parse(raw, file=self.name)
+        if len(raw) == len(old):
+            # Only the sectors that change: each of them is written whole or not at all.
+            for at in range(0, len(raw), SECTOR):
+                if raw[at : at + SECTOR] != old[at : at + SECTOR]:
+                    self.file.write(self.descriptor_at + at, raw[at : at + SECTOR])
+            return
+        if self.descriptor_room:
+            if len(raw) > self.descriptor_room:
+                raise UnsupportedError("the embedded descriptor has no room to grow", file=self.name)
+            self.file.write(self.descriptor_at, raw.ljust(self.descriptor_room, b"\0"))
+            return
+        self.file.write(0, raw)
+        self.file.truncate(len(raw))
+
+    def flush(self) -> None:
+        with self.lock:
+            if self.changed:
+                for part in self.parts:
+                    part.flush()
+        for node in (*self._attached.values(), self.file):
+            node.flush()
+
+    def _finish(self) -> None:
+        """The last thing before the image is closed."""
+        if not self.changed:
+            return
+        for part in self.parts:
+            part.flush()
+            part.finish()
+        if isinstance(self.backing, VmdkImage) and self._parent_matches and self.backing.cid != self.parent_cid:
+            # The parent was written through this very graph (commit): what is here still fits.
+            self._follow_parent(self.backing.cid)
+
+    def _follow_parent(self, cid: int) -> None:
+        assert self.descriptor is not None
+        self.write_descriptor(self.descriptor.with_parent_cid(cid))
+        self.parent_cid = cid
+
+    def settle(self) -> None:
+        self._finish()
+        super().settle()
+
+    def close(self) -> None:
+        if not self.closed and self.writable:
+            try:
+                self._finish()
+            except BaseException:
+                self.abandon()
+                raise
+        super().close()
+
+    # -- what a user may ask ------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        return any(getattr(getattr(part, "header", None), "uncleanShutdown", 0) for part in self.parts)
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "cid": self.cid,
+            "parent-cid": self.parent_cid,
+            "create-type": self.create_type,
+            "extents": [self._describe(index, part) for index, part in enumerate(self.parts)],
+        }
+
+    def _describe(self, index: int, part: Part) -> dict[str, Any]:
+        lines = self.descriptor.extents if self.descriptor is not None else []
+        own = index not in self._attached and not isinstance(part, MissingPart) and part.node is self.file
+        line = lines[index] if not own and index < len(lines) else None
+        name = self.name if line is None else os.path.join(os.path.dirname(self.name), line.name)
+        # QEMU gives no type for the extent that the descriptor is embedded in.
+        told = {"filename": name, "format": "" if line is None else line.type, "virtual-size": part.end - part.start}
+        return told | part.details()
+
+
+def new_cid() -> int:
+    """A content id that is not taken for "no parent"."""
+    return int.from_bytes(os.urandom(4), "little") % 0xFFFFFFFE
+
+
+def _joined(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Neighbours that are the same, and lie side by side where they lie anywhere, as one."""
+    last: Extent | None = None
+    for extent in extents:
+        if (
+            last is not None
+            and extent.kind is last.kind
+            and not extent.unit
+            and extent.node is last.node
+            and (last.node is None or extent.offset == last.offset + last.length)
+        ):
+            last = last._replace(length=last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last

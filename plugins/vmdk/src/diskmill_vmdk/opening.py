@@ -1,0 +1,188 @@
+"""Opening: what a file is (a descriptor, an extent, both), and what its extents are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.node import Node
+from diskmill.references import Reference
+from diskmill.sizes import MAX_SIZE, SECTOR, round_up
+
+from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, ExtentLine, parse
+from .hosted import is_compressed, open_hosted, read_header
+from .image import VmdkImage
+from .parts import FlatPart, MissingPart, Part, ZeroPart
+from .structures import COWD_MAGIC, SPARSE_MAGIC
+
+if TYPE_CHECKING:
+    from diskmill.drivers import FormatDriver
+    from diskmill.requests import OpenRequest
+
+OWN_CREATE_TYPES = ("monolithicsparse", "streamoptimized")
+"""Create types whose only extent is the file that the descriptor is embedded in."""
+
+
+def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
+    """The image in ``request.file``."""
+    file = request.file
+    assert file is not None
+    magic = file.read(0, min(4, file.size))
+    if magic == SPARSE_MAGIC:
+        image = _open_hosted(driver, request, file)
+    elif magic == COWD_MAGIC:
+        image = _open_cowd(driver, request, file)
+    else:
+        descriptor = parse(file.read(0, min(file.size, LIMIT)), file=request.name)
+        image = _open_descriptor(driver, request, file, descriptor)
+    if image.descriptor is not None and image.descriptor.parent is not None:
+        parent = Reference("backing", image.descriptor.parent, format=driver.name)
+        image.references = [*image.references, parent]
+    elif image.parent_cid not in (NO_PARENT, 0):
+        request.context.warn(
+            f"'{request.name}' has a parent (CID {image.parent_cid:08x}) but does not name it: "
+            "what it does not hold reads as zeros"
+        )
+    if request.writable and not image.references:
+        image.check_writable()
+    return image
+
+
+def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> VmdkImage:
+    name = request.name
+    header = read_header(file, name=name)
+    descriptor, at, room = None, 0, 0
+    if header.descriptorOffset:
+        at, room = header.descriptorOffset * SECTOR, min(header.descriptorSize * SECTOR, LIMIT)
+        if at > MAX_SIZE or at + room > round_up(file.size, SECTOR):
+            raise ImageError("the descriptor lies beyond the end of the file", file=name, place="header")
+        descriptor = parse(file.read(at, room), file=name)
+        if not descriptor.entries:
+            descriptor = None  # an extent of a larger disk: the room for a descriptor is empty
+    if descriptor is not None and not header.capacity:
+        kind = (descriptor.create_type or "").lower()
+        if kind not in OWN_CREATE_TYPES and descriptor.extents:
+            return _open_descriptor(driver, request, file, descriptor, at=at, room=room)
+    if request.writable and is_compressed(header):
+        raise UnsupportedError("a streamOptimized image cannot be changed: it is written once, in order", file=name)
+    if request.writable and header.version == 3:
+        raise UnsupportedError("a sparse extent of version 3 (changed block tracking) can only be read", file=name)
+    part = open_hosted(file, header, 0, name=name, scan=bool(request.options.get("scan")))
+    image = VmdkImage(
+        driver,
+        file,
+        name=name,
+        size=part.end,
+        writable=request.writable,
+        descriptor=descriptor,
+        # Tools that convert leave a stale type behind: what the header says is what the extent is.
+        create_type="streamOptimized" if part.compressed else (descriptor and descriptor.create_type)
+        or "monolithicSparse",
+        at=at,
+        room=room,
+    )
+    image.set_parts([part])
+    return image
+
+
+def _open_cowd(driver: FormatDriver, request: OpenRequest, file: Node) -> VmdkImage:
+    from .esx import open_cowd
+
+    if request.writable:
+        raise UnsupportedError("a COWD extent can only be read", file=request.name)
+    part = open_cowd(file, 0, name=request.name)
+    image = VmdkImage(
+        driver,
+        file,
+        name=request.name,
+        size=part.end,
+        writable=False,
+        descriptor=None,
+        create_type="vmfsSparse",
+    )
+    image.set_parts([part])
+    return image
+
+
+def _open_descriptor(
+    driver: FormatDriver, request: OpenRequest, file: Node, descriptor: Descriptor, *, at: int = 0, room: int = 0
+) -> VmdkImage:
+    """A disk whose extents are other files."""
+    name = request.name
+    create_type = descriptor.create_type
+    if create_type is None:
+        raise ImageError("not a VMDK: neither an extent nor a descriptor with a createType", file=name)
+    image = VmdkImage(
+        driver,
+        file,
+        name=name,
+        size=descriptor.size,
+        writable=request.writable,
+        descriptor=descriptor,
+        create_type=create_type,
+        at=at,
+        room=room,
+    )
+    parts: list[Part] = []
+    references = []
+    start = 0
+    for index, line in enumerate(descriptor.extents):
+        length = line.sectors * SECTOR
+        if line.type == "ZERO":
+            parts.append(ZeroPart(None, start, length, name=name))
+        elif line.type not in FLAT_TYPES + SPARSE_TYPES:
+            raise UnsupportedError(f"an extent of type {line.type}", file=name)
+        elif line.access == "NOACCESS":
+            why = f"the descriptor allows no access to the extent '{line.name}'"
+            parts.append(MissingPart(start, length, name=name, why=why))
+        else:
+            why = f"the extent '{line.name}' was not opened"
+            parts.append(MissingPart(start, length, name=name, why=why))
+            references.append(
+                # Never a protocol: the name is a path, with colons or without.
+                Reference(
+                    "extent",
+                    line.name if line.name.startswith("/") else f"./{line.name}",
+                    writable=line.access == "RW" and line.type not in ("VMFSSPARSE", "SESPARSE"),
+                    storage=True,
+                    key=index,
+                )
+            )
+        start += length
+    image.set_parts(parts)
+    image.references = references
+    return image
+
+
+def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool) -> Part:
+    """The part that *line* of a descriptor stands for, in the file that it names.
+
+    :param writable: whether the image is open for writing.
+    """
+    length, name = line.sectors * SECTOR, node.name
+    part: Part
+    if line.type in FLAT_TYPES:
+        return FlatPart(
+            node, start, length, name=name, offset=line.offset * SECTOR, writable=writable and line.access == "RW"
+        )
+    if line.type == "SESPARSE":
+        from .esx import open_sesparse
+
+        part = open_sesparse(node, start, name=name)
+    elif node.read(0, min(4, node.size)) == COWD_MAGIC:
+        from .esx import open_cowd
+
+        part = open_cowd(node, start, name=name)
+    else:
+        header = read_header(node, name=name)
+        if writable and (is_compressed(header) or header.version == 3):
+            raise UnsupportedError("compressed or version 3 extents can only be read", file=name)
+        part = open_hosted(node, header, start, name=name)
+        part.writable = part.writable and line.access == "RW"
+    if writable and line.access == "RW" and not part.writable:
+        raise UnsupportedError(f"extents of type {line.type} of ESX can only be read", file=name)
+    have = part.end - part.start
+    if not length <= have <= round_up(length, part.unit):
+        raise ImageError(f"it holds {have} bytes of a disk, but the descriptor says {length}", file=name)
+    part.end = start + length
+    return part
