@@ -114,6 +114,8 @@ def _mostly_holes(image: Image) -> bool:
     """
     if image.window is not None:
         return True
+    if image.preallocated is not None:
+        return image.preallocated
     storage = storage_of(image)
     allocated = storage.allocated()
     if allocated is None:
