@@ -225,6 +225,16 @@ class Image(Node):
         """What QAPI's ``ImageInfo`` calls so, in bytes; None where the format has no clusters (or QEMU tells none)."""
         return self.unit if self.window is None and self.unit > 1 else None
 
+    def allocated(self) -> int | None:
+        """Bytes of disk space that the image's files take, those of its backing image not counted; None: unknown."""
+        sizes = [
+            child.allocated()
+            for child in self.children()
+            if child is not self.backing and isinstance(child, Storage | Image)
+        ]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
     @property
     def encrypted(self) -> bool:
         """Whether guest data is stored encrypted."""

@@ -6,10 +6,10 @@ import os
 
 from ..context import Context
 from ..errors import DiskmillError
-from ..graph import open_image, storage_of
+from ..graph import open_image
 from ..names import parse_name
 from ..node import Image
-from ..results import ImageInfo
+from ..results import ImageInfo, Snapshot
 
 
 def info(
@@ -47,20 +47,20 @@ def describe(image: Image, context: Context, name: str | None = None) -> ImageIn
     """What the opened *image* is; *name* is what it is called in place of its own name."""
     backing = next((reference for reference in image.references if reference.role == "backing"), None)
     shown = name or image.name
-    snapshots = []
+    snapshots: list[Snapshot] = []
     if "snapshots" in image.driver.capabilities:
         snapshots = context.registry.call(image.driver, "snapshot", image=image, action="list", name="") or []
     return ImageInfo(
         filename=shown,
         format=image.driver.name,
         virtual_size=image.size,
-        actual_size=storage_of(image).allocated(),
+        actual_size=image.allocated(),
         cluster_size=image.cluster_size,
         dirty=image.dirty,
         encrypted=image.encrypted,
-        backing_filename=backing and backing.name,
-        full_backing_filename=backing and full_name(shown, backing.name),
-        backing_filename_format=backing and backing.format,
+        backing_filename=backing.name if backing else None,
+        full_backing_filename=full_name(shown, backing.name) if backing else None,
+        backing_filename_format=backing.format if backing else None,
         snapshots=snapshots,
         specific=image.details(),
     )
