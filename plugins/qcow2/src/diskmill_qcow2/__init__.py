@@ -1,0 +1,104 @@
+"""qcow2, QEMU's own format, as a diskmill driver: what it is called, what it can do, its options.
+
+The rest of the package is imported when a hook needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diskmill.drivers import FormatDriver, hookimpl
+from diskmill.options import Option
+
+if TYPE_CHECKING:
+    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.results import Measurement
+
+    from .image import Qcow2Image
+
+_BOTH = ("create", "amend")
+
+
+class Qcow2Driver(FormatDriver):
+    """``qcow2``."""
+
+    name = "qcow2"
+    title = "QEMU's own format: snapshots, backing files, compression, bitmaps"
+    capabilities = frozenset({"create", "write", "backing", "compression", "zero", "resize", "preallocation"})
+    options = (
+        Option("size", "size", "the guest disk's size in bytes", when=_BOTH),
+        Option(
+            "compat",
+            "str",
+            "the version: 0.10 (v2) or 1.1 (v3)",
+            choices=("0.10", "1.1", "v2", "v3"),
+            default="1.1",
+            when=_BOTH,
+        ),
+        Option("backing_file", "str", "file name of a base image", when=_BOTH),
+        Option("backing_fmt", "str", "format of the base image", when=_BOTH),
+        Option("cluster_size", "size", "bytes in a cluster: a power of two from 512 to 2M", default=65536),
+        Option(
+            "preallocation",
+            "str",
+            "off; metadata (tables); falloc (tables, space allocated); full (tables, space written)",
+            default="off",
+            choices=("off", "metadata", "falloc", "full"),
+        ),
+        Option("lazy_refcounts", "bool", "postpone refcount updates", default=False, when=_BOTH, versions="1.1"),
+        Option("refcount_bits", "int", "bits in a refcount: 1, 2, 4, … 64", default=16, when=_BOTH, versions="1.1"),
+        Option(
+            "compression_type",
+            "str",
+            "how clusters are compressed",
+            default="zlib",
+            choices=("zlib", "zstd"),
+            versions="1.1",
+        ),
+        Option("extended_l2", "bool", "32 subclusters a cluster, allocated one by one", default=False, versions="1.1"),
+        Option("data_file", "str", "file name of an external data file", when=_BOTH, versions="1.1"),
+        Option(
+            "data_file_raw",
+            "bool",
+            "the external data file stays valid as a raw image",
+            default=False,
+            when=_BOTH,
+            versions="1.1",
+        ),
+    )
+
+    @hookimpl
+    def probe(self, data: bytes, name: str) -> int:
+        """By magic and version."""
+        return 100 if data[:8] in (b"QFI\xfb\0\0\0\2", b"QFI\xfb\0\0\0\3") else 0
+
+    @hookimpl
+    def open(self, request: OpenRequest) -> Qcow2Image:
+        """An existing image."""
+        from .image import open_image
+
+        return open_image(self, request)
+
+    @hookimpl
+    def create(self, request: CreateRequest) -> Qcow2Image:
+        """A new image."""
+        from .create import create
+
+        return create(self, request)
+
+    @hookimpl
+    def measure(self, request: MeasureRequest) -> Measurement:
+        """What a new image would take."""
+        from .measure import measure
+
+        return measure(request)
+
+    @hookimpl
+    def resize(self, image: Qcow2Image, size: int, preallocation: str) -> bool:
+        """Another size for the guest disk."""
+        from .resize import resize
+
+        return resize(image, size, preallocation)
+
+
+driver = Qcow2Driver()

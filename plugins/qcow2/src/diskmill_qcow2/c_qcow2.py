@@ -1,0 +1,171 @@
+"""On-disk structures of qcow2, in the names of the specification.
+
+Source: "QEMU QCOW2 image format", docs/interop/qcow2 in the QEMU sources. All numbers are big-endian. Limits that
+QEMU sets on top of the format are marked so.
+"""
+
+from __future__ import annotations
+
+from diskmill.sizes import KiB, MiB
+from diskmill.structs import Structure
+
+QCOW_MAGIC = b"QFI\xfb"
+
+HEADER_V2 = Structure(
+    "header",
+    ">",
+    [
+        ("magic", "4s"),
+        ("version", "I"),
+        ("backing_file_offset", "Q"),
+        ("backing_file_size", "I"),
+        ("cluster_bits", "I"),
+        ("size", "Q"),
+        ("crypt_method", "I"),
+        ("l1_size", "I"),
+        ("l1_table_offset", "Q"),
+        ("refcount_table_offset", "Q"),
+        ("refcount_table_clusters", "I"),
+        ("nb_snapshots", "I"),
+        ("snapshots_offset", "Q"),
+    ],
+)
+HEADER = Structure(
+    "header",
+    ">",
+    [
+        *HEADER_V2.fields,
+        ("incompatible_features", "Q"),
+        ("compatible_features", "Q"),
+        ("autoclear_features", "Q"),
+        ("refcount_order", "I"),
+        ("header_length", "I"),
+    ],
+)
+COMPRESSION_TYPE_OFFSET = 104
+"""Byte offset of the additional field compression_type, one byte."""
+HEADER_LENGTH = 112
+"""header_length with the field compression_type and its padding."""
+
+# Header extensions.
+EXT_END = 0x00000000
+EXT_BACKING_FORMAT = 0xE2792ACA
+EXT_FEATURE_TABLE = 0x6803F857
+EXT_BITMAPS = 0x23852875
+EXT_CRYPTO_HEADER = 0x0537BE77
+EXT_DATA_FILE = 0x44415441
+EXTENSION = Structure("header extension", ">", [("type", "I"), ("length", "I")])
+FEATURE_NAME = Structure("feature name table", ">", [("type", "B"), ("bit", "B"), ("name", "46s")])
+BITMAPS_EXTENSION = Structure(
+    "bitmaps extension",
+    ">",
+    [("nb_bitmaps", "I"), ("_reserved", "I"), ("bitmap_directory_size", "Q"), ("bitmap_directory_offset", "Q")],
+)
+CRYPTO_HEADER = Structure("full disk encryption header pointer", ">", [("offset", "Q"), ("length", "Q")])
+
+# incompatible_features
+DIRTY = 1 << 0
+CORRUPT = 1 << 1
+EXTERNAL_DATA_FILE = 1 << 2
+COMPRESSION_TYPE = 1 << 3
+EXTENDED_L2 = 1 << 4
+KNOWN_INCOMPATIBLE = DIRTY | CORRUPT | EXTERNAL_DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2
+# compatible_features
+LAZY_REFCOUNTS = 1 << 0
+# autoclear_features
+BITMAPS = 1 << 0
+RAW_EXTERNAL_DATA = 1 << 1
+KNOWN_AUTOCLEAR = BITMAPS | RAW_EXTERNAL_DATA
+
+FEATURES = (
+    (0, 0, "dirty bit"),
+    (0, 1, "corrupt bit"),
+    (0, 2, "external data file"),
+    (0, 3, "compression type"),
+    (0, 4, "extended L2 entries"),
+    (1, 0, "lazy refcounts"),
+    (2, 0, "bitmaps"),
+    (2, 1, "raw external data"),
+)
+"""The feature name table that new images carry: (type of feature, bit, name)."""
+
+# crypt_method
+CRYPT_NONE = 0
+CRYPT_AES = 1
+CRYPT_LUKS = 2
+
+# L1, L2 and refcount table entries
+OFFSET_MASK = 0x00FFFFFFFFFFFE00
+"""Bits 9 to 55: the host offset in L1 entries and standard cluster descriptors."""
+REFTABLE_OFFSET_MASK = 0xFFFFFFFFFFFFFE00
+COPIED = 1 << 63
+COMPRESSED = 1 << 62
+ZERO = 1 << 0
+"""Standard cluster descriptor, version 3: the cluster reads as zeros."""
+L1_RESERVED_MASK = 0x7F000000000001FF
+L2_RESERVED_MASK = 0x3F000000000001FE
+"""Reserved bits of a standard cluster descriptor."""
+
+SUBCLUSTERS = 32
+ALL_ALLOCATED = 0x00000000FFFFFFFF
+"""A subcluster allocation bitmap: every subcluster is allocated."""
+ALL_ZEROS = 0xFFFFFFFF00000000
+"""A subcluster allocation bitmap: every subcluster reads as zeros."""
+
+COMPRESSION_TYPES = ("zlib", "zstd")
+"""Names by the value of compression_type."""
+
+MIN_CLUSTER_BITS = 9
+MAX_CLUSTER_BITS = 21
+"""A limit of QEMU: clusters of 2 MiB."""
+MIN_EXTENDED_CLUSTER_BITS = 14
+MAX_BACKING_NAME = 1023
+MAX_L1_BYTES = 32 * MiB
+"""A limit of QEMU, for active L1 tables and those of snapshots."""
+MAX_REFTABLE_BYTES = 8 * MiB
+"""A limit of QEMU."""
+MAX_SNAPSHOTS = 65536
+"""A limit of QEMU."""
+MAX_SNAPSHOT_TABLE_BYTES = 64 * MiB
+"""A limit of QEMU: 1024 bytes for each of the most snapshots."""
+MAX_SNAPSHOT_EXTRA_DATA = 1 * KiB
+"""A limit of QEMU."""
+
+SNAPSHOT = Structure(
+    "snapshot table entry",
+    ">",
+    [
+        ("l1_table_offset", "Q"),
+        ("l1_size", "I"),
+        ("id_size", "H"),
+        ("name_size", "H"),
+        ("date_sec", "I"),
+        ("date_nsec", "I"),
+        ("vm_clock_nsec", "Q"),
+        ("vm_state_size", "I"),
+        ("extra_data_size", "I"),
+    ],
+)
+
+# Bitmap directory
+MAX_BITMAPS = 65535
+"""A limit of QEMU."""
+MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * (24 + 1023 + 7)
+MAX_BITMAP_NAME = 1023
+BITMAP_IN_USE = 1 << 0
+BITMAP_AUTO = 1 << 1
+BITMAP_EXTRA_DATA_COMPATIBLE = 1 << 2
+BITMAP_DIRTY_TRACKING = 1
+BITMAP = Structure(
+    "bitmap directory entry",
+    ">",
+    [
+        ("bitmap_table_offset", "Q"),
+        ("bitmap_table_size", "I"),
+        ("flags", "I"),
+        ("type", "B"),
+        ("granularity_bits", "B"),
+        ("name_size", "H"),
+        ("extra_data_size", "I"),
+    ],
+)

@@ -1,0 +1,625 @@
+"""The mapper: where guest bytes live in a qcow2 image, where they may be put, in which order tables are written.
+
+Source: the specification's sections "Cluster mapping", "Extended L2 Entries" and "Host cluster management".
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diskmill import tables
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.extents import Encoder, Extent, Kind, Placement
+from diskmill.node import Image, Node
+from diskmill.references import Reference
+
+from . import c_qcow2 as c
+from .header import Header, check_refcount_table, read_header
+from .l2 import Mapping
+
+if TYPE_CHECKING:
+    from diskmill.drivers import FormatDriver
+    from diskmill.requests import OpenRequest
+
+    from .compression import DeflateCodec, ZstdCodec
+    from .refcounts import Refcounts
+
+_ALL = 0xFFFFFFFF
+
+
+def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
+    """The image in ``request.file``."""
+    assert request.file is not None
+    header = read_header(request.file, request.name)
+    image = Qcow2Image(driver, request.file, header, name=request.name, writable=request.writable)
+    if request.writable:
+        image.prepare_writing()
+    return image
+
+
+class Qcow2Image(Image):
+    """A qcow2 image.
+
+    :ivar header: as it is on disk, or will be after the next :meth:`write_header`.
+    :ivar data: the node with guest data: ``file``, or the external data file.
+    :ivar fresh: made by ``create`` and not settled: nobody has seen it, so the order of writes does not matter.
+    """
+
+    def __init__(
+        self, driver: FormatDriver, file: Node, header: Header, *, name: str, writable: bool, fresh: bool = False
+    ) -> None:
+        super().__init__(driver, file, name=name, size=header.size, writable=writable)
+        self.header = header
+        self.unit = header.cluster_size
+        self.fresh = fresh
+        self.external = bool(header.incompatible_features & c.EXTERNAL_DATA_FILE)
+        self.data: Node | None = None if self.external else file
+        self.references = self._references()
+        self._mapping: Mapping | None = None
+        self._refcounts: Refcounts | None = None
+        self._codec: DeflateCodec | ZstdCodec | None = None
+        self._begun = fresh
+
+    def _references(self) -> list[Reference]:
+        header, result = self.header, []
+        if header.backing_file is not None:
+            result.append(Reference("backing", header.backing_file, header.backing_format))
+        if self.external:
+            result.append(Reference("data-file", header.data_file or "", writable=True, storage=True))
+        return result
+
+    def attach(self, reference: Reference, node: Node) -> None:
+        """A backing image, or the external data file."""
+        if reference.role == "data-file":
+            self.data = node
+        else:
+            super().attach(reference, node)
+
+    def children(self) -> Iterator[Node]:
+        """``file``, the external data file, the backing image."""
+        yield self.file
+        if self.data is not None and self.data is not self.file:
+            yield self.data
+        if self.backing is not None:
+            yield self.backing
+
+    # -- what a user may ask ------------------------------------------------------------------------------------
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether guest data is stored encrypted."""
+        return self.header.crypt_method != c.CRYPT_NONE
+
+    @property
+    def dirty(self) -> bool:
+        """Whether refcounts may be behind."""
+        return bool(self.header.incompatible_features & c.DIRTY)
+
+    def details(self) -> dict[str, Any]:
+        """QAPI ``ImageInfoSpecificQCow2``."""
+        header = self.header
+        result: dict[str, Any] = {"compat": "0.10" if header.version == 2 else "1.1"}
+        if header.version == 3 and self.external:
+            result["data-file"] = header.data_file or ""
+        result["compression-type"] = c.COMPRESSION_TYPES[header.compression_type]
+        if header.version == 3:
+            result["lazy-refcounts"] = bool(header.compatible_features & c.LAZY_REFCOUNTS)
+        result["refcount-bits"] = header.refcount_bits
+        if header.version == 3:
+            result["corrupt"] = bool(header.incompatible_features & c.CORRUPT)
+            result["extended-l2"] = header.extended_l2
+            if self.external:
+                result["data-file-raw"] = bool(header.autoclear_features & c.RAW_EXTERNAL_DATA)
+        return result
+
+    # -- mapping ------------------------------------------------------------------------------------------------
+
+    @property
+    def mapping(self) -> Mapping:
+        """The L1 and L2 tables, read when first asked for."""
+        if self._mapping is None:
+            self._mapping = Mapping(self.file, self.header, self.name)
+        return self._mapping
+
+    @property
+    def codec(self) -> DeflateCodec | ZstdCodec:
+        """What decodes compressed clusters."""
+        if self._codec is None:
+            from .compression import codec
+
+            self._codec = codec(self.header.compression_type, self.name)
+        return self._codec
+
+    def encoder(self) -> Encoder:
+        """What compresses clusters, with the image's compression type."""
+        from .compression import encoder
+
+        if self.external:
+            raise UnsupportedError("an image with an external data file has no compressed clusters", file=self.name)
+        return encoder(self.header.compression_type)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """As :meth:`Node.extents`; neighbouring clusters that are neighbours in the file come as one."""
+        if self.encrypted:
+            raise UnsupportedError("reading encrypted images needs a crypto driver", file=self.name)
+        end = offset + length
+        last: Extent | None = None
+        for extent in self._extents(offset, end):
+            if extent.start < offset or extent.end > end:
+                extent = extent.clip(offset, end)
+            if last is None:
+                last = extent
+            elif _joins(last, extent):
+                last = last._replace(length=last.length + extent.length)
+            else:
+                yield last
+                last = extent
+        if last is not None:
+            yield last
+
+    def _extents(self, offset: int, end: int) -> Iterator[Extent]:
+        size = self.unit
+        with self.lock:
+            batches = self.mapping.batches(offset // size, -(-end // size))
+        while True:
+            with self.lock:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            cluster, count, words = batch
+            if words is None:
+                yield Extent(cluster * size, count * size, Kind.HOLE)
+            elif self.mapping.words == 1:
+                yield from self._standard(cluster, words)
+            else:
+                yield from self._extended(cluster, words)
+
+    def _standard(self, cluster: int, words: array[int]) -> Iterator[Extent]:
+        size = self.unit
+        zeros = self.header.version > 2
+        for run in tables.runs(words, size):
+            value, start = run.value, (cluster + run.at) * size
+            if not value:
+                yield Extent(start, run.length * size, Kind.HOLE)
+            elif value & c.COMPRESSED:
+                for index in range(run.length):
+                    yield self._compressed(start + index * size, value + index * run.step)
+            elif value & c.ZERO and zeros:
+                host = value & c.OFFSET_MASK
+                if host and (run.step or run.length == 1):
+                    yield Extent(start, run.length * size, Kind.ZERO, self.data, host)
+                else:
+                    yield Extent(start, run.length * size, Kind.ZERO)
+            else:
+                yield from self._data(start, run.length, value, run.step)
+
+    def _extended(self, cluster: int, words: array[int]) -> Iterator[Extent]:
+        size = self.unit
+        bitmaps = words[1::2]
+        for run in tables.runs(words[0::2], size):
+            if run.value & c.COMPRESSED:
+                for index in range(run.length):
+                    yield self._compressed((cluster + run.at + index) * size, run.value + index * run.step)
+                continue
+            for part in tables.runs(bitmaps[run.at : run.at + run.length], 0):
+                start = (cluster + run.at + part.at) * size
+                value = run.value + part.at * run.step
+                if part.value == c.ALL_ALLOCATED:
+                    yield from self._data(start, part.length, value, run.step)
+                elif part.value == c.ALL_ZEROS:
+                    yield Extent(start, part.length * size, Kind.ZERO)
+                elif not part.value:
+                    yield Extent(start, part.length * size, Kind.HOLE)
+                else:
+                    for index in range(part.length):
+                        yield from self._subclusters(start + index * size, value + index * run.step, part.value)
+
+    def _subclusters(self, start: int, value: int, bitmap: int) -> Iterator[Extent]:
+        size = self.unit // c.SUBCLUSTERS
+        allocated, zero = bitmap & _ALL, bitmap >> 32
+        if allocated & zero:
+            raise ImageError("subclusters are both allocated and zero", file=self.name, place=f"guest offset {start}")
+        if allocated:
+            whole = next(iter(self._data(start, 1, value, 0)))
+        index = 0
+        while index < c.SUBCLUSTERS:
+            kind = allocated >> index & 1, zero >> index & 1
+            upto = index + 1
+            while upto < c.SUBCLUSTERS and (allocated >> upto & 1, zero >> upto & 1) == kind:
+                upto += 1
+            if kind[0]:
+                yield whole.clip(start + index * size, start + upto * size)
+            else:
+                yield Extent(start + index * size, (upto - index) * size, Kind.ZERO if kind[1] else Kind.HOLE)
+            index = upto
+
+    def _data(self, start: int, count: int, value: int, step: int) -> Iterator[Extent]:
+        """Verbatim clusters, checked against the file."""
+        size, host = self.unit, value & c.OFFSET_MASK
+        bad = host % size != 0
+        if self.external:
+            bad = bad or not (host or value & c.COPIED)
+        else:
+            bad = bad or not host or host + (count - 1) * step >= self.file.size
+        if bad:
+            raise ImageError(
+                f"it says that the data is at offset {host} of {self.file.size}",
+                file=self.name,
+                place=f"L2 entry of guest offset {start}",
+            )
+        if self.data is None:
+            raise ImageError("its external data file is not named and was not given", file=self.name)
+        if step or count == 1:
+            yield Extent(start, count * size, Kind.DATA, self.data, host)
+        else:  # several guest clusters share one
+            for index in range(count):
+                yield Extent(start + index * size, size, Kind.DATA, self.data, host)
+
+    def _compressed(self, start: int, value: int) -> Extent:
+        host, stored = self.compressed_place(value)
+        # The number of sectors is rounded up, so the last cluster's may end after the file does.
+        stored = min(stored, self.file.size - host)
+        if stored <= 0 or self.external:
+            raise ImageError(
+                f"it says that compressed data is at offset {host} of {self.file.size}",
+                file=self.name,
+                place=f"L2 entry of guest offset {start}",
+            )
+        return Extent(start, self.unit, Kind.ENCODED, self.file, host, stored, self.codec, self.unit)
+
+    def compressed_place(self, value: int) -> tuple[int, int]:
+        """Byte offset and bytes, to the end of the last sector, that a compressed cluster descriptor names."""
+        shift = 62 - (self.header.cluster_bits - 8)
+        host = value & ((1 << shift) - 1) & ((1 << 56) - 1)
+        sectors = (value >> shift & ((1 << (62 - shift)) - 1)) + 1
+        return host, sectors * 512 - (host & 511)
+
+    def _descriptor(self, placement: Placement) -> int:
+        """The compressed cluster descriptor for *placement*."""
+        shift = 62 - (self.header.cluster_bits - 8)
+        sectors = (placement.offset + placement.stored - 1) // 512 - placement.offset // 512
+        return c.COMPRESSED | sectors << shift | placement.offset
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    @property
+    def refcounts(self) -> Refcounts:
+        """Host cluster management, read when first asked for."""
+        if self._refcounts is None:
+            from .refcounts import Refcounts
+
+            check_refcount_table(self.header, self.file.size, self.name)
+            self._refcounts = Refcounts(self.file, self.header, self.name)
+            self._refcounts.protect(self._metadata())
+        return self._refcounts
+
+    def begin(self, refcounts: Refcounts) -> None:
+        """Called by ``create``: the image is new, and *refcounts* is its allocator."""
+        self._refcounts = refcounts
+
+    def prepare_writing(self) -> None:
+        """Refuse what must not be written.
+
+        :raises ImageError: the image is marked as corrupt.
+        """
+        if self.header.incompatible_features & c.CORRUPT:
+            raise ImageError("it is marked as corrupt: repair it with check -r all before writing", file=self.name)
+        if self.dirty:
+            raise UnsupportedError("it was not closed properly: repair it with check -r all", file=self.name)
+        check_refcount_table(self.header, self.file.size, self.name)
+
+    def _metadata(self) -> set[int]:
+        """The host clusters that hold metadata, as far as header, L1 and refcount table say."""
+        header, size = self.header, self.unit
+        places = [(0, size), (header.l1_table_offset, header.l1_size * 8)]
+        places.append((header.refcount_table_offset, header.refcount_table_clusters * size))
+        if header.nb_snapshots:
+            places.append((header.snapshots_offset, header.nb_snapshots * c.SNAPSHOT.size))
+        clusters = {
+            cluster for offset, length in places for cluster in range(offset // size, -(-(offset + length) // size))
+        }
+        assert self._refcounts is not None
+        clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in self._refcounts.table if entry)
+        clusters.update((entry & c.OFFSET_MASK) // size for entry in self.mapping.l1 if entry)
+        return clusters
+
+    def _begin(self) -> None:
+        """Before the first change: features that this driver does not keep up are cleared."""
+        self._begun = True
+        header = self.header
+        kept = header.autoclear_features & c.RAW_EXTERNAL_DATA
+        if kept != header.autoclear_features:
+            header.autoclear_features = kept
+            self.write_header()
+            self.barrier()
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters."""
+        if not self._begun:
+            self._begin()
+        size, mapping = self.unit, self.mapping
+        at, last = offset // size, -(-(offset + length) // size)
+        result: list[Placement] = []
+        while at < last:
+            index, entry = divmod(at, mapping.count)
+            count = min(last - at, mapping.count - entry)
+            table = mapping.get(index)
+            if table is None:
+                self._new(result, at, count)
+            else:
+                self._reserve_in(result, table.entries, entry, at, count, offset, offset + length)
+            at += count
+        return result
+
+    def _reserve_in(
+        self, result: list[Placement], words: array[int], entry: int, at: int, count: int, low: int, high: int
+    ) -> None:
+        size, extended = self.unit, self.mapping.words == 2
+        if extended:
+            bitmaps = words[2 * entry + 1 : 2 * (entry + count) : 2]
+            words = words[2 * entry : 2 * (entry + count) : 2]
+        else:
+            words = words[entry : entry + count]
+        for run in tables.runs(words, size):
+            value = run.value
+            if not value & c.COPIED or value & c.COMPRESSED or not (value & c.OFFSET_MASK or self.external):
+                self._new(result, at + run.at, run.length)
+                continue
+            host = value & c.OFFSET_MASK
+            if host % size:
+                raise ImageError(
+                    f"it says that the data is at offset {host}",
+                    file=self.name,
+                    place=f"L2 entry of guest offset {(at + run.at) * size}",
+                )
+            if not self.external:
+                first = host // size
+                self.refcounts.refuse_metadata(first, first + (run.length if run.step else 1), "a guest cluster")
+            if extended:
+                parts = [
+                    (part.at, part.length, part.value == c.ALL_ALLOCATED)
+                    for part in tables.runs(bitmaps[run.at : run.at + run.length], 0)
+                ]
+            else:
+                parts = [(0, run.length, not (value & c.ZERO and self.header.version > 2))]
+            assert self.data is not None
+            for begin, number, whole in parts:
+                for single in range(begin, begin + number) if not run.step else (begin,):
+                    start = (at + run.at + single) * size
+                    place = host + single * run.step
+                    end = start + (number if run.step else 1) * size
+                    if whole:
+                        start, place = max(start, low), place + max(low - start, 0)
+                        result.append(Placement(start, min(end, high) - start, self.data, place))
+                    else:  # space is kept for it; nothing reads it yet
+                        result.append(Placement(start, end - start, self.data, place, fresh=True))
+
+    def _new(self, result: list[Placement], at: int, count: int) -> None:
+        size = self.unit
+        if self.external:
+            assert self.data is not None
+            result.append(Placement(at * size, count * size, self.data, at * size, fresh=True))
+            return
+        for first, number in self.refcounts.allocate(count):
+            result.append(Placement(at * size, number * size, self.file, first * size, fresh=True))
+            at += number
+
+    def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
+        """Places for compressed clusters, packed one behind the other."""
+        if not self._begun:
+            self._begin()
+        offsets = self.refcounts.allocate_bytes([stored for _, _, stored in units])
+        return [
+            Placement(start, self.unit, self.file, offset, fresh=True, stored=stored)
+            for (start, _, stored), offset in zip(units, offsets, strict=True)
+        ]
+
+    def publish(self, placements: Sequence[Placement]) -> None:
+        """Let the L2 tables, in memory, point to *placements*."""
+        for placement in placements:
+            if placement.stored:
+                self._set(placement.start // self.unit, 1, self._descriptor(placement), 0, 0)
+            elif placement.fresh:
+                value = placement.offset | c.COPIED
+                self._set(
+                    placement.start // self.unit, placement.length // self.unit, value, self.unit, c.ALL_ALLOCATED
+                )
+        self._relieve()
+
+    def _set(self, at: int, count: int, value: int, step: int, bitmap: int) -> None:
+        """Entries of *count* guest clusters from *at* on become value, value + step, …; what they had is dropped."""
+        mapping = self.mapping
+        while count:
+            index, entry = divmod(at, mapping.count)
+            number = min(count, mapping.count - entry)
+            table = mapping.update(index, self._drop_table)
+            words = table.entries
+            if mapping.words == 1:
+                low, high = entry, entry + number
+                old = words[low:high]
+                tables.fill_run(words, low, number, value, step)
+                new = words[low:high]
+            else:
+                low, high = entry * 2, (entry + number) * 2
+                old = words[low:high:2]
+                new = tables.filled(number, 8)
+                tables.fill_run(new, 0, number, value, step)
+                words[low:high:2] = new
+                words[low + 1 : high : 2] = tables.filled(number, 8, bitmap)
+            table.mark(low, high)
+            self._drop(old, new)
+            at += number
+            count -= number
+            value += number * step
+
+    def _drop_table(self, offset: int) -> None:
+        self.refcounts.drop(offset // self.unit)
+
+    def _drop(self, old: array[int], new: array[int]) -> None:
+        """What entries *old* pointed to loses a reference, save where *new* points to the same."""
+        if old == array("Q", bytes(len(old) * 8)):
+            return
+        for run in tables.runs(old, self.unit):
+            for part in tables.runs(new[run.at : run.at + run.length], self.unit):
+                value = run.value + part.at * run.step
+                if not value or not (value ^ part.value) & c.OFFSET_MASK and not value & c.COMPRESSED:
+                    continue
+                for index in range(1 if run.step and not value & c.COMPRESSED else part.length):
+                    self._drop_entry(value + index * run.step, part.length if run.step else 1)
+
+    def _drop_entry(self, value: int, count: int) -> None:
+        size = self.unit
+        if value & c.COMPRESSED:
+            host, stored = self.compressed_place(value)
+            first = host // size
+            self.refcounts.drop(first, (host + stored - 1) // size - first + 1)
+        elif value & c.OFFSET_MASK and not self.external:
+            self.refcounts.drop((value & c.OFFSET_MASK) // size, count)
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Clusters read as zeros from now on; *unmap* gives their space back.
+
+        :raises UnsupportedError: version 2 over a backing image, and raw external data files, have no such mark.
+        """
+        version2 = self.header.version < 3
+        if self.external and self.header.autoclear_features & c.RAW_EXTERNAL_DATA:
+            raise UnsupportedError("a raw external data file has no zero clusters", file=self.name)
+        if version2 and self.header.backing_file is not None:
+            raise UnsupportedError("version 2 has no zero clusters", file=self.name)
+        self._clear(offset, length, zero=not version2, keep=not unmap and not version2)
+
+    def discard_units(self, offset: int, length: int) -> None:
+        """Clusters read as zeros from now on, where the version can say so; their space is given back."""
+        version2 = self.header.version < 3
+        if version2 and self.header.backing_file is not None or self.external:
+            return
+        self._clear(offset, length, zero=not version2, keep=False)
+
+    def _clear(self, offset: int, length: int, *, zero: bool, keep: bool) -> None:
+        """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone."""
+        if not self._begun:
+            self._begin()
+        size, mapping = self.unit, self.mapping
+        at, last = offset // size, -(-(offset + length) // size)
+        extended = mapping.words == 2
+        plain, bitmap = (0, c.ALL_ZEROS if zero else 0) if extended else (c.ZERO if zero else 0, 0)
+        covered = self.backing is not None or self.header.backing_file is not None
+        while at < last:
+            index, entry = divmod(at, mapping.count)
+            count = min(last - at, mapping.count - entry)
+            table = mapping.get(index)
+            if table is None:
+                if covered and zero:
+                    self._set(at, count, plain, 0, bitmap)
+            else:
+                words = table.entries[entry * mapping.words : (entry + count) * mapping.words : mapping.words]
+                for run in tables.runs(words, size):
+                    value = run.value
+                    if not value and not covered and not extended:
+                        continue
+                    if keep and value & c.COPIED and not value & c.COMPRESSED:
+                        kept = value if extended else value | c.ZERO
+                        self._set(at + run.at, run.length, kept, run.step, bitmap)
+                    else:
+                        self._set(at + run.at, run.length, plain, 0, bitmap)
+            at += count
+            self._relieve()
+
+    def _relieve(self) -> None:
+        """Write tables out before they fill the memory."""
+        if self.mapping.crowded or self._refcounts is not None and self._refcounts.crowded:
+            self.flush_tables()
+
+    # -- the order of writes ------------------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        """What was written before reaches the disk before what is written after."""
+        if self.fresh:
+            return
+        self.file.barrier()
+        if self.data is not None and self.data is not self.file:
+            self.data.barrier()
+
+    def flush_tables(self) -> None:
+        """Write the cached tables out, so that a crash between any two writes loses nothing but free space.
+
+        1. refcount blocks, then what points to them; 2. L2 tables, which now point to counted clusters whose data is
+        there; 3. the L1 table; 4. references that are gone are no longer counted.
+        """
+        with self.lock:
+            mapping, refcounts = self._mapping, self._refcounts
+            if not (mapping is not None and mapping.changed or refcounts is not None and refcounts.changed):
+                return
+            mapping, refcounts = self.mapping, self.refcounts
+            self._house(mapping.homeless())
+            self.write_refcounts()
+            if mapping.changed:
+                mapping.write_tables()
+                if mapping.l1_dirty:
+                    self.barrier()
+                    mapping.write_l1()
+            self.give_back()
+
+    def write_refcounts(self) -> None:
+        """What was allocated is counted on disk: now it may be pointed to."""
+        refcounts, header = self.refcounts, self.header
+        refcounts.apply()
+        refcounts.write_blocks()
+        if refcounts.table_dirty or refcounts.table_moved:
+            self.barrier()
+            refcounts.write_table()
+        if refcounts.table_moved:
+            self.barrier()
+            header.refcount_table_offset = refcounts.offset
+            header.refcount_table_clusters = len(refcounts.table) * 8 // self.unit
+            self.write_header()
+            refcounts.table_moved = False
+        self.barrier()
+
+    def _house(self, homeless: Sequence[Any]) -> None:
+        """Give new L2 tables clusters, neighbouring ones where there are such."""
+        if not homeless:
+            return
+        runs = self.refcounts.allocate(len(homeless))
+        places = (first + index for first, count in runs for index in range(count))
+        for table, cluster in zip(homeless, places, strict=True):
+            table.offset = cluster * self.unit
+
+    def give_back(self) -> None:
+        """Give back the clusters to which nothing points any more. The last step of a change."""
+        refcounts = self.refcounts
+        if not refcounts.dropping:
+            return
+        self.barrier()
+        freed = refcounts.release()
+        refcounts.write_blocks()
+        self.barrier()
+        for first, count in freed:
+            self.file.discard(first * self.unit, count * self.unit)
+        refcounts.offer(freed)
+
+    def write_header(self) -> None:
+        """Write the header area."""
+        self.file.write(0, self.header.pack())
+
+    def flush(self) -> None:
+        """Everything published so far reaches the disk."""
+        if self.writable:
+            self.flush_tables()
+        self.file.flush()
+        if self.data is not None and self.data is not self.file:
+            self.data.flush()
+
+    def settle(self) -> None:
+        """The new image is whole."""
+        super().settle()
+        self.fresh = False
+
+
+def _joins(first: Extent, second: Extent) -> bool:
+    """Whether *second*, which follows *first* in the guest, follows it in the file too."""
+    if first.kind is not second.kind or first.unit or second.unit:
+        return False
+    return first.node is second.node and (first.node is None or first.offset + first.length == second.offset)

@@ -1,0 +1,55 @@
+"""How large a new image will be, before it is made.
+
+The figures are those of ``qemu-img measure``: all metadata of the fully allocated image is always counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diskmill.results import Measurement
+from diskmill.sizes import round_up
+
+from .create import Parameters, parameters
+
+if TYPE_CHECKING:
+    from diskmill.requests import MeasureRequest
+
+
+def measure(request: MeasureRequest) -> Measurement:
+    """Bytes for the image that ``create`` would make with the same options.
+
+    :raises UsageError: bad options, or a disk that is too large for them.
+    """
+    chosen = parameters(request.options)
+    size = round_up(request.size, chosen.cluster_size)
+    chosen.check_size(size)
+    full = fully_allocated(size, chosen)
+    if chosen.preallocation in ("falloc", "full") or chosen.backing_file:
+        data = size
+    else:
+        data = round_up(min(request.data_bytes(chosen.cluster_size), size), chosen.cluster_size)
+    return Measurement(full - size + data, full)
+
+
+def fully_allocated(size: int, chosen: Parameters) -> int:
+    """Bytes in the file of an image whose guest disk of *size* bytes is all allocated."""
+    cluster = chosen.cluster_size
+    size = round_up(size, cluster)
+    l2_bytes = round_up(size // cluster, chosen.l2_entries) * (cluster // chosen.l2_entries)
+    l1_bytes = round_up(l2_bytes // cluster * 8, cluster)
+    before = cluster + l2_bytes + l1_bytes
+    return size + before + _refcount_bytes((size + before) // cluster, chosen)
+
+
+def _refcount_bytes(clusters: int, chosen: Parameters) -> int:
+    """Bytes in the refcount table and blocks that count *clusters* and themselves."""
+    per_block = chosen.cluster_size * 8 // chosen.refcount_bits
+    per_table = chosen.cluster_size // 8
+    own = 0
+    while True:
+        blocks = -(-(clusters + own) // per_block)
+        table = -(-blocks // per_table)
+        if blocks + table == own:
+            return own * chosen.cluster_size
+        own = blocks + table

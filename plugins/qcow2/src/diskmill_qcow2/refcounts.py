@@ -1,0 +1,448 @@
+"""Host clusters: their reference counts, and which are free.
+
+Source: the specification's section "Host cluster management". Allocation is cheap: it takes from a run of free
+clusters and notes what it took; the refcount blocks hear of it when they are written. Freed clusters come back only
+after everything that pointed to them has left the disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from diskmill import tables
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.sizes import SECTOR, MiB, round_up
+
+from . import c_qcow2 as c
+
+if TYPE_CHECKING:
+    from diskmill.node import Node
+
+    from .header import Header
+
+CACHE_BYTES = 8 * MiB
+"""How much of refcount blocks is kept in memory (as arrays with at least a byte an entry)."""
+_MOST_SPARE = 1 << 16
+"""Runs of freed clusters that are remembered; beyond, the refcount blocks are searched again."""
+_FOREVER = 1 << 62
+
+_CODES = {1: "B", 2: "B", 4: "B", 8: "B", 16: "H", 32: "I", 64: "Q"}
+
+
+class Block:
+    """One refcount block in memory. Dirty where low < high; *new* where the file has none yet."""
+
+    __slots__ = ("counts", "high", "low", "new", "offset")
+
+    def __init__(self, counts: array[int], offset: int, *, new: bool) -> None:
+        self.counts = counts
+        self.offset = offset
+        self.new = new
+        self.low, self.high = len(counts), 0
+
+    def mark(self, low: int, high: int) -> None:
+        """Entries *low* to *high* were changed."""
+        self.low = min(self.low, low)
+        self.high = max(self.high, high)
+
+
+class Refcounts:
+    """The refcount table, its blocks, and the allocator over them.
+
+    Not thread-safe: callers hold the image's lock.
+
+    :param first: for an image that nobody has seen yet, the first free cluster; all after it are free. None: the
+        image is on disk.
+    """
+
+    def __init__(self, file: Node, header: Header, name: str, *, first: int | None = None) -> None:
+        self.file = file
+        self.header = header
+        self.name = name
+        self.cluster_size = header.cluster_size
+        self.bits = header.refcount_bits
+        self.maximum = (1 << self.bits) - 1
+        self.per_block = self.cluster_size * 8 // self.bits
+        count = header.refcount_table_clusters * self.cluster_size // 8
+        self.offset = header.refcount_table_offset
+        self.table_moved = False
+        self.table_dirty: set[int] = set()
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
+        self._taken: list[list[int]] = []  # allocated runs [start, end) that no block has heard of
+        self._more: dict[int, int] = {}  # references to add to clusters, beside the first that a run stands for
+        self._dropped: list[tuple[int, int]] = []  # (cluster, count): references to remove, last of all
+        self._spare: list[tuple[int, int]] = []  # free runs [start, end) known
+        self._searched = 0  # clusters below were offered by the search; those above are still to come
+        self._at = self._end = 0
+        self._packed = 0
+        self._packed_references = 0
+        self._guard: array[int] = array("Q")
+        if first is None:
+            self.table = tables.read(file, self.offset, count, 8, "big")
+            self._search: Iterator[tuple[int, int]] = self._free_runs()
+        else:
+            self.table = tables.filled(count, 8)
+            self._taken.append([0, first])
+            self._search = iter([(first, _FOREVER)])
+
+    # -- allocating ---------------------------------------------------------------------------------------------
+
+    @property
+    def changed(self) -> bool:
+        """Whether a flush has anything to write."""
+        return bool(self._taken or self._more or self._dropped or self.table_dirty or self.table_moved)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much is noted that it is time to flush."""
+        return len(self._taken) + len(self._more) + len(self._dropped) > 100_000
+
+    def allocate(self, count: int) -> list[tuple[int, int]]:
+        """*count* clusters with a refcount of 1: (first, number) of each run."""
+        runs = []
+        while count:
+            if self._at == self._end:
+                self._next_run()
+            taken = min(count, self._end - self._at)
+            runs.append((self._at, taken))
+            self._take(taken)
+            count -= taken
+        return runs
+
+    def allocate_together(self, count: int) -> int:
+        """The first of *count* neighbouring clusters with a refcount of 1."""
+        skipped = []
+        while self._end - self._at < count:
+            if self._at < self._end:
+                skipped.append((self._at, self._end))
+            self._next_run()
+        first = self._at
+        self._take(count)
+        self._spare.extend(skipped)
+        return first
+
+    def allocate_bytes(self, sizes: Iterable[int]) -> list[int]:
+        """Byte offsets for compressed clusters of *sizes* bytes, packed one behind the other.
+
+        A host cluster gets one reference for each compressed cluster that has a sector in it.
+        """
+        offsets, size_of = [], self.cluster_size
+        for size in sizes:
+            used = self._packed % size_of
+            cluster = self._packed // size_of
+            if used and self._packed_references < self.maximum:
+                follows = self._at == cluster + 1 and self._at < self._end
+                if size <= size_of - used:
+                    offset = self._packed
+                elif follows and self.maximum > 1:
+                    offset = self._packed
+                    self._take(1)
+                else:
+                    offset = 0
+            else:
+                offset = 0
+            if offset:
+                self._more[cluster] = self._more.get(cluster, 0) + 1
+                self._packed_references += 1
+            else:
+                offset = self.allocate(1)[0][0] * size_of
+                cluster = offset // size_of
+                self._packed_references = 1
+            last = (round_up(offset + size, SECTOR) - 1) // size_of
+            if last != cluster:
+                self._packed_references = 1
+            self._packed = offset + size
+            if offset >= 1 << (62 - (self.header.cluster_bits - 8)):
+                raise UnsupportedError("the image is too large for another compressed cluster", file=self.name)
+            offsets.append(offset)
+        return offsets
+
+    def _take(self, count: int) -> None:
+        start = self._at
+        self._at += count
+        if self._taken and self._taken[-1][1] == start:
+            self._taken[-1][1] = self._at
+        else:
+            self._taken.append([start, self._at])
+
+    def _next_run(self) -> None:
+        while True:
+            if self._spare:
+                start, end = self._spare.pop()
+            else:
+                start, end = next(self._search)
+                self._searched = end
+            if end == _FOREVER and start >> (55 - self.header.cluster_bits):
+                raise UnsupportedError("the image file is full: host offsets have 56 bits", file=self.name)
+            self.refuse_metadata(start, end, "a cluster that is marked as free")
+            if start < end:
+                self._at, self._end = start, end
+                return
+
+    def _free_runs(self) -> Iterator[tuple[int, int]]:
+        """The runs of clusters with a refcount of 0, in order; the last has no end."""
+        index = -1
+        while index + 1 < len(self.table):
+            index += 1
+            base = index * self.per_block
+            if not self.table[index]:
+                yield base, base + self.per_block
+                continue
+            counts = self.block(index).counts
+            at = 0
+            while at < len(counts):
+                try:
+                    at = counts.index(0, at)
+                except ValueError:
+                    break
+                end = at + 1
+                step = 1
+                while end < len(counts):  # in growing steps, for a block that is mostly free
+                    part = counts[end : end + step]
+                    if part != array(part.typecode, bytes(len(part) * part.itemsize)):
+                        if step == 1:
+                            break
+                        step = 1
+                        continue
+                    end += len(part)
+                    step = min(step * 2, 4096)
+                yield base + at, base + end
+                at = end
+        yield len(self.table) * self.per_block, _FOREVER
+
+    # -- what must not be overwritten ---------------------------------------------------------------------------
+
+    def protect(self, clusters: Iterable[int]) -> None:
+        """Remember the host clusters that hold metadata: a damaged image may offer them for data."""
+        self._guard = array("Q", sorted(clusters))
+
+    def refuse_metadata(self, start: int, end: int, what: str) -> None:
+        """Host clusters *start* to *end* are about to be written as guest data.
+
+        :raises ImageError: they hold metadata.
+        """
+        index = bisect_left(self._guard, start)
+        if index < len(self._guard) and self._guard[index] < end:
+            raise ImageError(
+                f"{what} holds metadata: the image is damaged, check it",
+                file=self.name,
+                place=f"offset {self._guard[index] * self.cluster_size}",
+            )
+
+    # -- giving back --------------------------------------------------------------------------------------------
+
+    def drop(self, cluster: int, count: int = 1) -> None:
+        """Remove one reference from each of *count* clusters, when nothing on disk points to them any more."""
+        if self._dropped:
+            first, number = self._dropped[-1]
+            if first + number == cluster:
+                self._dropped[-1] = (first, number + count)
+                return
+        self._dropped.append((cluster, count))
+
+    @property
+    def dropping(self) -> bool:
+        """Whether references wait to be removed."""
+        return bool(self._dropped)
+
+    def release(self) -> list[tuple[int, int]]:
+        """Remove the references that were dropped: (first, number) of the runs of clusters that became free.
+
+        The caller made sure that nothing on disk points to them, and writes the blocks afterwards.
+        """
+        dropped, self._dropped = self._dropped, []
+        freed: list[list[int]] = []
+        for start, count in dropped:
+            for cluster in range(start, start + count):
+                block = self.block(cluster // self.per_block)
+                at = cluster % self.per_block
+                value = block.counts[at]
+                if not value:
+                    raise ImageError(
+                        "a cluster in use has no references: the image is damaged, check it",
+                        file=self.name,
+                        place=f"refcount of offset {cluster * self.cluster_size}",
+                    )
+                block.counts[at] = value - 1
+                block.mark(at, at + 1)
+                if value == 1:
+                    if cluster == self._packed // self.cluster_size:
+                        self._packed = 0
+                    if freed and freed[-1][1] == cluster:
+                        freed[-1][1] += 1
+                    else:
+                        freed.append([cluster, cluster + 1])
+        return [(start, end - start) for start, end in freed]
+
+    def offer(self, freed: Iterable[tuple[int, int]]) -> None:
+        """Clusters that :meth:`release` freed may be used again: the disk knows."""
+        for start, count in freed:
+            end = min(start + count, self._searched)  # the search will come to those above
+            if start < end:
+                self._spare.append((start, end))
+        if len(self._spare) > _MOST_SPARE:
+            # Forget them all and look for free clusters from the start: every allocation is in the blocks by now.
+            assert not self._taken
+            self._spare.clear()
+            self._at = self._end = self._searched = 0
+            self._search = self._free_runs()
+
+    # -- blocks -------------------------------------------------------------------------------------------------
+
+    def count(self, cluster: int) -> int:
+        """The reference count of *cluster*, as far as the blocks have heard."""
+        index = cluster // self.per_block
+        if index >= len(self.table) or not self.table[index]:
+            return 0
+        return self.block(index).counts[cluster % self.per_block]
+
+    def block(self, index: int) -> Block:
+        """Refcount block *index*, which exists.
+
+        :raises ImageError: the refcount table has an impossible entry.
+        """
+        block = self._blocks.get(index)
+        if block is not None:
+            return block
+        offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
+        if not offset or offset % self.cluster_size or offset >= self.file.size:
+            raise ImageError(
+                f"it says that the refcount block is at offset {offset}",
+                file=self.name,
+                place=f"refcount table entry {index}",
+            )
+        data = self.file.read(offset, self.cluster_size)
+        block = Block(unpack(data, self.bits), offset, new=False)
+        self._keep(index, block)
+        return block
+
+    def _keep(self, index: int, block: Block) -> None:
+        most = max(CACHE_BYTES // (self.per_block * block.counts.itemsize), 2)
+        while len(self._blocks) >= most:
+            _, old = self._blocks.popitem(last=False)
+            self._write_block(old)
+        self._blocks[index] = block
+
+    def _ensure(self, index: int) -> Block:
+        if index < len(self.table) and self.table[index]:
+            return self.block(index)
+        if index >= len(self.table):
+            self._grow_table(index + 1)
+        cluster = self.allocate(1)[0][0]
+        block = Block(array(_CODES[self.bits], bytes(self.per_block * max(self.bits // 8, 1))), 0, new=True)
+        block.offset = cluster * self.cluster_size
+        block.mark(0, self.per_block)
+        self.table[index] = block.offset
+        self.table_dirty.add(index)
+        self._keep(index, block)
+        return block
+
+    def _grow_table(self, entries: int) -> None:
+        """A longer refcount table, somewhere else; the old place is given back at the end."""
+        clusters = -(-max(entries, len(self.table) * 3 // 2) * 8 // self.cluster_size)
+        if clusters * self.cluster_size > c.MAX_REFTABLE_BYTES:
+            clusters = -(-entries * 8 // self.cluster_size)
+        if clusters * self.cluster_size > c.MAX_REFTABLE_BYTES:
+            raise UnsupportedError("the image file is full: its refcount table cannot grow", file=self.name)
+        old = self.offset // self.cluster_size
+        old_clusters = len(self.table) * 8 // self.cluster_size
+        self.offset = self.allocate_together(clusters) * self.cluster_size
+        self.table.extend(tables.filled(clusters * self.cluster_size // 8 - len(self.table), 8))
+        self.table_moved = True
+        self.drop(old, old_clusters)
+
+    def add(self, start: int, count: int, change: int) -> None:
+        """Add *change* to the refcounts of *count* clusters, in memory.
+
+        :raises UnsupportedError: a refcount does not fit in refcount_bits.
+        """
+        end = start + count
+        while start < end:
+            index, at = divmod(start, self.per_block)
+            block = self._ensure(index)
+            number = min(end - start, self.per_block - at)
+            part = block.counts[at : at + number]
+            if part == array(part.typecode, part[:1]) * number:
+                highest = part[0] + change
+                if highest <= self.maximum:
+                    tables.fill_run(block.counts, at, number, highest, 0)
+            else:
+                highest = max(part) + change
+                if highest <= self.maximum:
+                    block.counts[at : at + number] = array(part.typecode, [value + change for value in part])
+            if highest > self.maximum:
+                raise UnsupportedError(
+                    f"a cluster would have {highest} references, more than refcount_bits={self.bits} can count",
+                    file=self.name,
+                )
+            block.mark(at, at + number)
+            start += number
+
+    def apply(self) -> None:
+        """Tell the blocks, in memory, what was allocated."""
+        while self._taken or self._more:
+            taken, self._taken = self._taken, []
+            for start, end in taken:
+                self.add(start, end - start, 1)  # a new block takes a cluster: another round
+            more, self._more = self._more, {}
+            for cluster, count in more.items():
+                self.add(cluster, 1, count)
+
+    def write_blocks(self) -> None:
+        """Write what changed of the blocks."""
+        for block in self._blocks.values():
+            self._write_block(block)
+
+    def _write_block(self, block: Block) -> None:
+        if block.low >= block.high:
+            return
+        if block.new:
+            low, high = 0, len(block.counts)
+        else:
+            sector = SECTOR * 8 // self.bits
+            low = block.low // sector * sector
+            high = min(-(-block.high // sector) * sector, len(block.counts))
+        self.file.write(block.offset + low * self.bits // 8, pack(block.counts[low:high], self.bits))
+        block.new = False
+        block.low, block.high = len(block.counts), 0
+
+    def write_table(self) -> None:
+        """Write what changed of the refcount table; whole, where it moved."""
+        if self.table_moved:
+            self.file.write(self.offset, tables.to_bytes(self.table, "big"))
+        elif self.table_dirty:
+            low, high = min(self.table_dirty), max(self.table_dirty) + 1
+            self.file.write(self.offset + low * 8, tables.to_bytes(self.table[low:high], "big"))
+        self.table_dirty.clear()
+
+
+def unpack(data: bytes | bytearray | memoryview, bits: int) -> array[int]:
+    """The refcounts in *data*, *bits* wide each; at least a byte an entry in memory."""
+    if bits >= 8:
+        counts = array(_CODES[bits])
+        counts.frombytes(data)
+        if bits > 8 and sys.byteorder == "little":
+            counts.byteswap()
+        return counts
+    # Bit 0 is the least significant: within a byte, entries go upwards from there.
+    mask, table = (1 << bits) - 1, []
+    for byte in range(256):
+        table.append(bytes(byte >> shift & mask for shift in range(0, 8, bits)))
+    return array("B", b"".join(map(table.__getitem__, data)))
+
+
+def pack(counts: array[int], bits: int) -> bytes:
+    """*counts* as the disk has them; their number is a whole number of bytes."""
+    if bits >= 8:
+        return tables.to_bytes(counts, "big") if bits > 8 else counts.tobytes()
+    whole = counts.tobytes()
+    per_byte = 8 // bits
+    value = int.from_bytes(whole[0::per_byte], "little")
+    for index in range(1, per_byte):
+        value |= int.from_bytes(whole[index::per_byte], "little") << (index * bits)
+    return value.to_bytes(len(whole) // per_byte, "little")
