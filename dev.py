@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if command == "bench":
         return call(BIN / "python", "-m", "bench", *rest)
     if command == "picture":
-        return call(BIN / "python", ROOT / "docs" / "picture.py")
+        return call(BIN / "python", "docs/picture.py", make_disk().parent)
     return 0
 
 
@@ -146,9 +146,7 @@ def test(arguments: list[str]) -> int:
 
 def demo() -> int:
     """raw → qcow2 of a real disk, then a look at it and the proof that both hold the same."""
-    DEMO.mkdir(exist_ok=True)
-    disk = DEMO / "disk.raw"
-    make_disk(disk)
+    make_disk()
     diskmill = BIN / "diskmill"
     for words in (
         ["convert", "-p", "-f", "raw", "-O", "qcow2", "demo/disk.raw", "demo/disk.qcow2"],
@@ -163,9 +161,11 @@ def demo() -> int:
     return 0
 
 
-def make_disk(path: Path) -> None:
-    """A disk of 1 GiB with Python's standard library on it: in an ext4 file system, or where there is no mkfs.ext4,
-    as a tar archive from its first sector on (as one would write to a tape)."""
+def make_disk() -> Path:
+    """Make demo/disk.raw, a disk of 1 GiB with Python's standard library on it: in an ext4 file system, or where there
+    is no mkfs.ext4, as a tar archive from its first sector on (as one would write to a tape)."""
+    DEMO.mkdir(exist_ok=True)
+    path = DEMO / "disk.raw"
     path.unlink(missing_ok=True)
     library = Path(sysconfig.get_path("stdlib"))
     skip = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "*.a")
@@ -180,7 +180,10 @@ def make_disk(path: Path) -> None:
             os.truncate(path, 1024 * MiB)
         else:
             print(f"{path}: an ext4 file system of 1 GiB with a copy of {library}", flush=True)
-            subprocess.run([mkfs, "-q", "-F", "-L", "diskmill", "-d", tree, path, "1G"], check=True)
+            path.touch()
+            os.truncate(path, 1024 * MiB)
+            subprocess.run([mkfs, "-q", "-F", "-L", "diskmill", "-d", tree, path], check=True)
+    return path
 
 
 if __name__ == "__main__":
