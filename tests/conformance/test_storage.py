@@ -1,0 +1,232 @@
+"""One contract of storage, kept by files and by their twin in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from diskmill.context import Context
+from diskmill.create import create_image
+from diskmill.errors import DiskmillError, StorageError
+from diskmill.extents import Kind
+from diskmill.node import Storage
+from diskmill.registry import Registry
+from diskmill.requests import CreateRequest, OpenRequest
+from hypothesis import given
+from hypothesis import strategies as st
+from twins import MemoryDriver
+
+PAGE = 4096
+Make = Callable[..., Storage]
+
+
+@pytest.fixture(params=["file", "memory"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes new storage by name, or opens what is there."""
+    registry = Registry()
+    registry.add(MemoryDriver())
+    context = Context(registry=registry)
+    driver = registry.protocol(request.param)
+    opened = []
+    numbers = itertools.count()
+
+    def make(name: str | None = None, *, new: bool = True, writable: bool = True) -> Storage:
+        where = (
+            f"memory:{name or next(numbers)}"
+            if request.param == "memory"
+            else str(tmp_path / f"{name or next(numbers)}")
+        )
+        if new:
+            storage = registry.call(driver, "create", request=CreateRequest(where, context, 0))
+        else:
+            storage = registry.call(driver, "open", request=OpenRequest(where, context, writable=writable))
+        opened.append(storage)
+        return storage
+
+    yield make
+    for storage in opened:
+        storage.close()
+
+
+def test_what_was_written_is_read_and_the_rest_is_zeros(make: Make) -> None:
+    storage = make()
+    storage.write(1000, b"abc")
+    assert storage.size == 1003
+    assert storage.read(998, 10) == b"\0\0abc\0\0\0\0\0"
+
+
+def test_a_read_that_begins_beyond_the_end_is_zeros(make: Make) -> None:
+    storage = make()
+    storage.write(0, b"abc")
+    buffer = bytearray(b"x" * 100)
+    storage.read_into(5000, buffer)
+    assert buffer == bytes(100)
+
+
+def test_an_empty_write_changes_nothing(make: Make) -> None:
+    storage = make()
+    storage.write(0, b"")
+    storage.write(100, b"")
+    storage.zero(100, 0)
+    assert storage.size == 0
+
+
+def test_buffers_are_written_one_after_the_other(make: Make) -> None:
+    storage = make()
+    parts = [bytes([number % 251]) * (number % 7) for number in range(3000)]  # more than one system call takes
+    storage.write_vector(10, parts)
+    assert storage.read(0, 10 + sum(map(len, parts))) == bytes(10) + b"".join(parts)
+
+
+@pytest.mark.parametrize("unmap", [True, False])
+@pytest.mark.parametrize(("offset", "length"), [(0, 3 * PAGE), (100, 50), (PAGE, PAGE), (4000, 2 * PAGE), (0, 0)])
+def test_a_zeroed_range_reads_as_zeros_and_nothing_else_does(make: Make, offset: int, length: int, unmap: bool) -> None:
+    storage = make()
+    storage.write(0, b"x" * 4 * PAGE)
+    storage.zero(offset, length, unmap=unmap)
+    expected = bytearray(b"x" * 4 * PAGE)
+    expected[offset : offset + length] = bytes(length)
+    assert storage.read(0, 4 * PAGE) == expected
+    assert storage.size == 4 * PAGE
+
+
+def test_zeroing_beyond_the_end_makes_it_longer(make: Make) -> None:
+    storage = make()
+    storage.write(0, b"x" * 10)
+    storage.zero(5, 10000)
+    assert storage.size == 10005
+    assert storage.read(0, 10005) == b"x" * 5 + bytes(10000)
+
+
+def test_what_was_cut_off_does_not_come_back(make: Make) -> None:
+    storage = make()
+    storage.write(0, b"x" * 3 * PAGE)
+    storage.truncate(PAGE + 10)
+    assert storage.size == PAGE + 10
+    storage.truncate(3 * PAGE)
+    assert storage.read(0, 3 * PAGE) == b"x" * (PAGE + 10) + bytes(2 * PAGE - 10)
+
+
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_allocated_space_reads_as_zeros(make: Make, mode: str) -> None:
+    storage = make()
+    storage.write(0, b"abc")
+    storage.allocate(PAGE, 2 * PAGE, mode)
+    assert storage.size == 3 * PAGE
+    assert storage.read(0, 3 * PAGE) == b"abc" + bytes(3 * PAGE - 3)
+
+
+def test_extents_cover_the_range_in_order_and_zeros_are_zeros(make: Make) -> None:
+    storage = make()
+    storage.truncate(64 * PAGE)
+    for page in (3, 4, 17, 40):
+        storage.write(page * PAGE + 5, b"data")
+    for offset, length in ((0, 64 * PAGE), (5, 1), (4 * PAGE + 1, 30 * PAGE), (60 * PAGE, 10 * PAGE), (0, 0)):
+        at = offset
+        for extent in storage.extents(offset, length):
+            assert extent.start == at
+            assert extent.length > 0
+            assert extent.node is storage
+            assert extent.offset == extent.start
+            if extent.kind is Kind.ZERO:
+                assert not any(storage.read(extent.start, extent.length))
+            at = extent.end
+        assert at == offset + length
+
+
+@given(
+    operations=st.lists(
+        st.tuples(st.sampled_from(["write", "zero", "unmap", "truncate"]), st.integers(0, 20000), st.integers(0, 9000)),
+        max_size=20,
+    )
+)
+def test_the_twin_does_as_a_file_does(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]]
+) -> None:
+    registry = Registry()
+    registry.add(MemoryDriver())
+    context = Context(registry=registry, cache="unsafe")
+    folder = tmp_path_factory.getbasetemp()
+    file = registry.call(registry.protocol("file"), "create", request=CreateRequest(str(folder / "twin"), context, 0))
+    twin = registry.call(registry.protocol("memory"), "create", request=CreateRequest("memory:twin", context, 0))
+    try:
+        for number, (what, offset, length) in enumerate(operations):
+            for storage in (file, twin):
+                if what == "write":
+                    storage.write(offset, bytes([number + 1]) * length)
+                elif what == "truncate":
+                    storage.truncate(offset)
+                else:
+                    storage.zero(offset, length, unmap=what == "unmap")
+            assert file.size == twin.size
+        assert file.read(0, 30000) == twin.read(0, 30000)
+    finally:
+        file.close()
+
+
+def test_a_new_output_has_its_name_only_when_it_is_settled(make: Make) -> None:
+    storage = make("output")
+    storage.write(0, b"whole")
+    with pytest.raises(StorageError):
+        make("output", new=False)
+    storage.settle()
+    assert make("output", new=False).read(0, 5) == b"whole"
+
+
+@pytest.mark.parametrize("leave", ["close", "abandon"])
+def test_a_new_output_that_was_not_settled_leaves_nothing(make: Make, leave: str) -> None:
+    storage = make("output")
+    storage.write(0, b"half")
+    getattr(storage, leave)()
+    getattr(storage, leave)()  # twice is harmless
+    with pytest.raises(StorageError):
+        make("output", new=False)
+
+
+def test_a_new_output_replaces_the_old_one_whole(make: Make) -> None:
+    old = make("output")
+    old.write(0, b"a long old content")
+    old.settle()
+    old.close()
+    new = make("output")
+    new.write(0, b"new")
+    assert make("output", new=False).read(0, 5) == b"a lon"
+    new.settle()
+    new.close()
+    again = make("output", new=False)
+    assert (again.size, again.read(0, 3)) == (3, b"new")
+
+
+def test_the_same_file_is_known_by_two_names(make: Make) -> None:
+    one = make("one")
+    one.settle()
+    two = make("two")
+    two.settle()
+    assert make("one", new=False, writable=False).identity() == make("one", new=False, writable=False).identity()
+    assert make("one", new=False, writable=False).identity() != make("two", new=False, writable=False).identity()
+
+
+def test_what_is_open_for_reading_cannot_be_written(make: Make) -> None:
+    storage = make("output")
+    storage.settle()
+    storage.close()
+    with pytest.raises(DiskmillError):
+        make("output", new=False, writable=False).write(0, b"x")
+
+
+def test_what_is_missing_is_named(make: Make) -> None:
+    with pytest.raises(StorageError, match=r"not-there.*No such file"):
+        make("not-there", new=False)
+
+
+def test_images_are_made_on_storage_of_any_protocol() -> None:
+    memory = MemoryDriver()
+    registry = Registry()
+    registry.add(memory)
+    with create_image("memory:disk", "raw", 1000, {}, context=Context(registry=registry)) as image:
+        image.write(0, b"abc")
+        assert not memory.files
+        image.settle()
+    assert bytes(memory.files["disk"]) == b"abc" + bytes(1021)

@@ -1,0 +1,188 @@
+"""What the conformance suite runs over: every format driver that is installed, and the example driver of docs/.
+
+Images are made in memory (`memory:` names), so that thousands of them cost seconds.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diskmill.context import Context
+from diskmill.create import create_image
+from diskmill.drivers import FormatDriver
+from diskmill.errors import DiskmillError
+from diskmill.extents import Extent
+from diskmill.gate import ANYTHING
+from diskmill.graph import open_image
+from diskmill.node import Image
+from diskmill.options import Option
+from diskmill.registry import Registry
+from diskmill.requests import Backing
+from diskmill.sizes import KiB, MiB
+from twins import Content, MemoryDriver
+
+sys.path.append(str(Path(__file__).parents[1] / "docs" / "example-driver" / "src"))
+
+
+def _registry() -> Registry:
+    registry = Registry()
+    registry.add(MemoryDriver())
+    if not registry.has("diskmill.format", "blk"):  # the example need not be installed to be tested
+        import diskmill_blk
+
+        registry.add(diskmill_blk.driver)
+    return registry
+
+
+REGISTRY = _registry()
+FORMATS: dict[str, FormatDriver] = {driver.name: driver for driver in REGISTRY.all(FormatDriver.group)}
+
+
+def formats(*capabilities: str) -> list[Any]:
+    """The names of the formats that have all of *capabilities*, as parameters for `parametrize`."""
+    return [name for name, driver in FORMATS.items() if driver.capabilities.issuperset(capabilities)]
+
+
+class Machine:
+    """A place for the images of one test: a context, and files in memory. A new one sweeps out the one before."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.context = Context(
+            trust=ANYTHING, secrets={"key": b"open sesame"}, registry=REGISTRY, warn=self.warnings.append
+        )
+        self.files.clear()
+
+    @property
+    def files(self) -> dict[str, Content]:
+        driver = self.context.registry.protocol("memory")
+        assert isinstance(driver, MemoryDriver)
+        return driver.files
+
+    def options(self, format: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """*options*, and those without which the format makes no image: the key of an encrypted one, made quickly."""
+        names = {option.name for option in FORMATS[format].options if "create" in option.when}
+        given = dict(options or {})
+        if "encrypt.format" in given:
+            given.setdefault("encrypt.key-secret", "key")
+            if given["encrypt.format"] == "luks":
+                given.setdefault("encrypt.iter-time", 10)
+        if "key-secret" in names:
+            given = {"key-secret": "key", "iter-time": 10} | given
+        return given
+
+    def create(
+        self,
+        name: str,
+        format: str,
+        size: int,
+        options: Mapping[str, Any] | None = None,
+        *,
+        backing: Backing | None = None,
+    ) -> None:
+        """An empty image, settled."""
+        with create_image(
+            f"memory:{name}", format, size, self.options(format, options), context=self.context, backing=backing
+        ) as image:
+            image.settle()
+
+    def open(self, name: str, format: str | None, *, writable: bool = False) -> Image:
+        """The image *name*."""
+        spec: dict[str, Any] = {"file": {"driver": "memory", "filename": f"memory:{name}"}}
+        driver = FORMATS[format] if format is not None else None
+        opened = {option.name for option in driver.options if "open" in option.when} if driver else set()
+        if "key-secret" in opened:
+            spec["key-secret"] = "key"
+        if "encrypt.key-secret" in opened and self.encrypted(name):
+            spec["encrypt.key-secret"] = "key"
+        return open_image(spec, format, context=self.context, writable=writable)
+
+    def encrypted(self, name: str) -> bool:
+        spec = {"file": {"driver": "memory", "filename": f"memory:{name}"}}
+        try:
+            with open_image(spec, context=self.context, shallow=True) as image:
+                return image.encrypted
+        except DiskmillError:
+            return False
+
+    def put(self, name: str, data: bytes) -> None:
+        """A file of *data*."""
+        self.files[name] = Content(data)
+
+    def check(self, name: str, format: str) -> None:
+        """Fail unless the image is consistent, as far as its format can tell."""
+        if "check" in FORMATS[format].capabilities:
+            with self.open(name, format) as image:
+                result = self.context.registry.call(image.driver, "check", image=image, repair="")
+            assert (result.corruptions, result.leaks, result.check_errors) == (0, 0, 0), result.findings
+
+
+def unit_of(machine: Machine, format: str, options: Mapping[str, Any] | None = None) -> int:
+    """Bytes that the format allocates together; 64 KiB for one that does not."""
+    machine.create("unit", format, 4 * MiB, options)
+    with machine.open("unit", format) as image:
+        return image.unit if image.unit > 1 else 64 * KiB
+
+
+def variants(driver: FormatDriver) -> Iterator[tuple[Option, Any]]:
+    """Each option that the driver takes to create an image, with each value that stands to reason."""
+    for option in driver.options:
+        if "create" not in option.when:
+            continue
+        if option.choices:
+            values: tuple[Any, ...] = option.choices
+        elif option.type == "bool":
+            values = (True, False)
+        elif option.type == "size":
+            values = (512, 4 * KiB, 64 * KiB, 1 * MiB, 2 * MiB)
+        else:
+            continue  # free text and numbers: the driver's own tests know what they mean
+        for value in values:
+            yield option, value
+
+
+def pattern(seed: int, length: int) -> bytes:
+    """Bytes that look like no other seed's."""
+    return random.Random(seed).randbytes(length)
+
+
+def fragments(seed: int, size: int, unit: int) -> list[tuple[int, bytes]]:
+    """Writes to scattered places, some in whole units, some not, out of order, so that images are fragmented."""
+    chance = random.Random(seed)
+    writes = []
+    for _ in range(12):
+        if chance.random() < 0.5:
+            start = chance.randrange(size)
+            length = chance.randrange(1, unit)
+        else:
+            start = chance.randrange(-(-size // unit)) * unit
+            length = chance.choice((unit, 2 * unit, unit // 2))
+        length = min(length, size - start)
+        writes.append((start, chance.choice((chance.randbytes(length), bytes(length), b"\xaa" * length))))
+    return writes
+
+
+def merged(extents: list[Extent]) -> list[Extent]:
+    """*extents* with neighbours that go on where the one before ended made one."""
+    result: list[Extent] = []
+    for extent in extents:
+        last = result[-1] if result else None
+        if last is not None and last._replace(length=extent.length) == extent._replace(
+            start=last.start,
+            offset=extent.offset - last.length if extent.node is not None and not extent.unit else extent.offset,
+            skip=extent.skip - last.length if extent.unit else extent.skip,
+        ):
+            result[-1] = last._replace(length=last.length + extent.length)
+        else:
+            result.append(extent)
+    return result
+
+
+def refused(error: DiskmillError, *words: str) -> None:
+    """Fail unless the refusal is one line that says one of *words*."""
+    text = str(error)
+    assert "\n" not in text and any(word in text for word in words), text

@@ -1,0 +1,245 @@
+"""In-memory twins of the real parts: storage without a file, an image without a format.
+
+`MemoryDriver` is the protocol `memory`: a registry that has it opens `memory:NAME` wherever a file name is expected.
+`Clustered` is an image of clusters whose tables are Python dictionaries: what a format driver owes the engine and
+nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diskmill.drivers import FormatDriver, ProtocolDriver, hookimpl
+from diskmill.errors import StorageError, UnsupportedError
+from diskmill.extents import Extent, Kind, Placement
+from diskmill.node import Buffer, Image, Node, ReadBuffer, Storage
+from diskmill.requests import CreateRequest, OpenRequest
+
+PAGE = 4096
+
+
+class Content:
+    """What a file holds: pages that were written; between them are holes."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.size = 0
+        self.write(0, data)
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        view, at = memoryview(data), 0
+        while at < len(view):
+            page, skip = divmod(offset + at, PAGE)
+            part = view[at : at + PAGE - skip]
+            self.pages.setdefault(page, bytearray(PAGE))[skip : skip + len(part)] = part
+            at += len(part)
+        if len(view):
+            self.size = max(self.size, offset + len(view))
+
+    def read(self, offset: int, length: int) -> bytearray:
+        result = bytearray(length)
+        at = 0
+        while at < length:
+            page, skip = divmod(offset + at, PAGE)
+            count = min(PAGE - skip, length - at)
+            if page in self.pages:
+                result[at : at + count] = self.pages[page][skip : skip + count]
+            at += count
+        return result
+
+    def truncate(self, size: int) -> None:
+        if size < self.size:
+            last = size // PAGE
+            for page in [page for page in self.pages if page > last]:
+                del self.pages[page]
+            if last in self.pages:
+                self.pages[last][size % PAGE :] = bytes(PAGE - size % PAGE)
+        self.size = size
+
+    def copy(self) -> Content:
+        twin = Content()
+        twin.pages, twin.size = {page: data[:] for page, data in self.pages.items()}, self.size
+        return twin
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.read(0, self.size))
+
+
+class MemoryStorage(Storage):
+    """Twin of a file. `journal`, where set, gets every change, for tests of what a crash leaves: ("write", offset,
+    bytes), ("truncate", size), ("barrier",)."""
+
+    def __init__(self, driver: MemoryDriver, name: str, content: Content, *, writable: bool, new: bool = False) -> None:
+        self.driver = driver
+        self.name = name
+        self.content = content
+        self.writable = writable
+        self.journal: list[tuple[Any, ...]] | None = None
+        self.new = new
+        self.closed = False
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.content.size
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        start, kind = offset, None
+        for at in range(offset // PAGE * PAGE, offset + length, PAGE):
+            this = Kind.DATA if at // PAGE in self.content.pages and at < self.size else Kind.ZERO
+            if kind is not None and this is not kind:
+                yield Extent(start, at - start, kind, self, start)
+                start = at
+            kind = this
+        if kind is not None:
+            yield Extent(start, offset + length - start, kind, self, start)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        view = memoryview(buffer)
+        inside = max(min(len(view), self.size - offset), 0)
+        view[:inside] = self.content.read(offset, inside)
+        view[inside:] = bytes(len(view) - inside)
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        self._changing()
+        if self.journal is not None:
+            self.journal.append(("write", offset, bytes(data)))
+        self.content.write(offset, data)
+
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        self._changing()
+        end = offset + length
+        if self.journal is not None:
+            self.journal.append(("zero", offset, length))
+        low, high = -(-offset // PAGE), end // PAGE
+        for page in [page for page in self.content.pages if unmap and low <= page < high]:
+            del self.content.pages[page]
+        for at in range(offset, end, PAGE):
+            if not (unmap and low * PAGE <= at and at + PAGE <= high * PAGE):
+                self.content.write(at, bytes(min(PAGE, end - at)))
+        if length:
+            self.content.size = max(self.size, end)
+
+    def truncate(self, size: int) -> None:
+        self._changing()
+        if self.journal is not None:
+            self.journal.append(("truncate", size))
+        self.content.truncate(size)
+
+    def allocate(self, offset: int, length: int, mode: str) -> None:
+        self._changing()
+        self.content.size = max(self.size, offset + length)
+        if mode == "full":
+            self.zero(offset, length, unmap=False)
+
+    def _changing(self) -> None:
+        if not self.writable or self.closed:
+            raise StorageError("Bad file descriptor", file=self.name)
+
+    def allocated(self) -> int:
+        return len(self.content.pages) * PAGE
+
+    def identity(self) -> object:
+        return id(self.content)
+
+    def barrier(self) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        if self.journal is not None and self.journal[-1:] != [("barrier",)]:
+            self.journal.append(("barrier",))
+
+    def settle(self) -> None:
+        if self.new:
+            self.driver.files[self.name] = self.content
+            self.new = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class MemoryDriver(ProtocolDriver):
+    """The protocol `memory`: its files last as long as the driver object."""
+
+    name = "memory"
+    title = "files that tests keep in memory"
+    prefixes = ("memory",)
+    capabilities = frozenset({"create", "write", "resize", "preallocation"})
+
+    def __init__(self) -> None:
+        self.files: dict[str, Content] = {}
+
+    @hookimpl
+    def open(self, request: OpenRequest) -> MemoryStorage:
+        name = request.name.removeprefix("memory:")
+        if name not in self.files:
+            raise StorageError("No such file or directory", file=request.name)
+        return MemoryStorage(self, name, self.files[name], writable=request.writable)
+
+    @hookimpl
+    def create(self, request: CreateRequest) -> MemoryStorage:
+        return MemoryStorage(self, request.name.removeprefix("memory:"), Content(), writable=True, new=True)
+
+
+class ClusteredDriver(FormatDriver):
+    """Stands for a format driver."""
+
+    name = "clustered"
+    capabilities = frozenset({"create", "write", "zero", "backing"})
+
+
+class Clustered(Image):
+    """Twin of a format: clusters of `unit` bytes, anywhere in `file`; None in `table` is a zero cluster."""
+
+    def __init__(self, file: Node, size: int, unit: int, *, writable: bool = True, zeroes: bool = True) -> None:
+        super().__init__(ClusteredDriver(), file, name="twin", size=size, writable=writable)
+        self.unit = unit
+        self.table: dict[int, int | None] = {}
+        self.end = 0
+        self.zeroes = zeroes
+        self.published: list[Placement] = []
+        self.reserved: list[tuple[int, int]] = []
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        at = offset
+        while at < offset + length:
+            index, skip = divmod(at, self.unit)
+            count = min(self.unit - skip, offset + length - at)
+            place = self.table.get(index, -1)
+            if place is None:
+                yield Extent(at, count, Kind.ZERO)
+            elif place < 0:
+                yield Extent(at, count, Kind.HOLE)
+            else:
+                yield Extent(at, count, Kind.DATA, self.file, place + skip)
+            at += count
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        self.reserved.append((offset, length))
+        places = []
+        for index in range(offset // self.unit, -(-(offset + length) // self.unit)):
+            start, place = index * self.unit, self.table.get(index)
+            if place is None:
+                places.append(Placement(start, self.unit, self.file, self.end, fresh=True))
+                self.end += self.unit
+            else:
+                low, high = max(start, offset), min(start + self.unit, offset + length)
+                places.append(Placement(low, high - low, self.file, place + low - start))
+        return places
+
+    def publish(self, placements: Sequence[Placement]) -> None:
+        self.published += placements
+        for place in placements:
+            if place.fresh:
+                self.table[place.start // self.unit] = place.offset
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        if not self.zeroes:
+            raise UnsupportedError("no zero clusters")
+        for index in range(offset // self.unit, -(-(offset + length) // self.unit)):
+            self.table[index] = None
+
+
+def memory(data: bytes = b"", *, writable: bool = True, name: str = "memory") -> MemoryStorage:
+    """Storage that holds *data*."""
+    return MemoryStorage(MemoryDriver(), name, Content(data), writable=writable)
