@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diskmill.context import Context
-from diskmill.create import create_image
+from diskmill.creation import create_image
 from diskmill.drivers import FormatDriver
 from diskmill.errors import DiskmillError
 from diskmill.extents import Extent

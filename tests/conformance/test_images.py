@@ -148,7 +148,7 @@ def play(machine: Machine, format: str, steps: list[tuple[str, int, int]], model
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-@settings(max_examples=40)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_random_writes(format: str, data: st.DataObject) -> None:
     machine = Machine()
@@ -188,7 +188,7 @@ def test_nothing_is_written_beyond_the_end(format: str) -> None:
 
 @pytest.mark.parametrize("format", WRITABLE)
 def test_an_abandoned_output_leaves_nothing(format: str) -> None:
-    from diskmill.create import create_image
+    from diskmill.creation import create_image
 
     machine = Machine()
     image = create_image("memory:disk", format, MiB, machine.options(format), context=machine.context)
@@ -241,8 +241,8 @@ def test_the_map_of_a_part_is_that_part_of_the_map(format: str) -> None:
         @settings(max_examples=100)
         @given(st.data())
         def parts(data: st.DataObject) -> None:
-            offset = data.draw(st.integers(0, image.size))
-            length = data.draw(st.integers(0, image.size - offset))
+            offset = data.draw(st.integers(0, image.size - 1))
+            length = data.draw(st.integers(1, image.size - offset))
             end = offset + length
             inside = [extent.clip(offset, end) for extent in whole if extent.start < end and extent.end > offset]
             found = list(image.extents(offset, length))

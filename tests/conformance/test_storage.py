@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from diskmill.context import Context
-from diskmill.create import create_image
+from diskmill.creation import create_image
 from diskmill.errors import DiskmillError, StorageError
 from diskmill.extents import Kind
 from diskmill.node import Storage

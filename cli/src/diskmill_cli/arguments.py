@@ -69,9 +69,13 @@ class HelpWanted(Exception):
 class Arguments:
     """What was given for a command."""
 
-    def __init__(self, values: dict[str, list[str]], operands: list[str]) -> None:
-        self._values = values
+    def __init__(self, given: list[tuple[str, str]], operands: list[str]) -> None:
+        self.given = given
+        """The options' keys and values, in the order of the command line."""
         self.operands = operands
+        self._values: dict[str, list[str]] = {}
+        for key, value in given:
+            self._values.setdefault(key, []).append(value)
 
     def has(self, key: str) -> bool:
         """Whether the option was given."""
@@ -136,7 +140,7 @@ def parse(options: Iterable[Option], words: Sequence[str]) -> Arguments:
     declared = (HELP, *options)
     short = {flag[1]: option for option in declared for flag in option.flags if not flag.startswith("--")}
     long = {flag[2:]: option for option in declared for flag in option.flags if flag.startswith("--")}
-    values: dict[str, list[str]] = {}
+    given: list[tuple[str, str]] = []
     operands: list[str] = []
     rest = list(reversed(words))
     while rest:
@@ -151,17 +155,17 @@ def parse(options: Iterable[Option], words: Sequence[str]) -> Arguments:
                 raise UsageError(f"option '--{name}' takes no value")
             if not equals:
                 value = _value(option, f"--{name}", rest)
-            _store(values, option, f"--{name}", value)
-        elif word.startswith("-") and word != "-":
+            _store(given, option, f"--{name}", value)
+        elif word.startswith("-") and word != "-" and (not word[1].isdigit() or word[1] in short):
             for at, letter in enumerate(word[1:], 2):
                 option = _short(short, letter)
                 if option.metavar and not option.loose:
-                    _store(values, option, f"-{letter}", word[at:] or _value(option, f"-{letter}", rest))
+                    _store(given, option, f"-{letter}", word[at:] or _value(option, f"-{letter}", rest))
                     break
-                _store(values, option, f"-{letter}", "")
+                _store(given, option, f"-{letter}", "")
         else:
             operands.append(word)
-    return Arguments(values, operands)
+    return Arguments(given, operands)
 
 
 def _short(options: dict[str, Option], letter: str) -> Option:
@@ -189,12 +193,12 @@ def _value(option: Option, flag: str, rest: list[str]) -> str:
     return rest.pop()
 
 
-def _store(values: dict[str, list[str]], option: Option, flag: str, value: str) -> None:
+def _store(given: list[tuple[str, str]], option: Option, flag: str, value: str) -> None:
     if option.key == HELP.key:
         raise HelpWanted
     if option.choices and value not in option.choices and not (option.loose and not value):
         raise UsageError(f"option '{flag}' takes {_either(option.choices)}, not '{value}'")
-    values.setdefault(option.key, []).append(value)
+    given.append((option.key, value))
 
 
 def _either(choices: Sequence[str]) -> str:

@@ -134,5 +134,5 @@ def _standard(words: Sequence[str]) -> tuple[Arguments, list[str]]:
     try:
         standard = parse(standard_options(), words[:end])
     except HelpWanted:
-        standard = Arguments({"help": [""]}, [])
+        standard = Arguments([("help", "")], [])
     return standard, list(words[end:])

@@ -16,14 +16,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .commands.amend import amend as amend
+    from .commands.bench import bench as bench
+    from .commands.bitmap import bitmap as bitmap
     from .commands.check import check as check
+    from .commands.commit import commit as commit
     from .commands.compare import compare as compare
     from .commands.convert import convert as convert
     from .commands.create import create as create
+    from .commands.dd import dd as dd
+    from .commands.drivers import list_drivers as list_drivers
     from .commands.info import info as info
     from .commands.info import info_chain as info_chain
     from .commands.map import map as map
     from .commands.measure import measure as measure
+    from .commands.rebase import rebase as rebase
+    from .commands.resize import resize as resize
+    from .commands.snapshot import snapshot as snapshot
     from .context import Context as Context
     from .drivers import CryptoDriver as CryptoDriver
     from .drivers import FormatDriver as FormatDriver
@@ -48,16 +57,25 @@ _HOMES = {
     "NOTHING": "gate",
     "ProtocolDriver": "drivers",
     "Trust": "gate",
+    "amend": "commands.amend",
+    "bench": "commands.bench",
+    "bitmap": "commands.bitmap",
     "check": "commands.check",
+    "commit": "commands.commit",
     "compare": "commands.compare",
     "convert": "commands.convert",
     "create": "commands.create",
+    "dd": "commands.dd",
     "hookimpl": "drivers",
     "info": "commands.info",
     "info_chain": "commands.info",
+    "list_drivers": "commands.drivers",
     "map": "commands.map",
     "measure": "commands.measure",
     "open": "library",
+    "rebase": "commands.rebase",
+    "resize": "commands.resize",
+    "snapshot": "commands.snapshot",
 }
 
 __all__ = ["__version__", *_HOMES]

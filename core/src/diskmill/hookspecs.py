@@ -114,3 +114,8 @@ def crypto_amend(request: CryptoRequest, force: bool) -> bool | None:
 
     :param force: the last key may be erased, and one in use be replaced.
     """
+
+
+@hookspec(firstresult=True)
+def empty(image: Image) -> bool | None:
+    """Drop all data of the image, open for writing, so that it reads as its backing image does. True when done."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from .errors import UnsupportedError
+from .errors import StorageError, UnsupportedError
 from .extents import Encoder, Extent, Placement
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Node(ABC):
         self.read_into(offset, buffer)
         return bytes(buffer)
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -103,6 +103,9 @@ class Storage(Node):
     align: int = 1
     """Offsets, lengths and memory addresses of reads and writes are best multiples of this many bytes (4096 with
     direct I/O); others work, at the price of a copy."""
+    conflict: StorageError | None = None
+    """Set where only metadata is to be looked at, and another process writes the file. A format that has metadata may
+    read nonsense then, so the core raises it; a plain window (raw) is looked at all the same."""
 
     forward: bool = False
     """Whether its bytes come once, in order (a pipe): ``size`` is not known then, and what was read is gone, except

@@ -5,9 +5,11 @@ See ``qapi/block-core.json`` in QEMU, and the schemas in ``docs/schemas``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .results import CheckResult, Comparison, ImageInfo, MapEntry, Measurement, Snapshot
+if TYPE_CHECKING:
+    from .commands.bench import BenchResult
+    from .results import CheckResult, Comparison, ImageInfo, MapEntry, Measurement, Snapshot
 
 
 def _given(**members: Any) -> dict[str, Any]:
@@ -89,3 +91,8 @@ def comparison(result: Comparison) -> dict[str, Any]:
     return _given(
         identical=result.identical, message=result.message, offset=result.offset, size_differs=result.size_differs
     )
+
+
+def bench_result(result: BenchResult) -> dict[str, Any]:
+    """What ``bench --output=json`` prints; QAPI has no such object."""
+    return _given(requests=result.requests, size=result.size, seconds=result.seconds)

@@ -1,13 +1,21 @@
 """One module for each command: its options as data, and what it does with them."""
 
 NAMES = (
+    "amend",
+    "bench",
+    "bitmap",
     "check",
+    "commit",
     "compare",
     "convert",
     "create",
+    "dd",
     "drivers",
     "info",
     "map",
     "measure",
+    "rebase",
+    "resize",
+    "snapshot",
 )
 """Every command, which is also the name of its module."""

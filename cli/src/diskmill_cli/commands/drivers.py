@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments, session: Session) -> int:
-    from diskmill.commands.drivers import drivers
+    from diskmill.commands.drivers import list_drivers
     from diskmill.errors import UsageError
 
     if arguments.operands:
         raise UsageError(f"unexpected argument: '{arguments.operands[0]}'")
-    found = drivers()
+    found = list_drivers()
     if arguments.one("output") == "json":
         from dataclasses import asdict
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..context import Context
-from ..create import create_image
+from ..creation import create_image
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
@@ -83,7 +83,7 @@ def convert(
             images.append(image)
         if not images:
             raise UsageError("there is nothing to convert: name at least one source image")
-        _refuse_self(images, output)
+        refuse_self(images, output)
         size = sum(image.size for image in images)
         counter.expect(size)
         if existing:
@@ -148,7 +148,7 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, context: Co
     return Backing(name, format or base.driver.name, base.size, base.details())
 
 
-def _refuse_self(images: Sequence[Image], output: str) -> None:
+def refuse_self(images: Sequence[Image], output: str) -> None:
     """An image cannot be converted onto itself, nor onto one that it stands on."""
     try:
         info = os.stat(output)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..context import Context
-from ..create import create_image
+from ..creation import create_image
 from ..drivers import FormatDriver, ProtocolDriver
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image

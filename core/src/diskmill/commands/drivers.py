@@ -26,7 +26,7 @@ class DriverInfo:
     broken: str = ""
 
 
-def drivers(registry: Registry | None = None) -> list[DriverInfo]:
+def list_drivers(registry: Registry | None = None) -> list[DriverInfo]:
     """Every installed driver, by kind and name; broken ones last."""
     registry = registry or default_registry()
     found = []

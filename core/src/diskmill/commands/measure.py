@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..context import Context
-from ..create import split_options
+from ..creation import split_options
 from ..engine.walk import walk
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image

@@ -1,0 +1,64 @@
+"""``diskmill bitmap``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import common
+from ..arguments import Arguments, Command, Example, Option
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+_DO = "What to do"
+
+
+def run(arguments: Arguments, session: Session) -> int:
+    from diskmill.commands.bitmap import ACTIONS, bitmap
+    from diskmill.errors import UsageError
+
+    if len(arguments.operands) != 2:
+        raise UsageError("expecting an image file name and a bitmap name")
+    if arguments.has("source_format") and not arguments.has("source"):
+        raise UsageError("-F only makes sense with -b")
+    name, which = arguments.operands
+    bitmap(
+        name,
+        which,
+        [(key, value) for key, value in arguments.given if key in ACTIONS],
+        granularity=arguments.size("granularity", "granularity") if arguments.has("granularity") else None,
+        source=arguments.one("source"),
+        source_format=arguments.one("source_format"),
+        format=arguments.one("format"),
+        image_opts=arguments.has("image_opts"),
+        context=common.context_of(arguments, session),
+    )
+    return 0
+
+
+COMMAND = Command(
+    "bitmap",
+    "Manage the persistent bitmaps of an image.",
+    "NAME BITMAP",
+    (
+        common.FORMAT,
+        common.IMAGE_OPTS,
+        Option("add", ("--add",), "Add the bitmap.", panel=_DO),
+        Option("remove", ("--remove",), "Remove it.", panel=_DO),
+        Option("clear", ("--clear",), "Mark everything as clean.", panel=_DO),
+        Option("enable", ("--enable",), "Let it record writes.", panel=_DO),
+        Option("disable", ("--disable",), "Let it record no writes.", panel=_DO),
+        Option("merge", ("--merge",), "Mark what this bitmap marks, too.", "SOURCE", panel=_DO),
+        Option("granularity", ("-g", "--granularity"), "Bytes for each bit of an added bitmap.", "SIZE", panel=_DO),
+        Option("source", ("-b", "--source-file"), "The image that --merge takes from.", "NAME", panel=_DO),
+        Option("source_format", ("-F", "--source-format"), "Its format.", "FMT", panel=_DO),
+        common.OBJECT,
+        common.TRUST,
+    ),
+    run,
+    about="Several actions are done in the order in which they are given.",
+    examples=(
+        Example("diskmill bitmap --add -g 64k disk.qcow2 backup", "start to record writes"),
+        Example("diskmill bitmap --merge monday --clear disk.qcow2 week", "actions in order"),
+    ),
+)

@@ -1,0 +1,71 @@
+"""``diskmill dd``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import common
+from ..arguments import Arguments, Command, Example
+from ..progress import shown
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+_MOST = 2**63 - 1
+
+
+def run(arguments: Arguments, session: Session) -> int:
+    from diskmill.commands.dd import dd
+    from diskmill.errors import UsageError
+
+    values: dict[str, str] = {}
+    for word in arguments.operands:
+        key, equals, value = word.partition("=")
+        if not equals or key not in ("if", "of", "bs", "count", "skip"):
+            raise UsageError(f"unrecognized operand '{word}'")
+        values[key] = value
+    if "if" not in values or "of" not in values:
+        raise UsageError("must specify both input and output file names (if= and of=)")
+    with shown(arguments, session, "dd") as report:
+        dd(
+            values["if"],
+            values["of"],
+            block=_number(values, "bs", 512, low=1),
+            count=_number(values, "count", 0) if "count" in values else None,
+            skip=_number(values, "skip", 0),
+            format=arguments.one("format"),
+            output_format=arguments.one("output_format") or "raw",
+            image_opts=arguments.has("image_opts"),
+            context=common.context_of(arguments, session),
+            progress=report,
+        )
+    return 0
+
+
+def _number(values: dict[str, str], key: str, default: int, low: int = 0) -> int:
+    from diskmill.errors import UsageError
+    from diskmill.sizes import parse_size
+
+    if key not in values:
+        return default
+    value = parse_size(values[key], what=f"number for '{key}'")
+    if not low <= value <= _MOST:
+        raise UsageError(f"invalid number for '{key}': '{values[key]}'")
+    return value
+
+
+COMMAND = Command(
+    "dd",
+    "Copy some blocks of an image into a new one.",
+    "[bs=SIZE] [count=N] [skip=N] if=NAME of=OUTPUT",
+    (
+        common.FORMAT,
+        common.IMAGE_OPTS,
+        common.TARGET_FORMAT._replace(flags=("-O", "--output-format", "--target-format")),
+        common.PROGRESS,
+        common.QUIET,
+        *common.ACCESS,
+    ),
+    run,
+    examples=(Example("diskmill dd bs=1M count=64 skip=1 if=disk.qcow2 of=part.img", "64 MiB, after the first one"),),
+)

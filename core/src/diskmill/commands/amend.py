@@ -1,0 +1,56 @@
+"""``amend``: change options of an image in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..context import Context
+from ..drivers import FormatDriver
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image
+from ..options import Option, validate
+
+
+def amend(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    format: str | None = None,
+    force: bool = False,
+    image_opts: bool = False,
+    context: Context | None = None,
+) -> None:
+    """Set *options* of the image *name*.
+
+    :param options: the format's ``amend`` options; those that are not given stay as they are.
+    :param force: allow what can make data unreachable, such as erasing the last key slot.
+    :raises UnsupportedError: the format has nothing to amend.
+    :raises UsageError: an option is unknown or has a bad value.
+    """
+    context = context or Context()
+    if not options:
+        raise UsageError("there is nothing to amend: give options with -o", file=name)
+    with open_image(name, format, context=context, writable=True, image_opts=image_opts) as image:
+        driver = image.driver
+        assert isinstance(driver, FormatDriver)
+        require(driver, name)
+        values = validate(driver.options, options, when="amend", driver=driver.name)
+        if context.registry.call(driver, "amend", image=image, options=values, force=force) is None:
+            raise UnsupportedError(f"format '{driver.name}' does not support option amendment", file=name)
+
+
+def require(driver: FormatDriver, name: str | None = None) -> None:
+    """Refuse a format that has nothing to amend."""
+    if "amend" not in driver.capabilities:
+        raise UnsupportedError(f"format '{driver.name}' does not support option amendment", file=name)
+
+
+def options_for(format: str, *, context: Context | None = None) -> list[Option]:
+    """Every option that *format* takes to amend an image, by name.
+
+    :raises UnsupportedError: it takes none.
+    """
+    driver = (context or Context()).registry.format(format)
+    require(driver)
+    return sorted((option for option in driver.options if "amend" in option.when), key=lambda option: option.name)

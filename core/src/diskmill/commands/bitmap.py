@@ -1,0 +1,66 @@
+"""``bitmap``: the persistent dirty bitmaps of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from ..context import Context
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image
+
+ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
+
+
+def bitmap(
+    name: str,
+    bitmap: str,
+    actions: Sequence[tuple[str, str]],
+    *,
+    granularity: int | None = None,
+    source: str | None = None,
+    source_format: str | None = None,
+    format: str | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+) -> None:
+    """Do *actions* to the bitmap called *bitmap* of the image *name*, in order.
+
+    :param actions: each one of :data:`ACTIONS`, with the name of the bitmap that ``merge`` takes in.
+    :param granularity: of a bitmap that is added: guest bytes for each bit.
+    :param source: the image that ``merge`` takes bitmaps from; None: the same one.
+    :raises UnsupportedError: the format has no bitmaps.
+    :raises UsageError: there is no such bitmap, or one already.
+    """
+    context = context or Context()
+    if not actions:
+        raise UsageError("need at least one of --add, --remove, --clear, --enable, --disable or --merge")
+    for action, _ in actions:
+        if action not in ACTIONS:
+            raise UsageError(f"invalid action '{action}': choose from {', '.join(ACTIONS)}")
+    if granularity is not None and not any(action == "add" for action, _ in actions):
+        raise UsageError("a granularity goes with --add")
+    if source is not None and not any(action == "merge" for action, _ in actions):
+        raise UsageError("a source image goes with --merge")
+    with ExitStack() as stack:
+        image = stack.enter_context(
+            open_image(name, format, context=context, writable=True, backing=False, image_opts=image_opts)
+        )
+        _require(image.driver, name)
+        other = image
+        if source is not None:
+            other = stack.enter_context(open_image(source, source_format, context=context, backing=False))
+            _require(other.driver, source)
+        for action, merged in actions:
+            options: dict[str, Any] = {}
+            if action == "merge":
+                options = {"source": other, "bitmap": merged}
+            elif action == "add" and granularity is not None:
+                options = {"granularity": granularity}
+            context.registry.call(image.driver, "bitmap", image=image, action=action, name=bitmap, options=options)
+
+
+def _require(driver: Any, name: str) -> None:
+    if "bitmaps" not in driver.capabilities:
+        raise UnsupportedError(f"format '{driver.name}' has no persistent bitmaps", file=name)

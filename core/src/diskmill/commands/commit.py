@@ -1,0 +1,82 @@
+"""``commit``: put what an overlay holds into the image that it stands on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from ..context import Context
+from ..engine.copy import CopyPlan, copy
+from ..engine.progress import Progress, RateLimit, Report
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image, storage_of
+from ..node import Image
+from .resize import set_size
+
+
+def commit(
+    name: str,
+    *,
+    base: str | None = None,
+    drop: bool = True,
+    rate: int = 0,
+    format: str | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Write the data of the image *name* into its backing image, so that this reads as the image did.
+
+    :param base: an image further down the chain to write into, with all that lies between; the image is not emptied
+        then, as the images between no longer fit their base.
+    :param drop: empty the image afterwards; it reads the same.
+    :param rate: bytes a second; 0: as fast as it goes.
+    :raises UsageError: it has no backing image, or *base* is not in its chain.
+    :raises DiskmillError: an image cannot be read or written. Nothing is lost then: the overlay still holds its data.
+    """
+    context = context or Context()
+    with open_image(
+        name, format, context=context, writable=True, writable_backing=True, image_opts=image_opts
+    ) as image:
+        layers = _layers(image, base)
+        target = layers[-1].backing
+        assert target is not None
+        counter = Progress(progress)
+        counter.expect(sum(layer.size for layer in layers))
+        limit = RateLimit(rate)
+        if target.size < image.size:
+            set_size(target, image.size, context)
+        # From the lowest layer up, so that of two layers with data in one place the upper one stays.
+        previous = target.size
+        for layer in reversed(layers):
+            if previous < layer.size:  # beyond the end of a shorter image below it, the layer's holes are zeros
+                target.zero(previous, layer.size - previous)
+            copy(layer, target, CopyPlan(keep_holes=True), progress=counter, limit=limit, cancel=cancel)
+            previous = layer.size
+        target.flush()
+        if drop and base is None and context.registry.call(image.driver, "empty", image=image) is None:
+            raise UnsupportedError(
+                f"all data was committed, but format '{image.driver.name}' cannot empty images: use -d", file=name
+            )
+
+
+def _layers(image: Image, base: str | None) -> list[Image]:
+    """The images above *base*, from the top."""
+    chain = list(_chain(image))
+    if len(chain) == 1:
+        raise UsageError("the image has no backing image", file=image.name)
+    if base is None:
+        return chain[:1]
+    with open_image(base, context=Context(), shallow=True) as wanted:
+        identity = storage_of(wanted).identity()
+    for depth, one in enumerate(chain):
+        if depth and storage_of(one).identity() == identity:
+            return chain[:depth]
+    raise UsageError(f"'{base}' is not in the backing chain", file=image.name)
+
+
+def _chain(image: Image | None) -> Iterator[Image]:
+    while image is not None:
+        yield image
+        image = image.backing

@@ -1,0 +1,59 @@
+"""``dd``: copy some blocks of one image into a new one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ..context import Context
+from ..creation import create_image
+from ..engine.copy import CopyPlan, copy
+from ..engine.progress import Progress, Report
+from ..errors import UsageError
+from ..graph import open_image
+from .convert import refuse_self
+
+
+def dd(
+    source: str,
+    output: str,
+    *,
+    block: int = 512,
+    count: int | None = None,
+    skip: int = 0,
+    format: str | None = None,
+    output_format: str = "raw",
+    options: Mapping[str, Any] | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> int:
+    """Copy *count* blocks of *block* bytes, after the first *skip* ones, into the new image *output*.
+
+    :param count: None: up to the disk's end.
+    :return: how many bytes were copied.
+    :raises UsageError: the block size is not positive.
+    """
+    context = context or Context()
+    if block <= 0:
+        raise UsageError("the block size must be at least 1 byte")
+    with open_image(source, format, context=context, image_opts=image_opts) as image:
+        refuse_self([image], output)
+        start = min(skip * block, image.size)
+        length = image.size - start if count is None else min(count * block, image.size - start)
+        counter = Progress(progress)
+        counter.expect(length)
+        target = create_image(output, output_format, length, options or {}, context=context)
+        try:
+            plan = CopyPlan(zeroed=target.blank)
+            copy(image, target, plan, source_offset=start, length=length, progress=counter, cancel=cancel)
+            target.settle()
+        except BaseException:
+            target.abandon()
+            raise
+        target.close()
+    if skip * block > start:
+        context.warn(f"'{source}': it has fewer than {skip} blocks of {block} bytes to skip")
+    return length

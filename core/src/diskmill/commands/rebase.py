@@ -1,0 +1,187 @@
+"""``rebase``: another backing image for an overlay."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from ..context import Context
+from ..drivers import FormatDriver
+from ..engine.access import read_extent
+from ..engine.copy import CopyPlan, copy
+from ..engine.progress import Progress, Report
+from ..engine.walk import walk
+from ..errors import UnsupportedError, UsageError
+from ..extents import Extent, Kind
+from ..graph import folder_of, open_image
+from ..names import parse_name, relative_to
+from ..node import Image, Node
+from ..sizes import MiB, round_down, round_up
+
+
+def rebase(
+    name: str,
+    backing: str,
+    *,
+    backing_format: str | None = None,
+    unsafe: bool = False,
+    compress: bool = False,
+    format: str | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+    source_context: Context | None = None,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Let the image *name* stand on *backing* from now on, without changing what it reads as.
+
+    What it left to its old backing image, and the new one has not, is copied into it first.
+
+    :param backing: the new backing image, as it is to be written into the image; ``""``: none.
+    :param unsafe: only write the new name: the caller vouches for both reading the same.
+    :param compress: store what is copied compressed.
+    :param source_context: for the old and the new backing image; by default *context*.
+    :raises UnsupportedError: the format has no backing images.
+    """
+    context = context or Context()
+    with ExitStack() as stack:
+        image = stack.enter_context(
+            open_image(name, format, context=context, writable=True, backing=not unsafe, image_opts=image_opts)
+        )
+        driver = image.driver
+        assert isinstance(driver, FormatDriver)
+        if "backing" not in driver.capabilities:
+            raise UnsupportedError(f"format '{driver.name}' does not support backing files", file=name)
+        if compress and "compression" not in driver.capabilities:
+            raise UnsupportedError(f"format '{driver.name}' does not support compression", file=name)
+        if not unsafe:
+            new = _new_backing(stack, image, backing, backing_format, source_context or context)
+            counter = Progress(progress)
+            counter.expect(image.size)
+            plan = CopyPlan(compress=compress)
+            for start, end in _differences(image, new, counter, cancel):
+                _take_in(image, plan, start, end, cancel)
+            image.flush()
+        options = {"backing_file": backing, "backing_fmt": backing_format or ""}
+        if context.registry.call(driver, "amend", image=image, options=options, force=False) is None:
+            raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
+
+
+def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | None, context: Context) -> Image | None:
+    if not backing:
+        return None
+    spec = relative_to(parse_name(backing), folder_of(image))
+    new: Image = stack.enter_context(open_image(spec, format, context=context))
+    below: Image | None = new
+    while below is not None:
+        if below.file is not image.file and _same(below, image):
+            raise UsageError("the new backing image stands on the image itself", file=image.name)
+        below = below.backing
+    return new
+
+
+def _same(one: Image, other: Image) -> bool:
+    from ..graph import storage_of
+
+    identity = storage_of(one).identity()
+    return identity is not None and identity == storage_of(other).identity()
+
+
+def _take_in(image: Image, plan: CopyPlan, start: int, end: int, cancel: threading.Event | None) -> None:
+    """Make guest bytes *start* to *end*, which the image leaves to its old backing image, its own."""
+    old = image.backing
+    inside = start if old is None else max(min(end, old.size), start)
+    if old is not None and start < inside:
+        copy(old, image, plan, source_offset=start, target_offset=start, length=inside - start, cancel=cancel)
+    if inside < end:
+        image.zero(inside, end - inside, unmap=False)
+
+
+def _differences(
+    image: Image, new: Image | None, progress: Progress, cancel: threading.Event | None
+) -> Iterator[tuple[int, int]]:
+    """Ranges of whole units that the image leaves to its backing image, and where the two backing images differ."""
+    unit = image.unit
+    at = 0
+    # The list is complete before anything is written: the image's own extents change with that.
+    for start, end in list(_holes(image)):
+        progress.advance(start - at)
+        run: tuple[int, int] | None = None
+        for low, high in _unequal(image.backing, new, start, end, progress, cancel):
+            low, high = max(round_down(low, unit), start), min(round_up(high, unit), end)
+            if run is not None and low > run[1]:
+                yield run
+                run = None
+            run = (run[0] if run else low, high)
+        if run is not None:
+            yield run
+        at = end
+    progress.advance(image.size - at)
+
+
+def _holes(image: Image) -> Iterator[tuple[int, int]]:
+    start = end = 0
+    for extent in image.extents(0, image.size):
+        if extent.kind is not Kind.HOLE:
+            continue
+        if extent.start != end:
+            if end > start:
+                yield start, end
+            start = extent.start
+        end = extent.end
+    if end > start:
+        yield start, end
+
+
+def _unequal(
+    old: Image | None, new: Image | None, start: int, end: int, progress: Progress, cancel: threading.Event | None
+) -> Iterator[tuple[int, int]]:
+    """Pieces of the range, of at most 64 KiB, that do not read the same in both."""
+    piece = MiB // 16
+    lefts, rights = _padded(old, start, end), _padded(new, start, end)
+    left, right = bytearray(piece), bytearray(piece)
+    a, b = next(lefts), next(rights)
+    at = start
+    while at < end:
+        if cancel is not None and cancel.is_set():
+            from ..errors import CancelledError
+
+            raise CancelledError("cancelled")
+        stop = min(a.end, b.end)
+        if not _alike(a, b, at):
+            stop = min(stop, round_down(at, piece) + piece)
+            count = stop - at
+            read_extent(a.clip(at, stop), memoryview(left)[:count])
+            read_extent(b.clip(at, stop), memoryview(right)[:count])
+            if left[:count] != right[:count]:
+                yield at, stop
+        progress.advance(stop - at)
+        at = stop
+        if at < end:
+            a = a if a.end > at else next(lefts)
+            b = b if b.end > at else next(rights)
+
+
+def _alike(a: Extent, b: Extent, at: int) -> bool:
+    """Whether both surely read the same from *at* on, without a look at the data."""
+    if a.reads_as_zeros or b.reads_as_zeros:
+        return a.reads_as_zeros and b.reads_as_zeros
+    if a.kind is not Kind.DATA or b.kind is not Kind.DATA or a.node is None or b.node is None:
+        return False
+    return a.offset - a.start == b.offset - b.start and _identity(a.node) == _identity(b.node) is not None
+
+
+def _identity(node: Node) -> object | None:
+    from ..node import Storage
+
+    return node.identity() if isinstance(node, Storage) else None
+
+
+def _padded(image: Image | None, start: int, end: int) -> Iterator[Extent]:
+    """The extents of *image* from *start* to *end*; zeros beyond its end, or where there is none."""
+    inside = start if image is None else max(min(end, image.size), start)
+    if image is not None and start < inside:
+        yield from walk(image, start, inside - start)
+    if inside < end:
+        yield Extent(inside, end - inside, Kind.ZERO)

@@ -1,0 +1,61 @@
+"""``resize``: another size for the guest disk."""
+
+from __future__ import annotations
+
+from ..context import Context
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image
+from ..node import Image
+from ..sizes import MAX_SIZE
+
+PREALLOCATION = ("off", "metadata", "falloc", "full")
+
+
+def resize(
+    name: str,
+    size: int,
+    *,
+    relative: bool = False,
+    shrink: bool = False,
+    preallocation: str = "off",
+    format: str | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+) -> int:
+    """Give the guest disk of the image *name* another size, and return that: bytes.
+
+    :param size: bytes; with *relative*, how many more (or less, where negative).
+    :param shrink: allow the disk to become smaller; what lies beyond its new end is lost.
+    :param preallocation: how space for what is new is claimed, one of :data:`PREALLOCATION`.
+    :raises UnsupportedError: the format cannot do that.
+    :raises UsageError: the disk would become smaller and *shrink* is not set, or the size is out of range.
+    """
+    context = context or Context()
+    if preallocation not in PREALLOCATION:
+        raise UsageError(f"invalid preallocation '{preallocation}': choose from {', '.join(PREALLOCATION)}")
+    with open_image(name, format, context=context, writable=True, image_opts=image_opts) as image:
+        target = image.size + size if relative else size
+        if not 0 < target <= MAX_SIZE:
+            raise UsageError(f"the new size must be 1 to {MAX_SIZE} bytes", file=name)
+        if target < image.size and not shrink:
+            raise UsageError(
+                "the disk would become smaller and lose what lies there: allow it with --shrink", file=name
+            )
+        if target <= image.size and preallocation != "off":
+            raise UsageError("preallocation is for growing images", file=name)
+        set_size(image, target, context, preallocation)
+        return image.size
+
+
+def set_size(image: Image, size: int, context: Context, preallocation: str = "off") -> None:
+    """Let the driver of *image* make its guest disk *size* bytes long.
+
+    :raises UnsupportedError: the format cannot do that.
+    """
+    driver = image.driver
+    needed = "shrink" if size < image.size else "resize"
+    if needed not in driver.capabilities:
+        raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
+    done = context.registry.call(driver, "resize", image=image, size=size, preallocation=preallocation)
+    if done is None:
+        raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)

@@ -1,0 +1,41 @@
+"""``snapshot``: the internal snapshots of an image."""
+
+from __future__ import annotations
+
+from ..context import Context
+from ..errors import UnsupportedError, UsageError
+from ..graph import open_image
+from ..results import Snapshot
+
+ACTIONS = ("list", "create", "apply", "delete")
+
+
+def snapshot(
+    name: str,
+    action: str = "list",
+    snapshot: str = "",
+    *,
+    format: str | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+) -> list[Snapshot]:
+    """List, create, apply or delete snapshots of the image *name*; gives those that it has afterwards.
+
+    :param action: one of :data:`ACTIONS`.
+    :param snapshot: the snapshot's id or name; for a new one, its name.
+    :raises UnsupportedError: the format has no internal snapshots.
+    :raises UsageError: there is no such snapshot.
+    """
+    context = context or Context()
+    if action not in ACTIONS:
+        raise UsageError(f"invalid action '{action}': choose from {', '.join(ACTIONS)}")
+    writable = action != "list"
+    with open_image(name, format, context=context, writable=writable, backing=False, image_opts=image_opts) as image:
+        if "snapshots" not in image.driver.capabilities:
+            if not writable:
+                return []
+            raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=name)
+        found: list[Snapshot] | None = context.registry.call(
+            image.driver, "snapshot", image=image, action=action, name=snapshot
+        )
+        return found or []
