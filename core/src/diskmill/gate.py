@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import RefusedError
+from .names import CHILDREN
 
 OPTION = "--trust"
+_SHOWN = 200
+"""Characters of a reference that a message shows."""
 
 
 class Trust:
@@ -44,25 +47,44 @@ class Trust:
         """
         if self.folders is None:
             return dict(spec)
-        allowed = [*self.folders, *([os.path.realpath(home)] if self.own and home is not None else [])]
+        own = os.path.realpath(home) if self.own and home is not None else None
         for leaf in _leaves(spec):
-            if leaf.get("driver") != "file":
-                raise self._refusal(image, reference, f"protocol '{leaf.get('driver')}' is not trusted")
-            path = os.path.realpath(str(leaf.get("filename", "")))
-            if not any(os.path.commonpath((folder, path)) == folder for folder in allowed):
-                raise self._refusal(image, reference, "it lies outside the trusted folders")
-            try:
-                mode = os.stat(path).st_mode
-            except OSError:
-                continue  # opening it will say so
-            if not stat.S_ISREG(mode):
-                raise self._refusal(image, reference, "it is not a regular file")
+            why = self._objection(leaf, own)
+            if why is not None:
+                shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
+                raise RefusedError(
+                    f"refers to '{shown}', which was not opened: {why} (allow it with {OPTION})", file=image
+                )
         return _resolved(spec)
 
-    def _refusal(self, image: str, reference: str, why: str) -> RefusedError:
-        return RefusedError(
-            f"refers to '{reference}', which was not opened: {why} (allow it with {OPTION})", file=image
-        )
+    def _objection(self, leaf: Mapping[str, Any], own: str | None) -> str | None:
+        """What speaks against opening the node *leaf*; None: nothing."""
+        if any(isinstance(leaf.get(role), str) for role in CHILDREN):
+            return "a node is named without its protocol"
+        if leaf.get("driver", "file") != "file":
+            return f"protocol '{str(leaf.get('driver'))[:_SHOWN]}' is not trusted"
+        name = leaf.get("filename")
+        if not isinstance(name, str):
+            return "it is not a file name"
+        try:
+            path = os.path.realpath(name)
+            inside = self._inside(path, own)
+            mode = os.stat(path).st_mode if inside else 0
+        except OSError:
+            return None  # opening it will say so
+        except ValueError:  # a NUL character, or one that no file name can hold
+            return "it is not a possible file name"
+        if not inside:
+            return "it lies outside the trusted folders"
+        return None if stat.S_ISREG(mode) else "it is not a regular file"
+
+    def _inside(self, path: str, own: str | None) -> bool:
+        if own == "/":  # all the machine lies below: an image there may only name its neighbours
+            if os.path.dirname(path) == own:
+                return True
+        elif own is not None and os.path.commonpath((own, path)) == own:
+            return True
+        return any(os.path.commonpath((folder, path)) == folder for folder in self.folders or ())
 
 
 NOTHING = Trust()
@@ -74,18 +96,20 @@ ANYTHING = Trust(None)
 
 
 def _leaves(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    children = [value for value in spec.values() if isinstance(value, Mapping)]
-    if not children:
+    """Every node in *spec* that something is opened for by itself: all but those that stand on a ``file`` node."""
+    if not isinstance(spec.get("file"), Mapping) or any(isinstance(spec.get(role), str) for role in CHILDREN):
         yield spec
-    for child in children:
-        yield from _leaves(child)
+    for value in spec.values():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
 
 
 def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {
         key: _resolved(value) if isinstance(value, Mapping) else value for key, value in spec.items()
     }
-    if result.get("driver") == "file" and "filename" in result:
-        # The name that was judged is the one that is opened: no symbolic link can be swapped in between.
+    if result.get("driver", "file") == "file" and "filename" in result:
+        # The name that was judged is the one that is opened, and no symbolic link that was put there meanwhile.
         result["filename"] = os.path.realpath(str(result["filename"]))
+        result["follow"] = False
     return result

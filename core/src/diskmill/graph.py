@@ -6,14 +6,15 @@ Storage is opened first, a format driver on top, and then what the image refers 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from .context import Context
 from .drivers import FormatDriver, ProtocolDriver
 from .errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
 from .known import PACKAGES, recognise
-from .names import CHILDREN, Spec, display, parse_name, parse_options, relative_to
+from .names import CHILDREN, Spec, child_options, display, parse_name, parse_options, relative_to
 from .node import Image, Node, Storage
 from .options import validate
 from .references import Reference
@@ -23,6 +24,8 @@ PROBE_BYTES = 4096
 """How much of a file format drivers see when they probe."""
 MAX_CHAIN = 200
 """How many images may stand on one another. Real chains have a handful."""
+MAX_FILES = 4096
+"""How many files one image may need in all. Images of many extents that each have many extents would never end."""
 
 
 def open_image(
@@ -54,7 +57,10 @@ def open_image(
             raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
         spec["driver"] = format
     opener = _Opener(context, shallow=shallow, backing=backing, writable_backing=writable_backing)
-    return opener.image(spec, writable=writable)
+    try:
+        return opener.image(spec, writable=writable)
+    except RecursionError:
+        raise ImageError("what it stands on is nested too deeply", file=display(spec)) from None
 
 
 def storage_of(node: Node) -> Storage:
@@ -95,6 +101,7 @@ class _Opener:
         self.writable_backing = writable_backing
         self.home: str | None = None
         self.chain: list[object] = []
+        self.files = 0
 
     def image(self, spec: Spec, *, writable: bool, depth: int = 0) -> Image:
         name = spec.get("driver")
@@ -105,13 +112,13 @@ class _Opener:
             spec = {"driver": "raw", "file": spec}  # a protocol without a format: its bytes as they are
             name = "raw"
         options = {key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)}
-        child = spec.get("file")
-        if isinstance(child, str):
-            child = parse_name(child)["file"]
-        if not isinstance(child, dict):
-            if "filename" not in options:
-                raise UsageError("the option 'file' is missing: name the file with file.filename=…")
-            child = {"driver": "file", "filename": options.pop("filename")}
+        if spec.get("file") is not None:
+            child = child_options(spec["file"])
+        elif "filename" in options:
+            child = {"driver": "file"}
+            child.update({key: options.pop(key) for key in ("filename", "follow") if key in options})
+        else:
+            raise UsageError("the option 'file' is missing: name the file with file.filename=…")
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, writable=writable, depth=depth)
@@ -137,6 +144,8 @@ class _Opener:
             file.abandon()
             raise
         try:
+            if isinstance(file, Storage) and file.conflict is not None and image.window is None:
+                raise file.conflict
             self.attach(image, spec, depth)
         except BaseException:
             image.abandon()
@@ -148,8 +157,8 @@ class _Opener:
         target = spec.get(role)
         if target is None:
             return None
-        target = parse_name(target) if isinstance(target, str) else target
-        return self.node(target.get("file", target), writable=writable, depth=depth + 1)
+        target = child_options(target)
+        return self.node(child_options(target.get("file", target)), writable=writable, depth=depth + 1)
 
     def node(self, spec: Spec, *, writable: bool, depth: int) -> Node:
         registry = self.context.registry
@@ -164,6 +173,9 @@ class _Opener:
             if name in PACKAGES:
                 raise
             raise DriverError(f"unknown protocol '{name}'", file=str(spec.get("filename", ""))) from None
+        self.files += 1
+        if self.files > MAX_FILES:
+            raise ImageError(f"more than {MAX_FILES} files are needed to open it")
         where = str(spec.get("filename", ""))
         options = {key: value for key, value in spec.items() if key not in ("driver", "filename")}
         request = OpenRequest(
@@ -188,34 +200,41 @@ class _Opener:
         for role in ("backing", "data-file"):
             if spec.get(role) is not None and role not in roles:
                 references.append(Reference(role, ""))
+        with self.standing_on(image):
+            for reference in references:
+                if reference.role == "backing" and not self.backing:
+                    continue
+                if reference.role in spec:
+                    given = spec[reference.role]
+                    if given is None:
+                        continue
+                    target = parse_name(given) if isinstance(given, str) else child_options(given)
+                else:
+                    target = self.admitted(image, reference)
+                image.attach(reference, self.referred(image, reference, target, depth))
+
+    @contextmanager
+    def standing_on(self, image: Image) -> Iterator[None]:
+        """What is opened meanwhile is what *image* stands on, so it cannot be the image again."""
         identity = storage_of(image).identity()
         if identity is not None and identity in self.chain:
             raise ImageError("the backing chain is a loop: the image stands on itself", file=image.name)
         self.chain.append(identity)
-        for reference in references:
-            if reference.role == "backing" and not self.backing:
-                continue
-            if reference.role in spec:
-                given = spec[reference.role]
-                if given is None:
-                    continue
-                target = parse_name(given) if isinstance(given, str) else dict(given)
-            else:
-                target = self.admitted(image, reference)
-            image.attach(reference, self.referred(image, reference, target, depth))
-        self.chain.pop()
+        try:
+            yield
+        finally:
+            self.chain.pop()
 
     def attach_extents(self, image: Image, depth: int) -> None:
         """Open the files that are part of *image* itself, as far as they can be: they too tell what it is."""
-        self.chain.append(storage_of(image).identity())
-        for reference in image.references:
-            if reference.role != "extent":
-                continue
-            try:
-                image.attach(reference, self.referred(image, reference, self.admitted(image, reference), depth))
-            except DiskmillError as error:
-                self.context.warn(str(error))
-        self.chain.pop()
+        with self.standing_on(image):
+            for reference in image.references:
+                if reference.role != "extent":
+                    continue
+                try:
+                    image.attach(reference, self.referred(image, reference, self.admitted(image, reference), depth))
+                except DiskmillError as error:
+                    self.context.warn(str(error))
 
     def admitted(self, image: Image, reference: Reference) -> Spec:
         folder = folder_of(image.file)
@@ -232,7 +251,7 @@ class _Opener:
         writable = image.writable and (self.writable_backing if backing else reference.writable)
         try:
             if reference.storage:
-                child = target.get("file", target)
+                child = child_options(target.get("file", target))
                 node = self.node(child, writable=writable, depth=depth + 1)
             else:
                 if reference.format is not None:
@@ -242,7 +261,8 @@ class _Opener:
             if reference.name and error.file != image.name and error.place is None:
                 error.place = f"needed as the {reference.role} file of '{image.name}'"
             raise
-        if reference.storage and storage_of(node).identity() in self.chain:
+        identity = storage_of(node).identity()
+        if reference.storage and identity is not None and identity in self.chain:
             node.abandon()
             raise ImageError(f"the {reference.role} file is the image itself", file=image.name)
         return node

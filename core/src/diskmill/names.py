@@ -53,13 +53,16 @@ def _parse_json(name: str) -> Spec:
     return nest(value.items())
 
 
-def nest(pairs: Iterable[tuple[str, Any]]) -> Spec:
-    """*pairs* with dotted names as nested mappings: ``file.filename=x`` is ``{"file": {"filename": "x"}}``."""
+def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
+    """*pairs* with dotted names as nested mappings: ``file.filename=x`` is ``{"file": {"filename": "x"}}``.
+
+    :raises UsageError: options contradict each other, or are nested more than 32 deep.
+    """
     result: Spec = {}
     for name, value in pairs:
         *path, last = name.split(".") if name.split(".")[0] in CHILDREN else [name]
-        if len(path) > 32:
-            raise UsageError(f"option '{name[:80]}…' is nested too deeply")
+        if depth + len(path) > 32:
+            raise UsageError(f"option '{name[:80]}' is nested too deeply")
         level = result
         for part in path:
             level = level.setdefault(part, {})
@@ -69,7 +72,7 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> Spec:
             merged = level.setdefault(last, {})
             if not isinstance(merged, dict):
                 raise UsageError(f"option '{name}' is given twice")
-            merged.update(nest(value.items()))
+            merged.update(nest(value.items(), depth=depth + len(path) + 1))
         else:
             level[last] = value
     return result
@@ -79,14 +82,32 @@ CHILDREN = ("file", "backing", "data-file", "header", "image")
 """Option names whose value is another node."""
 
 
+def child_options(value: object) -> Spec:
+    """The node options of a child, given as options or by name. A plain name is a file without a format on top.
+
+    :raises UsageError: it is neither.
+    """
+    if isinstance(value, str):
+        spec = parse_name(value)
+        return spec if value.startswith("json:") else dict(spec["file"])
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise UsageError("a child node is given by its options, or by a name")
+
+
 def relative_to(reference: Spec, folder: str | None) -> Spec:
     """*reference*, a name out of an image, with relative paths taken from the image's *folder*."""
     result: Spec = {
         key: relative_to(value, folder) if isinstance(value, dict) else value for key, value in reference.items()
     }
     path = result.get("filename")
-    if result.get("driver") == "file" and isinstance(path, str) and folder is not None and not os.path.isabs(path):
-        result["filename"] = os.path.join(folder, path)
+    if (
+        result.get("driver", "file") == "file"
+        and isinstance(path, str)
+        and folder is not None
+        and not os.path.isabs(path)
+    ):
+        result["filename"] = os.path.join(folder, str(path))
     return result
 
 

@@ -41,9 +41,9 @@ class Option:
         if self.type == "bool":
             return self._bool(text)
         if self.type == "size":
-            return text if _is_int(text) else parse_size(str(text), what=f"parameter '{self.name}'")
+            return parse_size(str(text), what=f"parameter '{self.name}'")
         if self.type == "int":
-            return text if _is_int(text) else self._int(str(text))
+            return self._int(str(text))
         value = str(text)
         if self.choices and value not in self.choices:
             raise UsageError(f"invalid value '{value}' for '{self.name}': choose from {', '.join(self.choices)}")
@@ -66,10 +66,6 @@ class Option:
         if value < 0:
             raise UsageError(f"parameter '{self.name}' expects a number of at least 0, not '{text}'")
         return value
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class HelpAsked(Exception):

@@ -21,22 +21,23 @@ class FileDriver(ProtocolDriver):
     capabilities = frozenset({"create", "write", "resize", "preallocation"})
     options = (
         Option("filename", "str", "the path", when=("open",)),
+        Option("follow", "bool", "follow a symbolic link at the end of the path", default=True, when=("open",)),
         Option("nocow", "bool", "no copy on write for the file (btrfs)", default=False),
     )
 
     @hookimpl
     def open(self, request: OpenRequest) -> FileStorage:
         """An existing file."""
-        from .storage import FileStorage
+        from .storage import open_file
 
-        return FileStorage.open(self, request)
+        return open_file(self, request)
 
     @hookimpl
     def create(self, request: CreateRequest) -> FileStorage:
         """A new file, which gets its name when it is settled."""
-        from .storage import FileStorage
+        from .storage import create_file
 
-        return FileStorage.create(self, request)
+        return create_file(self, request)
 
 
 driver = FileDriver()

@@ -1,27 +1,143 @@
-"""Files as storage: positioned reads and writes, holes, and outputs that get their name last."""
+"""Files and block devices as storage: positioned reads and writes, holes, locks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import StorageError
+from ..errors import LockedError, StorageError
 from ..extents import Extent, Kind
 from ..node import Buffer, ReadBuffer, Storage
+from .locks import lock
 
 if TYPE_CHECKING:
     from ..drivers import ProtocolDriver
     from ..requests import CreateRequest, OpenRequest
+    from .output import Output
 
 _IOV_MAX = 1024
-_FALLOC_KEEP_PUNCH = 0x01 | 0x02
+_DIRECT = ("none", "directsync")
+_SYNC = ("writethrough", "directsync")
+_HEAD = 65536
+"""Bytes at the start of a block device that hold every format's header: zero until an output on it is whole."""
+
+
+def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
+    """Open what exists: a regular file or a block device, never anything that waits or acts when opened.
+
+    :raises StorageError: it cannot be opened. LockedError: another process uses it in a way that excludes this.
+    """
+    name, context = request.name, request.context
+    flags = _flags(context.cache) | os.O_NONBLOCK | (os.O_RDWR if request.writable else os.O_RDONLY)
+    if request.options.get("follow") is False:
+        flags |= os.O_NOFOLLOW
+    try:
+        _expect_file(os.stat(name), name)
+        fd = os.open(name, flags)
+    except (OSError, ValueError) as error:
+        raise _open_error(error, name, flags) from None
+    conflict = None
+    try:
+        _expect_file(os.fstat(fd), name)  # what was looked at may have been exchanged
+        try:
+            lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
+        except LockedError as error:
+            if not request.shallow or request.writable:
+                raise
+            conflict = error
+        storage = _class(context.cache)(driver, name, fd, writable=request.writable, cache=context.cache)
+    except BaseException:
+        os.close(fd)
+        raise
+    storage.conflict = conflict
+    return storage
+
+
+def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
+    """A new, empty file, which gets its name when it is settled; or the block device of that name, emptied.
+
+    :raises StorageError: it cannot be made. LockedError: another process uses what bears the name.
+    """
+    from .output import Output
+
+    name, cache = request.name, request.context.cache
+    flags = _flags(cache) | os.O_RDWR
+    output = None
+    try:
+        if _is_device(name):
+            fd = os.open(name, flags)
+        else:
+            output = Output(name, flags)
+            fd = output.fd
+    except (OSError, ValueError) as error:
+        raise _open_error(error, name, flags) from None
+    try:
+        lock(fd, name, writable=True)
+        storage = _class(cache)(driver, name, fd, writable=True, cache=cache)
+        storage._output = output
+        if output is None:
+            storage._half_made = True
+            storage._blank_head()
+        elif request.options.get("nocow"):
+            from .space import no_copy_on_write
+
+            no_copy_on_write(fd)
+    except BaseException:
+        os.close(fd)
+        if output is not None:
+            output.forget()
+        raise
+    return storage
+
+
+def _flags(cache: str) -> int:
+    flags = os.O_CLOEXEC
+    if cache in _DIRECT:
+        flags |= os.O_DIRECT
+    if cache in _SYNC:
+        flags |= os.O_DSYNC
+    return flags
+
+
+def _class(cache: str) -> type[FileStorage]:
+    if cache not in _DIRECT:
+        return FileStorage
+    from .direct import DirectStorage
+
+    return DirectStorage
+
+
+def _expect_file(info: os.stat_result, name: str) -> None:
+    if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+        raise StorageError("it is neither a regular file nor a block device", file=name)
+
+
+def _is_device(name: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(name).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _open_error(error: OSError | ValueError, name: str, flags: int) -> StorageError:
+    if not isinstance(error, OSError):  # a NUL character, or one that no file name can hold
+        return StorageError("it is not a possible file name", file=name, errno=errno.EINVAL)
+    if error.errno == errno.EINVAL and flags & os.O_DIRECT:
+        return StorageError(
+            "its file system does not support O_DIRECT, which the cache modes none and directsync need",
+            file=name,
+            errno=error.errno,
+        )
+    return StorageError.from_os(error, name)
 
 
 class FileStorage(Storage):
-    """One open file or block device."""
+    """One open file or block device, through the page cache."""
 
     def __init__(self, driver: ProtocolDriver, name: str, fd: int, *, writable: bool, cache: str) -> None:
         self.driver = driver
@@ -29,48 +145,20 @@ class FileStorage(Storage):
         self.writable = writable
         self.cache = cache
         self._fd = fd
-        self._temporary: str | None = None
-        self._target: str | None = None
+        self._output: Output | None = None
+        self._half_made = False
         info = os.fstat(fd)
-        self._identity = (info.st_dev, info.st_ino)
-        self.size = os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(info.st_mode) else info.st_size
+        self._device = stat.S_ISBLK(info.st_mode)
+        self._identity = (info.st_rdev,) if self._device else (info.st_dev, info.st_ino)
+        self.size = os.lseek(fd, 0, os.SEEK_END) if self._device else info.st_size
+        self.blank = not self._device
+        self._growing = threading.Lock()
         self._known: tuple[int, int, Kind] | None = None
+        # Another object after each change: who looked before it knows that what was seen may be old.
+        self._change = self._flushed = object()
+        self._lost: OSError | None = None
 
-    @classmethod
-    def open(cls, driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
-        """Open what exists."""
-        flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDWR if request.writable else os.O_RDONLY)
-        try:
-            mode = os.stat(request.name).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise StorageError("it is neither a regular file nor a block device", file=request.name)
-            fd = os.open(request.name, flags)
-        except OSError as error:
-            raise StorageError.from_os(error, request.name) from None
-        return cls(driver, request.name, fd, writable=request.writable, cache=request.context.cache)
-
-    @classmethod
-    def create(cls, driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
-        """An empty file beside the output, under a temporary name until :meth:`settle`."""
-        target = os.path.realpath(request.name)
-        folder, base = os.path.split(target)
-        temporary = os.path.join(folder, f".{base[:180]}.{os.urandom(6).hex()}.part")
-        try:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageError.from_os(error, request.name) from None
-        storage = cls(driver, request.name, fd, writable=True, cache=request.context.cache)
-        storage._temporary, storage._target = temporary, target
-        return storage
-
-    def settle(self) -> None:
-        """Give a new output its name, replacing what bore it. Harmless where there is nothing to settle."""
-        if self._temporary is not None and self._target is not None:
-            try:
-                os.rename(self._temporary, self._target)
-            except OSError as error:
-                raise StorageError.from_os(error, self.name) from None
-            self._temporary = None
+    # -- reading ------------------------------------------------------------------------------------------------
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = min(offset + length, self.size)
@@ -78,100 +166,287 @@ class FileStorage(Storage):
         while offset < end:
             known = self._known
             if known is None or not known[0] <= offset < known[1]:
-                self._known = known = self._look(offset)
+                change = self._change
+                known = self._look(offset)
+                self._known = known
+                if change is not self._change:
+                    self._known = None
             upto = min(known[1], end)
+            if upto == end and known[2] is Kind.ZERO:
+                upto = stop
             yield Extent(offset, upto - offset, known[2], self, offset)
             offset = upto
         if offset < stop:
             yield Extent(offset, stop - offset, Kind.ZERO, self, offset)
 
     def _look(self, offset: int) -> tuple[int, int, Kind]:
-        """The stretch of data or hole from *offset* on."""
+        """The stretch of data, or the hole, from *offset* on."""
+        size = self.size
         try:
             data = os.lseek(self._fd, offset, os.SEEK_DATA)
+            if data > offset:
+                return offset, data, Kind.ZERO
+            return offset, max(os.lseek(self._fd, offset, os.SEEK_HOLE), offset + 1), Kind.DATA
         except OSError as error:
-            if error.errno == errno.ENXIO:
-                return offset, self.size, Kind.ZERO
-            return offset, self.size, Kind.DATA
-        if data > offset:
-            return offset, data, Kind.ZERO
-        return offset, os.lseek(self._fd, offset, os.SEEK_HOLE), Kind.DATA
+            # ENXIO: nothing but a hole follows. Else: there is no telling holes from data here.
+            return offset, max(size, offset + 1), Kind.ZERO if error.errno == errno.ENXIO else Kind.DATA
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
-        view = memoryview(buffer)
-        done = 0
         try:
-            while done < len(view):
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-                if count == 0:
-                    view[done:] = bytes(len(view) - done)
-                    return
-                done += count
-        except OSError as error:
-            raise StorageError.from_os(error, self.name, f"read at offset {offset}") from None
+            count = os.preadv(self._fd, (buffer,), offset)
+            if count != len(buffer):
+                self._read_rest(offset, memoryview(buffer), count)
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"read at offset {offset}") from None
+
+    def _read_rest(self, offset: int, view: memoryview, done: int) -> None:
+        while done < len(view):
+            count = os.preadv(self._fd, (view[done:],), offset + done)
+            if count == 0:
+                view[done:] = bytes(len(view) - done)
+                return
+            done += count
+
+    # -- writing ------------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: ReadBuffer) -> None:
-        self.write_vector(offset, [data])
+        end = offset + len(data)
+        if end > self.size:
+            self._grow(end)
+        try:
+            count = os.pwrite(self._fd, data, offset)
+            while offset + count < end:
+                more = os.pwrite(self._fd, memoryview(data)[count:], offset + count)
+                if more == 0:
+                    raise OSError(errno.EIO, "nothing more was written")
+                count += more
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"write at offset {offset}") from None
+        finally:
+            self._known = None
+            self._change = object()
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
-        self._known = None
         for at in range(0, len(buffers), _IOV_MAX):
-            group = [memoryview(buffer) for buffer in buffers[at : at + _IOV_MAX]]
-            while group:
-                try:
-                    count = os.pwritev(self._fd, group, offset)
-                except OSError as error:
-                    raise StorageError.from_os(error, self.name, f"write at offset {offset}") from None
-                offset += count
-                while group and count >= len(group[0]):
-                    count -= len(group.pop(0))
-                if group and count:
-                    group[0] = group[0][count:]
-        self.size = max(self.size, offset)
+            group = buffers[at : at + _IOV_MAX]
+            end = offset + sum(map(len, group))
+            if end > self.size:
+                self._grow(end)
+            try:
+                count = os.pwritev(self._fd, group, offset)
+            except (OSError, OverflowError) as error:
+                raise self._error(error, f"write at offset {offset}") from None
+            finally:
+                self._known = None
+                self._change = object()
+            if offset + count < end:
+                self._write_rest(offset, group, count)
+            offset = end
+
+    def _write_rest(self, offset: int, group: Sequence[ReadBuffer], done: int) -> None:
+        """What a write that stopped after *done* bytes left over."""
+        for buffer in group:
+            if done < len(buffer):
+                self.write(offset + done, memoryview(buffer)[done:])
+                offset += len(buffer)
+                done = 0
+            else:
+                offset += len(buffer)
+                done -= len(buffer)
+
+    def _grow(self, end: int) -> None:
+        """A write is about to reach *end*. Known beforehand, so that no truncation cuts off what others write."""
+        with self._growing:
+            if end > self.size and not self._device:
+                self.size = end
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        step = 1 << 20
-        for at in range(offset, offset + length, step):
-            self.write(at, bytes(min(step, offset + length - at)))
+        from . import space
+
+        end = offset + length
+        if end > self.size and not self._device:
+            self._extend(end)
+        try:
+            if self._device:
+                self._zero_device(offset, end)
+            else:
+                ways = (space.punch, space.zero_range) if unmap else (space.zero_range,)
+                if length and not any(way(self._fd, offset, length) for way in ways):
+                    self._write_zeros(offset, end)
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"zero {length} bytes at offset {offset}") from None
+        finally:
+            self._known = None
+            self._change = object()
+
+    def _zero_device(self, offset: int, end: int) -> None:
+        from . import space
+
+        low, high = self._sectors(offset, end)
+        if low < high and space.device_zero(self._fd, low, high - low):
+            self._write_zeros(offset, low)
+            self._write_zeros(high, end)
+        else:
+            self._write_zeros(offset, end)
+
+    def _sectors(self, offset: int, end: int) -> tuple[int, int]:
+        """The whole sectors of the device in the range."""
+        from . import space
+
+        sector = space.device_sector(self._fd)
+        return -(-offset // sector) * sector, end // sector * sector
+
+    def _write_zeros(self, offset: int, end: int) -> None:
+        from ..engine.zeros import ZEROS
+
+        zeros = memoryview(ZEROS)
+        for at in range(offset, end, len(ZEROS)):
+            self.write(at, zeros[: end - at])
+
+    def discard(self, offset: int, length: int) -> None:
+        from . import space
+
+        end = min(offset + length, self.size)
+        try:
+            if self._device:
+                low, high = self._sectors(offset, end)
+                if low < high:
+                    space.device_discard(self._fd, low, high - low)
+            elif offset < end:
+                space.punch(self._fd, offset, end - offset)
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"discard {length} bytes at offset {offset}") from None
+        finally:
+            self._known = None
+            self._change = object()
 
     def truncate(self, size: int) -> None:
-        self._known = None
+        if self._device:
+            if size > self.size:
+                raise StorageError(
+                    f"the device has {self.size} bytes, too few for {size}", file=self.name, errno=errno.ENOSPC
+                )
+            return
         try:
-            os.ftruncate(self._fd, size)
-        except OSError as error:
-            raise StorageError.from_os(error, self.name, f"set the size to {size} bytes") from None
-        self.size = size
+            with self._growing:
+                os.ftruncate(self._fd, size)
+                self.size = size
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"set the size to {size} bytes") from None
+        finally:
+            self._known = None
+            self._change = object()
+
+    def _extend(self, end: int) -> None:
+        """Let the file reach *end* at least."""
+        try:
+            with self._growing:
+                if end > self.size:
+                    os.ftruncate(self._fd, end)
+                    self.size = end
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"set the size to {end} bytes") from None
 
     def allocate(self, offset: int, length: int, mode: str) -> None:
-        if mode == "falloc":
-            try:
-                os.posix_fallocate(self._fd, offset, length)
-            except OSError as error:
-                raise StorageError.from_os(error, self.name, f"allocate {length} bytes") from None
-            self.size = max(self.size, offset + length)
-        else:
-            self.zero(offset, length, unmap=False)
+        if length <= 0:
+            return
+        if mode == "full":
+            self._write_zeros(offset, offset + length)
+            self.flush()
+            return
+        if self._device:
+            return  # its space is there
+        try:
+            self._grow(offset + length)
+            os.posix_fallocate(self._fd, offset, length)
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"allocate {length} bytes at offset {offset}") from None
+        finally:
+            self._known = None
+            self._change = object()
+
+    def _synchronise(self) -> None:
+        """In the cache modes where each write waits for the disk: wait for changes that are no writes, too."""
+        if self.cache in _SYNC:
+            os.fdatasync(self._fd)
+
+    def flush(self) -> None:
+        change = self._change
+        if not self.writable or self.cache == "unsafe" or self._fd < 0 or change is self._flushed:
+            return
+        try:
+            if self._lost is not None:
+                raise self._lost  # what the kernel could not write is gone from its cache: no later flush can be good
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._lost = error
+            raise self._error(error, "flush") from None
+        self._flushed = change
+
+    # -- what it is ---------------------------------------------------------------------------------------------
 
     def allocated(self) -> int | None:
         return os.fstat(self._fd).st_blocks * 512
 
     def fileno(self) -> int | None:
+        if self.writable:  # the caller may be about to write
+            self._known = None
+            self._change = object()
         return self._fd
 
     def identity(self) -> object | None:
         return self._identity
 
-    def flush(self) -> None:
-        if self.writable and self.cache != "unsafe" and self._fd >= 0:
-            try:
-                os.fdatasync(self._fd)
-            except OSError as error:
-                raise StorageError.from_os(error, self.name, "flush") from None
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        self._half_made = False
+        output = self._output
+        if output is None:
+            return
+        try:
+            output.settle(durable=self.cache != "unsafe")
+        except OSError as error:
+            raise StorageError.from_os(error, self.name, "give the finished output its name") from None
+        self._output = None
 
     def close(self) -> None:
+        if self._fd < 0:
+            return
+        try:
+            if self._output is None and not self._half_made:
+                self.flush()
+        finally:
+            self._release()
+
+    def abandon(self) -> None:
         if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+            self._release()
+
+    def _release(self) -> None:
+        if self._half_made:
+            self._half_made = False
+            with contextlib.suppress(StorageError):  # a device that fails has told so before
+                self._blank_head()
+        fd, self._fd = self._fd, -1
+        output, self._output = self._output, None
+        if output is not None:
+            output.forget()
+        try:
             os.close(fd)
-        if self._temporary is not None:
-            os.unlink(self._temporary)
-            self._temporary = None
+        except OSError as error:
+            raise StorageError.from_os(error, self.name, "close") from None
+
+    def _blank_head(self) -> None:
+        """Let nothing on the device look like an image."""
+        self._write_zeros(0, min(_HEAD, self.size))
+        self.flush()
+
+    def _error(self, error: OSError | OverflowError, place: str) -> StorageError:
+        if isinstance(error, OverflowError):
+            return StorageError("beyond the largest file offset", file=self.name, place=place, errno=errno.EFBIG)
+        return StorageError.from_os(error, self.name, place)
