@@ -18,6 +18,9 @@ from .works import IMAGES, Command, Work
 KiB = 1024
 MiB = 1024 * KiB
 
+#: A first run leaves its bytecode for the next ones, as an installation does, whatever this shell has set.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
 
 class BenchError(Exception):
     """A program failed or two results differ; the message says which and how."""
@@ -25,12 +28,13 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds from start to end, and the most memory it held, in bytes.
+    """One process: seconds from start to end, seconds of processor time, and the most memory it held, in bytes.
 
     The kernel counts what the starting process held as the least, so this one is kept small.
     """
 
     seconds: float
+    cpu: float
     memory: int
 
 
@@ -46,10 +50,13 @@ class Result:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        return (
-            statistics.median(run.seconds for run in self.ours),
-            statistics.median(run.seconds for run in self.theirs),
-        )
+        ours, theirs = (statistics.median(run.seconds for run in side) for side in (self.ours, self.theirs))
+        return ours, theirs
+
+    @property
+    def cpu(self) -> tuple[float, float]:
+        ours, theirs = (statistics.median(run.cpu for run in side) for side in (self.ours, self.theirs))
+        return ours, theirs
 
     @property
     def memory(self) -> tuple[int, int]:
@@ -141,7 +148,7 @@ class Bench:
         return self._must(command)
 
     def _must(self, command: list[str]) -> None:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ENVIRONMENT)
         if done.returncode:
             raise BenchError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}".rstrip())
 
@@ -154,7 +161,9 @@ class Bench:
         """A first run, which fills the caches: it must succeed, and its result be right. Returns the output's size."""
         self._prepare(work)
         with printed.open("wb") as stdout:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+            )
         if done.returncode:
             raise BenchError(f"{work.name}: {' '.join(command)}: exit status {done.returncode}\n{done.stderr}".rstrip())
         if work.verify is not None:
@@ -179,7 +188,7 @@ class Bench:
         streams = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in ((null, 0), (null, 1), (stderr, 2))]
         try:
             start = time.perf_counter()
-            child = os.posix_spawn(program, command, os.environ, file_actions=streams)
+            child = os.posix_spawn(program, command, ENVIRONMENT, file_actions=streams)
             _, status, used = os.wait4(child, 0)
             seconds = time.perf_counter() - start
         finally:
@@ -188,4 +197,4 @@ class Bench:
         if status:
             code = os.waitstatus_to_exitcode(status)
             raise BenchError(f"{work.name}: {' '.join(command)}: exit status {code}\n{complaint.read_text()}".rstrip())
-        return Run(seconds, used.ru_maxrss * KiB)
+        return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * KiB)
