@@ -1,0 +1,189 @@
+"""The luks format: a header, and after it (or in a file of its own) the guest disk, encrypted sector by sector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diskmill.crypto import CryptoRequest, Header
+from diskmill.drivers import FormatDriver
+from diskmill.errors import ImageError, UnsupportedError, UsageError
+from diskmill.extents import Extent, Kind, Placement
+from diskmill.node import Image, Node, Storage
+from diskmill.options import Value
+from diskmill.sizes import SECTOR, round_down, round_up
+
+from .volume import LuksVolume, create_volume, open_volume
+
+if TYPE_CHECKING:
+    from diskmill.context import Context
+    from diskmill.requests import CreateRequest, OpenRequest
+
+
+class LuksImage(Image):
+    """A LUKS volume as a disk.
+
+    :param header: the node that holds the header where that is not *file*.
+    """
+
+    blank = False
+
+    def __init__(
+        self,
+        driver: FormatDriver,
+        file: Node,
+        volume: LuksVolume,
+        *,
+        name: str,
+        size: int,
+        writable: bool,
+        context: Context,
+        options: Mapping[str, Value],
+        header: Node | None = None,
+    ) -> None:
+        super().__init__(driver, file, name=name, size=size, writable=writable)
+        self.volume = volume
+        self.header = header
+        self.unit = volume.granularity
+        self.context = context
+        self.options = {name: options[name] for name in ("key-secret", "kdf-limit") if name in options}
+
+    @property
+    def encrypted(self) -> bool:
+        return True
+
+    def details(self) -> dict[str, Any]:
+        return self.volume.details()
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        if length:
+            where = self.volume.payload_offset + offset
+            yield Extent(offset, length, Kind.ENCODED, self.file, where, codec=self.volume)
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        start = round_down(offset, self.unit)
+        end = min(round_up(offset + length, self.unit), self.size)
+        where = self.volume.payload_offset + start
+        return [Placement(start, end - start, self.file, where, cipher=self.volume)]
+
+    def publish(self, placements: Sequence[Placement]) -> None:
+        """Nothing points to the payload: where it is, is what it is."""
+
+    def children(self) -> Iterator[Node]:
+        yield from super().children()
+        if self.header is not None:
+            yield self.header
+
+    def release(self, *, abandon: bool = False) -> None:
+        self.volume.close()
+        super().release(abandon=abandon)
+
+    def flush(self) -> None:
+        if self.header is not None and self.header.writable:
+            self.header.flush()
+        super().flush()
+
+    def amend(self, options: Mapping[str, Value], force: bool) -> None:
+        """Change key slots."""
+        node = self.header if self.header is not None else self.file
+        request = CryptoRequest(self.name, self.context, {**self.options, **options}, _whole(node))
+        from .amend import amend
+
+        amend(request, force)
+
+    def resize(self, size: int, preallocation: str) -> None:
+        """Make the payload *size* bytes long; what is new decrypts to noise, as with qemu-img."""
+        file = self.file
+        if not isinstance(file, Storage) or self.volume.payload_size is not None:
+            raise UnsupportedError("the size of this LUKS image is fixed", file=self.name)
+        size = round_up(size, self.unit)
+        old, end = file.size, self.volume.payload_offset + size
+        file.truncate(end)
+        if preallocation != "off" and end > old:
+            file.allocate(old, end - old, preallocation)
+        self.size = size
+
+
+def _whole(node: Node) -> Header:
+    return Header(node, 0, node.size)
+
+
+def open_image(driver: FormatDriver, request: OpenRequest) -> LuksImage:
+    """See the hook ``open``."""
+    file = request.file
+    assert file is not None
+    header = request.child("header")
+    try:
+        volume = open_volume(
+            CryptoRequest(
+                request.name,
+                request.context,
+                request.options,
+                _whole(header if header is not None else file),
+                shallow=request.shallow,
+            )
+        )
+    except BaseException:
+        if header is not None:
+            header.abandon()
+        raise
+    start, size = volume.payload_offset, volume.payload_size
+    if start > file.size or size is not None and start + size > file.size:
+        if not request.shallow:
+            volume.close()
+            if header is not None:
+                header.abandon()
+            raise ImageError(f"its payload at byte {start} lies beyond the end of the file", file=request.name)
+        size = 0
+    if size is None:
+        size = round_down(file.size - start, max(volume.granularity, SECTOR))
+    return LuksImage(
+        driver,
+        file,
+        volume,
+        name=request.name,
+        size=size,
+        writable=request.writable,
+        context=request.context,
+        options=request.options,
+        header=header,
+    )
+
+
+def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
+    """See the hook ``create``."""
+    file, options = request.file, request.options
+    assert file is not None
+    alone = bool(options.get("detached-header"))
+    if alone and options.get("header"):
+        raise UsageError("the options 'detached-header' and 'header' exclude each other", file=request.name)
+    volume = create_volume(CryptoRequest(request.name, request.context, options))
+    size = round_up(request.size, volume.granularity)
+    header: Storage | None = None
+    try:
+        if options.get("header"):
+            assert request.sibling is not None
+            header = request.sibling(str(options["header"]))
+        (file if header is None else header).write(0, volume.header)
+        if alone:
+            size = 0
+        else:
+            mode = str(options.get("preallocation", "off"))
+            file.truncate(volume.payload_offset + size)
+            if mode != "off" and size:
+                file.allocate(volume.payload_offset, size, mode)
+    except BaseException:
+        volume.close()
+        raise
+    volume.header = b""
+    return LuksImage(
+        driver,
+        file,
+        volume,
+        name=request.name,
+        size=size,
+        writable=True,
+        context=request.context,
+        options=options,
+        header=header,
+    )
