@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import __version__
 from .session import Session
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ def main() -> None:
 
 def run(words: Sequence[str], session: Session) -> int:
     """Run the command line *words* and give the exit status."""
-    if words and words[0] in ("--version", "-V") and session.program == "diskmill":
-        print(f"diskmill {__version__}")
+    if words and words[0] in ("--version", "-V"):  # before anything else is imported
+        print(f"{session.program} {session.version}")
         return 0
     try:
         if session.completing(words):
@@ -81,7 +80,7 @@ def _run(words: Sequence[str], session: Session) -> int:
 
     standard, rest = _standard(words)
     if standard.has("version"):
-        session.print(f"{session.program} {__version__}")
+        session.print(f"{session.program} {session.version}")
         return 0
     if standard.has("help") or not rest:
         from .manual import show_overview

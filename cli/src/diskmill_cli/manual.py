@@ -122,7 +122,7 @@ _WORDS = {"OPTS": "options", "OBJ": "objectdef", "MODE": "cache", "FORM": "ofmt"
 
 def _classic(session: Session) -> Iterator[str]:
     """Help in qemu-img's form, which programs search for options and formats."""
-    yield f"{session.program} version {session.version}"
+    yield f"{session.program} {session.version}"
     yield f"usage: {session.program} [standard options] command [command options]"
     yield "Disk image utility"
     yield ""
