@@ -85,8 +85,14 @@ def set_up() -> None:
     for path in (ROOT / "pyproject.toml", constraints, *(member / "pyproject.toml" for member in members)):
         recipe.update(f"{path}\0".encode() + path.read_bytes())
     stamp = VENV / "recipe"
-    if stamp.is_file() and stamp.read_text() == recipe.hexdigest():
-        return
+    if not (stamp.is_file() and stamp.read_text() == recipe.hexdigest()):
+        install(members, tools, constraints)
+        stamp.write_text(recipe.hexdigest())
+    # As pip does for what it installs: else each start compiles anew where PYTHONDONTWRITEBYTECODE is set.
+    call(BIN / "python", "-m", "compileall", "-q", *(member / "src" for member in members))
+
+
+def install(members: list[Path], tools: list[str], constraints: Path) -> None:
     if importlib.util.find_spec("ensurepip") is None:
         sys.exit("dev.py: this Python cannot make virtual environments: apt-get install python3-venv")
     print(f"Setting up {VENV} …", flush=True)
@@ -96,7 +102,6 @@ def set_up() -> None:
     editable = [word for member in members for word in ("-e", member)]
     if call(*pip, *tools) or call(*pip, "--no-build-isolation", *editable):
         sys.exit("dev.py: pip could not install the environment; what it said stands above")
-    stamp.write_text(recipe.hexdigest())
 
 
 def missing_packages() -> list[str]:
