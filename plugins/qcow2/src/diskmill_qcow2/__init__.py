@@ -12,7 +12,7 @@ from diskmill.options import Option
 
 if TYPE_CHECKING:
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import Measurement
+    from diskmill.results import CheckResult, Measurement
 
     from .image import Qcow2Image
 
@@ -24,7 +24,7 @@ class Qcow2Driver(FormatDriver):
 
     name = "qcow2"
     title = "QEMU's own format: snapshots, backing files, compression, bitmaps"
-    capabilities = frozenset({"create", "write", "backing", "compression", "zero", "resize", "preallocation"})
+    capabilities = frozenset({"create", "write", "backing", "compression", "zero", "check", "resize", "preallocation"})
     options = (
         Option("size", "size", "the guest disk's size in bytes", when=_BOTH),
         Option(
@@ -92,6 +92,13 @@ class Qcow2Driver(FormatDriver):
         from .measure import measure
 
         return measure(request)
+
+    @hookimpl
+    def check(self, image: Qcow2Image, repair: str) -> CheckResult:
+        """Refcounts, leaks, overlaps, flags and offsets."""
+        from .check import check
+
+        return check(image, repair)
 
     @hookimpl
     def resize(self, image: Qcow2Image, size: int, preallocation: str) -> bool:

@@ -1,0 +1,487 @@
+"""Consistency: every reference is counted and held against the refcounts on disk.
+
+Tables are looked at many at a time, with numpy; a table that several snapshots share is looked at once. What counts
+as a corruption, and the figures, are those of ``qemu-img check``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diskmill.errors import DiskmillError, ImageError
+from diskmill.results import CheckResult, Finding
+from diskmill.sizes import MiB
+
+from . import bitmaps, snapshots
+from . import c_qcow2 as c
+from .header import Header
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .image import Qcow2Image
+
+
+_CHUNK = 1 << 20
+"""Clusters whose counts are kept in one array."""
+_MOST_CHUNKS = 512
+_BATCH = 1 * MiB
+"""Bytes of L2 tables looked at together."""
+_MOST_FINDINGS = 1000
+"""Findings that are told in words; the rest are only counted."""
+
+
+def check(image: Qcow2Image, repair: str) -> CheckResult:
+    """Look through all of *image*'s metadata."""
+    with image.lock:
+        if image.writable:
+            image.flush()
+        checker = Checker(image)
+        checker.run()
+        return checker.result
+
+
+class Counts:
+    """A number for each host cluster, in chunks that exist where they are touched."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.chunks: dict[int, NDArray[Any]] = {}
+
+    def chunk(self, index: int) -> NDArray[Any]:
+        """The counts of clusters from ``index * _CHUNK`` on."""
+        found = self.chunks.get(index)
+        if found is None:
+            if len(self.chunks) >= _MOST_CHUNKS:
+                raise ImageError("its clusters are spread too widely to be counted in memory", file=self.name)
+            self.chunks[index] = found = np.zeros(_CHUNK, np.uint16)
+        return found
+
+    def add(self, clusters: NDArray[Any], weight: int) -> None:
+        """*weight* more references to each of *clusters*, which may repeat."""
+        if not len(clusters):
+            return
+        change: Any = weight
+        if len(clusters) > 1 and not bool((clusters[1:] > clusters[:-1]).all()):
+            clusters, change = np.unique(clusters, return_counts=True)
+            change = change * weight
+        first, last = int(clusters[0]) // _CHUNK, int(clusters[-1]) // _CHUNK
+        if first == last:
+            self._add(first, clusters, change)
+            return
+        edges = np.searchsorted(clusters, np.arange(first, last + 2, dtype=clusters.dtype) * _CHUNK)
+        for index in (np.flatnonzero(np.diff(edges))).tolist():
+            part = slice(int(edges[index]), int(edges[index + 1]))
+            self._add(first + index, clusters[part], change if isinstance(change, int) else change[part])
+
+    def _add(self, index: int, clusters: NDArray[Any], change: Any) -> None:
+        chunk = self.chunk(index)
+        at = (clusters - index * _CHUNK).astype(np.int64)
+        values = chunk[at] + (np.uint64(change) if isinstance(change, int) else change.astype(np.uint64))
+        if int(values.max()) > np.iinfo(chunk.dtype).max:
+            self.chunks[index] = chunk = chunk.astype(np.uint64)
+        chunk[at] = values
+
+    def add_range(self, first: int, count: int) -> None:
+        """One more reference to each of *count* clusters from *first* on."""
+        for at in range(first, first + count, _BATCH // 8):
+            self.add(np.arange(at, min(at + _BATCH // 8, first + count), dtype=np.uint64), 1)
+
+    def get(self, cluster: int) -> int:
+        """The count of one cluster."""
+        chunk = self.chunks.get(cluster // _CHUNK)
+        return 0 if chunk is None else int(chunk[cluster % _CHUNK])
+
+    def slice(self, first: int, count: int) -> NDArray[Any]:
+        """The counts of *count* clusters from *first* on; they lie in one chunk."""
+        chunk = self.chunks.get(first // _CHUNK)
+        if chunk is None:
+            return np.zeros(count, np.uint16)
+        return chunk[first % _CHUNK : first % _CHUNK + count]
+
+
+class Checker:
+    """One run of the check. ``counts`` has the references found; ``result`` the findings."""
+
+    def __init__(self, image: Qcow2Image) -> None:
+        self.image = image
+        self.file = image.file
+        self.header: Header = image.header
+        self.size = image.unit
+        self.bits = self.header.cluster_bits
+        self.file_clusters = -(-self.file.size // self.size)
+        self.result = CheckResult(filename=image.name, format="qcow2")
+        self.counts = Counts(image.name)
+        self.single: dict[int, NDArray[Any]] = {}  # chunk → which clusters have a refcount of 1 on disk
+        self.reftable: NDArray[Any] = np.zeros(0, np.uint64)
+        self.per_block = self.size * 8 // self.header.refcount_bits
+        self.highest = 0
+
+    def run(self) -> None:
+        """Count everything, then compare."""
+        result, header = self.result, self.header
+        result.total_clusters = -(-header.size // self.size)
+        result.allocated_clusters = result.fragmented_clusters = result.compressed_clusters = 0
+        self._read_reftable()
+        self._count(0, self.size, "header")
+        self._count_guest()
+        if header.nb_snapshots:
+            self._count(header.snapshots_offset, self.snapshot_bytes, "snapshot table")
+        crypto = header.extension(c.EXT_CRYPTO_HEADER)
+        if crypto is not None and header.crypt_method == c.CRYPT_LUKS:
+            place = c.CRYPTO_HEADER.unpack(crypto)
+            self._count(place.offset, place.length, "encryption header")
+        self._count_bitmaps()
+        self._count(header.refcount_table_offset, header.refcount_table_clusters * self.size, "refcount table")
+        self._count_blocks()
+        self._compare()
+        result.image_end_offset = (self.highest + 1) * self.size
+
+    def corruption(self, text: str, count: int = 1) -> None:
+        """Data is wrong or lost."""
+        self.result.corruptions += count
+        self._find("corruption", text, count)
+
+    def _find(self, kind: str, text: str, count: int) -> None:
+        if len(self.result.findings) < _MOST_FINDINGS:
+            self.result.findings.append(Finding(kind, text, count))
+
+    # -- refcounts on disk --------------------------------------------------------------------------------------
+
+    def _read_reftable(self) -> None:
+        length = self.header.refcount_table_clusters * self.size
+        raw = self.file.read(self.header.refcount_table_offset, length)
+        self.reftable = np.frombuffer(raw, ">u8").astype(np.uint64)
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(first cluster, refcounts) of every block that can be read and counts clusters inside the file."""
+        most = -(-self.file_clusters // self.per_block)
+        together = max(_BATCH // self.size, 1)
+        index, end = 0, min(most, len(self.reftable))
+        while index < end:
+            offset = int(self.reftable[index]) & c.REFTABLE_OFFSET_MASK
+            if not self._readable(offset):
+                index += 1
+                continue
+            upto = index + 1
+            while (
+                upto < end
+                and upto - index < together
+                and int(self.reftable[upto]) == int(self.reftable[index]) + (upto - index) * self.size
+            ):
+                upto += 1
+            raw = self.file.read(offset, (upto - index) * self.size)
+            counts = unpack(np.frombuffer(raw, np.uint8), self.header.refcount_bits)
+            yield index * self.per_block, counts[: self.file_clusters - index * self.per_block]
+            index = upto
+
+    def _readable(self, offset: int) -> bool:
+        return bool(offset) and offset % self.size == 0 and offset < self.file.size
+
+    def _single(self, clusters: NDArray[Any]) -> NDArray[Any]:
+        """Which of *clusters*, all inside the file, have a refcount of 1 on disk."""
+        if not self.single:
+            for first, counts in self.blocks():
+                for at in range(0, len(counts), _CHUNK):
+                    self._note_single(first + at, counts[at : at + _CHUNK] == 1)
+        found = np.zeros(len(clusters), bool)
+        chunks = clusters >> np.uint64(20)
+        for index in np.unique(chunks).tolist():
+            single = self.single.get(index)
+            if single is not None:
+                inside = chunks == index
+                found[inside] = single[(clusters[inside] & np.uint64(_CHUNK - 1)).astype(np.int64)]
+        return found
+
+    def _note_single(self, first: int, single: NDArray[Any]) -> None:
+        while len(single):
+            index, at = divmod(first, _CHUNK)
+            count = min(len(single), _CHUNK - at)
+            if index not in self.single:
+                self.single[index] = np.zeros(_CHUNK, bool)
+            self.single[index][at : at + count] = single[:count]
+            first += count
+            single = single[count:]
+
+    # -- counting -----------------------------------------------------------------------------------------------
+
+    def _count(self, offset: int, length: int, what: str) -> None:
+        """A reference to each cluster that the bytes *offset* to *offset + length* are in."""
+        if not length:
+            return
+        if offset + length - self.file.size >= self.size:
+            self.corruption(f"{what}: {length} bytes at offset {offset} lie beyond the end of the file")
+            return
+        first, last = offset // self.size, (offset + length - 1) // self.size
+        self.counts.add_range(first, last - first + 1)
+
+    def _count_guest(self) -> None:
+        """The L1 tables and everything below them."""
+        header = self.header
+        self.snapshot_bytes = 0
+        tables = [self._l1(header.l1_table_offset, header.l1_size, "L1 table", active=True)]
+        if header.nb_snapshots:
+            entries, self.snapshot_bytes = snapshots.read_table(self.file, header, self.image.name)
+            for entry in entries:
+                what = f"L1 table of snapshot {entry.id} ({entry.name})"
+                if entry.l1_table_offset % self.size:
+                    self.corruption(f"{what}: offset {entry.l1_table_offset} is not at a cluster boundary")
+                elif entry.l1_size * 8 > c.MAX_L1_BYTES:
+                    self.corruption(f"{what}: {entry.l1_size} entries are too many")
+                else:
+                    tables.append(self._l1(entry.l1_table_offset, entry.l1_size, what, active=False))
+        active = tables[0]
+        offsets, weights = np.unique(np.concatenate([table & c.OFFSET_MASK for table in tables]), return_counts=True)
+        offsets, weights = offsets[offsets > 0], weights[-len(offsets[offsets > 0]) :]
+        self._count_tables(offsets, weights)
+        self._check_l1_flags(active)
+        in_use, times = np.unique((active & c.OFFSET_MASK)[active > 0], return_counts=True)
+        which = np.searchsorted(in_use, offsets)
+        which[which >= len(in_use)] = 0
+        actives = np.where(in_use[which] == offsets, times[which], 0) if len(in_use) else np.zeros(len(offsets), int)
+        readable = (offsets < self.file.size) & (offsets & np.uint64(511) == 0)
+        self._count_l2(offsets[readable], weights[readable], actives[readable])
+
+    def _l1(self, offset: int, entries: int, what: str, *, active: bool) -> NDArray[Any]:
+        self._count(offset, entries * 8, what)
+        table = np.frombuffer(self.file.read(offset, entries * 8), ">u8").astype(np.uint64)
+        reserved = np.flatnonzero(table & np.uint64(c.L1_RESERVED_MASK))
+        for index in reserved.tolist():
+            self.corruption(f"{what}: entry {index} has reserved bits set")
+        return table
+
+    def _count_tables(self, offsets: NDArray[Any], weights: NDArray[Any]) -> None:
+        beyond = offsets >= self.file.size
+        for offset, weight in zip(offsets[beyond].tolist(), weights[beyond].tolist(), strict=True):
+            self.corruption(f"L2 table at offset {offset} lies beyond the end of the file", weight)
+        crooked = offsets & np.uint64(self.size - 1) != 0
+        for offset, weight in zip(offsets[crooked].tolist(), weights[crooked].tolist(), strict=True):
+            self.corruption(f"L2 table at offset {offset} is not at a cluster boundary", weight)
+        inside = offsets[~beyond] >> np.uint64(self.bits)
+        for weight in np.unique(weights[~beyond]).tolist():
+            self.counts.add(inside[weights[~beyond] == weight], weight)
+
+    def _check_l1_flags(self, table: NDArray[Any]) -> None:
+        used = np.flatnonzero(table & np.uint64(c.OFFSET_MASK))
+        entries = table[used]
+        offsets = entries & np.uint64(c.OFFSET_MASK)
+        inside = offsets < self.file.size
+        used, entries, offsets = used[inside], entries[inside], offsets[inside]
+        copied = entries >> np.uint64(63) == 1
+        wrong = self._single(offsets >> np.uint64(self.bits)) != copied
+        for index, entry in zip(used[wrong].tolist(), entries[wrong].tolist(), strict=True):
+            self.corruption(f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag")
+
+    def _count_l2(self, offsets: NDArray[Any], weights: NDArray[Any], actives: NDArray[Any]) -> None:
+        together = max(_BATCH // self.size, 1)
+        for at in range(0, len(offsets), together):
+            part = slice(at, at + together)
+            data = self._tables(offsets[part].tolist())
+            entries = data.reshape(len(offsets[part]), -1)
+            weight, active = weights[part], actives[part]
+            for one in np.unique(weight).tolist():
+                for live in np.unique(active[weight == one]).tolist():
+                    rows = (weight == one) & (active == live)
+                    self._count_entries(entries if bool(rows.all()) else entries[rows], one, live)
+
+    def _tables(self, offsets: list[int]) -> NDArray[Any]:
+        """The words of the L2 tables at *offsets*, which ascend; neighbours are read at once."""
+        raw = bytearray(len(offsets) * self.size)
+        view = memoryview(raw)
+        at = 0
+        while at < len(offsets):
+            upto = at + 1
+            while upto < len(offsets) and offsets[upto] == offsets[upto - 1] + self.size:
+                upto += 1
+            self.file.read_into(offsets[at], view[at * self.size : upto * self.size])
+            at = upto
+        return np.frombuffer(raw, ">u8").astype(np.uint64)
+
+    def _count_entries(self, words: NDArray[Any], weight: int, active: int) -> None:
+        """The entries of whole L2 tables (a row each), which *weight* L1 entries name, *active* of them in use."""
+        columns = words.shape[1]
+        bitmap = None
+        if self.header.extended_l2:
+            columns //= 2
+            bitmap = words[:, 1::2].ravel()
+            words = words[:, 0::2]
+        entries = words.ravel()
+        if not entries.any() and (bitmap is None or not bitmap.any()):
+            return
+        compressed = entries & np.uint64(c.COMPRESSED) != 0
+        hosts = entries & np.uint64(c.OFFSET_MASK)
+        some = bool(compressed.any())
+        standard = (hosts != 0) & ~compressed if some else hosts != 0
+        reserved = entries & np.uint64(c.L2_RESERVED_MASK) != 0
+        if some:
+            reserved &= ~compressed
+            self._count_compressed(entries[compressed], None if bitmap is None else bitmap[compressed], weight, active)
+        if self.image.external:  # offset 0 is a cluster too, where the flag says so
+            standard |= (entries & np.uint64(c.COPIED) != 0) & ~compressed
+        self._each(entries, reserved, "L2 entry {:#x} has reserved bits set", weight)
+        if bitmap is not None:
+            allocated, zero = bitmap & np.uint64(c.ALL_ALLOCATED), bitmap >> np.uint64(32)
+            broken = standard & (allocated & zero != 0)
+            self._each(entries, broken, "L2 entry {:#x}: subclusters are both allocated and zero", weight)
+            standard &= ~broken
+            lost = ~standard & ~compressed & ~broken & (allocated != 0)
+            self._each(entries, lost, "L2 entry {:#x} has allocated subclusters, but no cluster", weight)
+        chosen = np.flatnonzero(standard)
+        hosts = hosts[chosen]
+        crooked = hosts & np.uint64(self.size - 1) != 0
+        self._each(hosts, crooked, "data cluster at offset {} is not at a cluster boundary", weight)
+        if active:
+            self._figures(hosts, chosen // columns, active)
+        if self.image.external:
+            return
+        beyond = hosts >= self.file.size
+        self._each(hosts, beyond, "data cluster at offset {} lies beyond the end of the file", weight)
+        inside = hosts if not beyond.any() else hosts[~beyond]
+        clusters = inside >> np.uint64(self.bits)
+        self.counts.add(clusters, weight)
+        if active:
+            copied = entries[chosen if len(inside) == len(chosen) else chosen[~beyond]] >> np.uint64(63) == 1
+            wrong = self._single(clusters) != copied
+            self._each(inside, wrong, "data cluster at offset {} contradicts its refcount in the copied flag", active)
+        crossing = crooked[~beyond]
+        if crossing.any():  # it reaches into the next cluster
+            self.counts.add(clusters[crossing] + np.uint64(1), weight)
+
+    def _figures(self, hosts: NDArray[Any], rows: NDArray[Any], active: int) -> None:
+        result = self.result
+        assert result.allocated_clusters is not None and result.fragmented_clusters is not None
+        result.allocated_clusters += len(hosts) * active
+        apart = (rows[1:] == rows[:-1]) & (hosts[1:] != hosts[:-1] + np.uint64(self.size))
+        result.fragmented_clusters += int(np.count_nonzero(apart)) * active
+
+    def _each(self, values: NDArray[Any], mask: NDArray[Any], text: str, count: int) -> None:
+        if not mask.any():
+            return
+        found = values[mask]
+        told = max(_MOST_FINDINGS - len(self.result.findings), 0)
+        for value in found[:told].tolist():
+            self.corruption(text.format(value), count)
+        self.result.corruptions += max(len(found) - told, 0) * count
+
+    def _count_compressed(self, entries: NDArray[Any], bitmap: NDArray[Any] | None, weight: int, active: int) -> None:
+        result = self.result
+        if active:
+            assert result.allocated_clusters is not None
+            assert result.fragmented_clusters is not None and result.compressed_clusters is not None
+            result.allocated_clusters += len(entries) * active
+            result.compressed_clusters += len(entries) * active
+            result.fragmented_clusters += len(entries) * active
+        flagged = entries & np.uint64(c.COPIED) != 0
+        self._each(entries, flagged, "compressed cluster {:#x} has the copied flag", weight)
+        if bitmap is not None:
+            self._each(entries, bitmap != 0, "compressed cluster {:#x} has a subcluster bitmap", weight)
+            entries = entries[bitmap == 0]
+        if self.image.external:
+            self._each(entries, entries != 0, "compressed cluster {:#x} with an external data file", weight)
+            return
+        shift = 62 - (self.bits - 8)
+        host = entries & np.uint64((1 << min(shift, 56)) - 1)
+        sectors = (entries >> np.uint64(shift)) & np.uint64((1 << (62 - shift)) - 1)
+        end = host + (sectors + np.uint64(1)) * np.uint64(512) - (host & np.uint64(511))
+        beyond = end >= self.file.size + self.size
+        self._each(host, beyond, "compressed cluster at offset {} lies beyond the end of the file", weight)
+        host, end = host[~beyond], end[~beyond]
+        first, last = host >> np.uint64(self.bits), (end - np.uint64(1)) >> np.uint64(self.bits)
+        while len(first):
+            self.counts.add(first, weight)
+            first = first + np.uint64(1)
+            more = first <= last
+            first, last = first[more], last[more]
+
+    def _count_bitmaps(self) -> None:
+        header, name = self.header, self.image.name
+        try:
+            where = bitmaps.directory(self.file, header, name)
+            if where is None:
+                return
+            entries = bitmaps.read_directory(self.file, header, name)
+        except DiskmillError as error:
+            self.corruption(error.cause)
+            return
+        self._count(where.offset, where.length, "bitmap directory")
+        for entry in entries:
+            what = f"table of bitmap '{entry.name}'"
+            self._count(entry.bitmap_table_offset, entry.bitmap_table_size * 8, what)
+            for at in range(0, entry.bitmap_table_size, 65536):
+                count = min(65536, entry.bitmap_table_size - at)
+                raw = self.file.read(entry.bitmap_table_offset + at * 8, count * 8)
+                words = np.frombuffer(raw, ">u8").astype(np.uint64)
+                hosts = words & np.uint64(c.OFFSET_MASK)
+                bad = words & np.uint64(0xFF000000000001FE) != 0
+                bad |= (hosts != 0) & (words & np.uint64(1) != 0) | (hosts & np.uint64(self.size - 1) != 0)
+                self._each(words, bad, what + ": entry {:#x} is impossible", 1)
+                hosts = hosts[~bad & (hosts != 0)]
+                beyond = hosts >= self.file.size
+                self._each(hosts, beyond, what + ": offset {} lies beyond the end of the file", 1)
+                self.counts.add(hosts[~beyond] >> np.uint64(self.bits), 1)
+
+    def _count_blocks(self) -> None:
+        used = np.flatnonzero(self.reftable)
+        good = []
+        for index, entry in zip(used.tolist(), self.reftable[used].tolist(), strict=True):
+            if entry & (self.size - 1):
+                self.corruption(f"refcount block {index} at offset {entry} is not at a cluster boundary")
+            elif entry >= self.file.size:
+                self.corruption(f"refcount block {index} at offset {entry} lies beyond the end of the file")
+            else:
+                good.append((index, entry >> self.bits))
+        self.counts.add(np.array([cluster for _, cluster in good], np.uint64), 1)
+        for index, cluster in good:
+            count = self.counts.get(cluster)
+            if count != 1:
+                self.corruption(f"refcount block {index} at offset {cluster * self.size} has {count} references")
+
+    # -- comparing ----------------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        """Stored refcounts against counted references, for every cluster in the file."""
+        at = 0
+        for first, stored in self.blocks():
+            self._compare_missing(at, first)
+            at = first + len(stored)
+            while first < at:  # in pieces that do not cross chunks
+                count = min(_CHUNK - first % _CHUNK, at - first)
+                self._compare_slice(first, stored[:count])
+                first, stored = first + count, stored[count:]
+        self._compare_missing(at, self.file_clusters)
+
+    def _compare_missing(self, first: int, last: int) -> None:
+        """Clusters that no refcount block counts: every reference is one too many."""
+        for index in sorted(self.counts.chunks):
+            low, high = max(first, index * _CHUNK), min(last, (index + 1) * _CHUNK)
+            if low < high:
+                self._compare_slice(low, np.zeros(high - low, np.uint8))
+
+    def _compare_slice(self, first: int, stored: NDArray[Any]) -> None:
+        counted = self.counts.slice(first, len(stored))
+        used = np.flatnonzero((stored != 0) | (counted != 0))
+        if len(used):
+            self.highest = max(self.highest, first + int(used[-1]))
+        differ = np.flatnonzero(stored != counted)
+        if not len(differ):
+            return
+        stored, counted = stored[differ], counted[differ]
+        leaks = int(np.count_nonzero(stored > counted))
+        self.result.leaks += leaks
+        self.result.corruptions += len(differ) - leaks
+        told = max(_MOST_FINDINGS - len(self.result.findings), 0)
+        rows = zip(differ[:told].tolist(), stored[:told].tolist(), counted[:told].tolist(), strict=True)
+        for at, has, wants in rows:
+            kind = "leak" if has > wants else "corruption"
+            text = f"cluster at offset {(first + at) * self.size}: refcount {has}, references {wants}"
+            self._find(kind, text, 1)
+
+
+def unpack(data: NDArray[Any], bits: int) -> NDArray[Any]:
+    """The refcounts in the bytes *data*, *bits* wide each."""
+    if bits >= 8:
+        return data.view(f">u{bits // 8}").astype(f"u{bits // 8}")
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).ravel()
