@@ -92,16 +92,17 @@ def _runs_python(table: array[int], step: int) -> Iterator[Run]:
     if table == array(table.typecode, [table[0]]) * len(table):
         yield Run(0, len(table), table[0], 0)
         return
-    start, first, previous, stride = 0, table[0], table[0], -1
+    start, first, previous = 0, table[0], table[0]
+    stride: int | None = None  # not known before a run's second entry
     for index, value in enumerate(table[1:], 1):
         delta = value - previous
-        if delta == stride or (stride < 0 and (delta == 0 or delta == step)):
+        if delta == stride or (stride is None and (delta == 0 or delta == step)):
             stride = delta
         else:
-            yield Run(start, index - start, first, max(stride, 0))
-            start, first, stride = index, value, -1
+            yield Run(start, index - start, first, stride or 0)
+            start, first, stride = index, value, None
         previous = value
-    yield Run(start, len(table) - start, first, max(stride, 0))
+    yield Run(start, len(table) - start, first, stride or 0)
 
 
 def _runs_numpy(table: array[int], step: int) -> Iterator[Run]:
