@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import DiskmillError
 from ..extents import Encoder, Extent, Kind, Placement
@@ -78,6 +78,8 @@ def copy(
     """
     length = source.size - source_offset if length is None else length
     progress = progress or Progress()
+    if not plan.zeroed and "zero" not in target.driver.capabilities:
+        plan = replace(plan, sparse=0)  # zeros are written like data, so there is no use in looking for them
     copier = _Copier(target, plan, progress, limit or RateLimit())
     extents = walk(source, source_offset, length, backing=not plan.keep_holes)
     shift = target_offset - source_offset
@@ -228,11 +230,14 @@ class _Copier:
 
     def write_stretch(self, start: int, end: int, buffer: bytearray, base: int) -> None:
         """Guest bytes *start* to *end*, which are in *buffer* from guest *base* on: data as data, zeros as zeros."""
-        low = round_down(start, self.granule)
         view = memoryview(buffer)
+        if not self.plan.sparse:
+            self.write_data(start, view[start - base : end - base])
+            return
+        low = round_down(start, self.granule)
         at = start
         whole = bytearray(view[low - base : end - base]) if low != base else buffer
-        for offset, length in data_runs(whole, end - low, self.granule) if self.plan.sparse else [(0, end - low)]:
+        for offset, length in data_runs(whole, end - low, self.granule):
             begin, upto = max(low + offset, start), low + offset + length
             if begin > at:
                 self.target.zero(at, begin - at)

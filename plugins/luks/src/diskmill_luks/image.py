@@ -44,7 +44,6 @@ class LuksImage(Image):
         super().__init__(driver, file, name=name, size=size, writable=writable)
         self.volume = volume
         self.header = header
-        self.unit = volume.granularity
         self.context = context
         self.options = {name: options[name] for name in ("key-secret", "kdf-limit") if name in options}
 
@@ -61,8 +60,8 @@ class LuksImage(Image):
             yield Extent(offset, length, Kind.ENCODED, self.file, where, codec=self.volume)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
-        start = round_down(offset, self.unit)
-        end = min(round_up(offset + length, self.unit), self.size)
+        sector = self.volume.granularity
+        start, end = round_down(offset, sector), round_up(offset + length, sector)
         where = self.volume.payload_offset + start
         return [Placement(start, end - start, self.file, where, cipher=self.volume)]
 
@@ -96,7 +95,7 @@ class LuksImage(Image):
         file = self.file
         if not isinstance(file, Storage) or self.volume.payload_size is not None:
             raise UnsupportedError("the size of this LUKS image is fixed", file=self.name)
-        size = round_up(size, self.unit)
+        size = round_up(size, self.volume.granularity)
         old, end = file.size, self.volume.payload_offset + size
         file.truncate(end)
         if preallocation != "off" and end > old:
