@@ -84,10 +84,12 @@ class Machine:
         *,
         backing: Backing | None = None,
     ) -> None:
-        """An empty image, settled."""
+        """An empty image, settled, that reads as zeros."""
         with create_image(
             f"memory:{name}", format, size, self.options(format, options), context=self.context, backing=backing
         ) as image:
+            if not image.blank:
+                image.zero(0, image.size)
             image.settle()
 
     def open(self, name: str, format: str | None, *, writable: bool = False) -> Image:
@@ -131,7 +133,7 @@ def unit_of(machine: Machine, format: str, options: Mapping[str, Any] | None = N
 def variants(driver: FormatDriver) -> Iterator[tuple[Option, Any]]:
     """Each option that the driver takes to create an image, with each value that stands to reason."""
     for option in driver.options:
-        if "create" not in option.when:
+        if "create" not in option.when or option.name == "size":
             continue
         if option.choices:
             values: tuple[Any, ...] = option.choices
