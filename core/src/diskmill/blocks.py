@@ -309,10 +309,15 @@ class BlockImage(Image):
                 if kind is Kind.DATA:
                     self.check_place(block, count, entry, step)
                     end = max(end, self.position(entry + (count - 1) * step) + self.block_size)
-            if self.file.size > end and self.file.blank and isinstance(self.file, Storage):
-                self.file.truncate(end)
+            if self.file.blank and isinstance(self.file, Storage):
+                self.cut(self.file, end)
             self.end = end
         return self.end
+
+    def cut(self, file: Storage, end: int) -> None:
+        """Let nothing be in the file from *end* on, so that new blocks read as zeros."""
+        if file.size > end:
+            file.truncate(end)
 
     def publish(self, placements: Sequence[Placement]) -> None:
         """The entries are in the table since the places were reserved: new blocks read as zeros, as before."""
@@ -368,6 +373,7 @@ class BlockImage(Image):
         """
         end = self.data_start
         allocated = fragmented = 0
+        gap = self.position(self.step) - self.position(0) - self.block_size
         following: int | None = None
         outside: list[tuple[int, int]] = []
         for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
@@ -377,8 +383,8 @@ class BlockImage(Image):
             outside += [(block + low, high - low) for low, high in ((0, first), (upto, count)) if low < high]
             if first < upto:
                 position, last = self.position(entry + first * step), self.position(entry + (upto - 1) * step)
-                fragmented += following is not None and following != position
-                following = last + self.position(self.step) - self.position(0)
+                fragmented += following is not None and not 0 <= position - following <= gap
+                following = last + self.block_size
                 allocated += upto - first
                 end = max(end, last + self.block_size)
             if len(outside) >= _FINDINGS or drop is not None and repair and outside:

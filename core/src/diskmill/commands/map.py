@@ -94,7 +94,7 @@ def _entry(
         present=True,
         zero=zero,
         # Of a format with tables, space that was claimed but never written is still data of the format's own.
-        data=not zero or hole and image.window is None,
+        data=not zero or hole and (image.window is None or bool(image.preallocated)),
         compressed=encoded and extent.unit > 0,
         offset=extent.offset if placed else None,
         filename=_name(extent, image, names[depth]) if placed else None,

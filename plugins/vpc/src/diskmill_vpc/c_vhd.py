@@ -1,0 +1,145 @@
+"""The structures of a VHD file, big-endian, and the arithmetic of its geometry.
+
+Source: Microsoft, "Virtual Hard Disk Image Format Specification", version 1.0 (2006), whose names these are.
+"""
+
+from __future__ import annotations
+
+from diskmill.structs import Record, Structure
+
+COOKIE = b"conectix"
+HEADER_COOKIE = b"cxsparse"
+
+FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
+"""Values of ``disk_type``."""
+
+NONE = 0xFFFFFFFF
+"""A table entry: the block is not there."""
+
+EPOCH = 946684800
+"""Time stamps count seconds from 2000-01-01 00:00 UTC on; that moment in Unix time."""
+
+FOOTER = Structure(
+    "Hard Disk Footer",
+    ">",
+    [
+        ("cookie", "8s"),
+        ("features", "I"),
+        ("file_format_version", "I"),
+        ("data_offset", "Q"),
+        ("time_stamp", "I"),
+        ("creator_application", "4s"),
+        ("creator_version", "I"),
+        ("creator_host_os", "4s"),
+        ("original_size", "Q"),
+        ("current_size", "Q"),
+        ("cylinders", "H"),
+        ("heads", "B"),
+        ("sectors", "B"),
+        ("disk_type", "I"),
+        ("checksum", "I"),
+        ("unique_id", "16s"),
+        ("saved_state", "B"),
+        ("reserved", "427s"),
+    ],
+)
+
+HEADER = Structure(
+    "Dynamic Disk Header",
+    ">",
+    [
+        ("cookie", "8s"),
+        ("data_offset", "Q"),
+        ("table_offset", "Q"),
+        ("header_version", "I"),
+        ("max_table_entries", "I"),
+        ("block_size", "I"),
+        ("checksum", "I"),
+        ("parent_unique_id", "16s"),
+        ("parent_time_stamp", "I"),
+        ("reserved1", "I"),
+        ("parent_unicode_name", "512s"),
+        ("parent_locators", "192s"),
+        ("reserved2", "256s"),
+    ],
+)
+
+LOCATOR = Structure(
+    "Parent Locator",
+    ">",
+    [
+        ("platform_code", "4s"),
+        ("platform_data_space", "I"),
+        ("platform_data_length", "I"),
+        ("reserved", "I"),
+        ("platform_data_offset", "Q"),
+    ],
+)
+LOCATORS = 8
+
+MAX_SECTORS = 0xFF000000
+"""Sectors of the largest disk: 2040 GiB."""
+MAX_GEOMETRY = (65535, 16, 255)
+"""The largest geometry. Of an image with this one the geometry says nothing: the size field counts."""
+MAX_GEOMETRY_SECTORS = 65535 * 16 * 255
+
+SIZE_FIELD_CREATORS = frozenset({b"win ", b"d2v ", b"tap\0", b"CTXS", b"qem2", b"wa\0\0"})
+"""Programs whose images are as large as ``current_size`` says (Hyper-V, disk2vhd, XenServer, XenConvert, QEMU with
+``force_size``, Azure). Images of all others are as large as their geometry, as in Virtual PC."""
+
+
+def checksum(structure: Structure, record: Record) -> int:
+    """The one's complement of the sum of all bytes, those of the checksum aside."""
+    kept, record.checksum = record.checksum, 0
+    total = sum(structure.pack(record))
+    record.checksum = kept
+    return ~total & 0xFFFFFFFF
+
+
+def sealed(structure: Structure, record: Record) -> bytes:
+    """*record* as bytes, its checksum set."""
+    record.checksum = checksum(structure, record)
+    return structure.pack(record)
+
+
+def geometry(sectors: int) -> tuple[int, int, int]:
+    """Cylinders, heads and sectors per track for a disk of *sectors*: the appendix "CHS calculation".
+
+    Their product may be less than *sectors*.
+    """
+    sectors = min(sectors, MAX_GEOMETRY_SECTORS)
+    if sectors >= 65535 * 16 * 63:
+        heads, track = 16, 255
+        return sectors // track // heads, heads, track
+    track = 17
+    tracks = sectors // track
+    heads = max(-(-tracks // 1024), 4)
+    if tracks >= heads * 1024 or heads > 16:
+        heads, track = 16, 31
+        tracks = sectors // track
+    if tracks >= heads * 1024:
+        heads, track = 16, 63
+        tracks = sectors // track
+    return tracks // heads, heads, track
+
+
+def enclosing_geometry(sectors: int) -> tuple[int, int, int]:
+    """The geometry of the smallest disk that holds *sectors* and whose size its geometry gives exactly.
+
+    As QEMU finds it: that of the first larger number of sectors whose geometry holds enough. The product grows by
+    whole cylinders, so instead of counting up by ones, each step goes to where the geometry can change next.
+    """
+    wanted = min(sectors, MAX_GEOMETRY_SECTORS)
+    if not wanted:
+        return 0, 0, 0
+    trial = wanted
+    while True:
+        cylinders, heads, track = geometry(trial)
+        if cylinders * heads * track >= wanted:
+            return cylinders, heads, track
+        trial = _next(trial)
+
+
+def _next(sectors: int) -> int:
+    """The next number of sectors that may have another geometry: another count of tracks in one of the layouts."""
+    return min((sectors // track + 1) * track for track in (17, 31, 63, 255))

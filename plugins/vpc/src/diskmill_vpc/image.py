@@ -1,0 +1,426 @@
+"""VHD images: a footer; dynamic ones also a header, a block allocation table, and blocks with a bitmap of sectors each.
+
+Entries of the table are sector numbers of bitmaps; a block's data follows its bitmap. A dynamic image begins with a
+copy of its footer. The new footer behind new blocks, their data and their bitmaps are on disk before the table points
+to them. For the source see :mod:`diskmill_vpc.c_vhd`; which creators go by which size is QEMU's experience.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from diskmill.blocks import BlockImage, BlockTable
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.extents import Extent, Kind, Placement
+from diskmill.node import Image, Node, Storage
+from diskmill.results import CheckResult, Finding
+from diskmill.sizes import SECTOR, KiB, MiB, round_up
+
+from .c_vhd import (
+    COOKIE,
+    DIFFERENCING,
+    DYNAMIC,
+    FIXED,
+    FOOTER,
+    HEADER,
+    HEADER_COOKIE,
+    MAX_GEOMETRY,
+    MAX_GEOMETRY_SECTORS,
+    MAX_SECTORS,
+    NONE,
+    SIZE_FIELD_CREATORS,
+    checksum,
+    enclosing_geometry,
+    geometry,
+    sealed,
+)
+
+if TYPE_CHECKING:
+    from diskmill.references import Reference
+    from diskmill.requests import OpenRequest
+    from diskmill.structs import Record
+
+    from . import VpcDriver
+
+_ALIGN = 4 * KiB
+"""Block data begins at a multiple of this, as in Hyper-V's newer images: disks write that much at once."""
+_PENDING = 1 << 14
+"""Bitmaps that wait in memory at most."""
+_KNOWN = 1 << 17
+"""Bitmaps known to be full that are remembered at most."""
+
+
+class FixedVpcImage(Image):
+    """A fixed image: the guest disk, then the footer."""
+
+    window: int
+
+    def __init__(self, driver: VpcDriver, file: Node, footer: Record, *, name: str, size: int, writable: bool) -> None:
+        super().__init__(driver, file, name=name, size=size, writable=writable)
+        self.footer = footer
+        self.window = 0
+        self.preallocated = True
+        self.blank = file.blank
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        yield Extent(offset, length, Kind.DATA, self.file, offset)
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        return [Placement(offset, length, self.file, offset)]
+
+    def publish(self, placements: object) -> None:
+        """Where the data is, is what it is."""
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        self.file.zero(offset, length, unmap=unmap)
+
+    def discard_units(self, offset: int, length: int) -> None:
+        self.file.discard(offset, length)
+
+    def grow(self, size: int, preallocation: str) -> None:
+        """Make the guest disk at least *size* bytes: as large as its geometry can tell."""
+        size = resized(self.footer, size, self.size, self.name)
+        old = self.size
+        # The new footer goes behind the new end before the old one, which the guest would see, goes.
+        self.file.write(size, sealed(FOOTER, self.footer))
+        self.flush()
+        if size > old:
+            self.file.zero(old, min(SECTOR, size - old), unmap=False)
+            if preallocation != "off" and isinstance(self.file, Storage):
+                self.file.allocate(old, size - old, preallocation)
+        self.size = size
+        self.flush()
+
+    def check(self, repair: str) -> CheckResult:
+        """A fixed image has nothing but the footer, which was read when it was opened."""
+        blocks = -(-self.size // MiB)
+        return CheckResult(image_end_offset=self.size + SECTOR, total_clusters=blocks, allocated_clusters=blocks)
+
+
+class VpcImage(BlockImage):
+    """A dynamic or differencing image."""
+
+    def __init__(
+        self, driver: VpcDriver, file: Node, footer: Record, header: Record, *, name: str, size: int, writable: bool
+    ) -> None:
+        self.footer, self.header = footer, header
+        self.differencing = footer.disk_type == DIFFERENCING
+        block: int = header.block_size
+        self.bitmap_size = round_up(-(-block // (8 * SECTOR)), SECTOR)
+        super().__init__(
+            driver,
+            file,
+            name=name,
+            size=size,
+            writable=writable,
+            table=BlockTable(file, header.table_offset, header.max_table_entries, 4, "big", self.flush),
+            block_size=block,
+            empty={NONE: Kind.HOLE if self.differencing else Kind.ZERO},
+            step=round_up(self.bitmap_size + block, _ALIGN) // SECTOR,
+            data_start=SECTOR + self.bitmap_size,
+        )
+        self.preallocated = False
+        self._pending: list[int] = []
+        self._full: set[int] = set()
+        self._footer_moved = False
+
+    # -- mapping ------------------------------------------------------------------------------------------------
+
+    def attach(self, reference: Reference, node: Node) -> None:
+        if not self.differencing:
+            raise UnsupportedError("it is not a differencing image: it has no parent", file=self.name)
+        footer = getattr(node, "footer", None)
+        if footer is not None and footer.unique_id != self.header.parent_unique_id:
+            raise ImageError(f"'{node.name}' is not its parent (another unique id)", file=self.name)
+        super().attach(reference, node)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        extents = super().extents(offset, length)
+        return self._by_sectors(extents) if self.differencing else extents
+
+    def _by_sectors(self, extents: Iterator[Extent]) -> Iterator[Extent]:
+        """Blocks of a differencing image hold only the sectors whose bit is set; the others are the parent's."""
+        for extent in extents:
+            if extent.kind is not Kind.DATA:
+                yield extent
+                continue
+            start = extent.start
+            while start < extent.end:  # blocks that lie close together came as one extent
+                inside = start % self.block_size
+                end = min(start - inside + self.block_size, extent.end)
+                base = extent.offset + start - extent.start - inside - self.bitmap_size
+                first, last = inside // SECTOR, -(-(end - start + inside) // SECTOR)
+                data = self.file.read(base + first // 8, -(-last // 8) - first // 8)
+                bits = f"{int.from_bytes(data, 'big'):0{len(data) * 8}b}"[first % 8 :][: last - first]
+                at = 0
+                while at < len(bits):
+                    other = bits.find("0" if bits[at] == "1" else "1", at)
+                    upto = len(bits) if other < 0 else other
+                    low = max(start - inside + (first + at) * SECTOR, start)
+                    high = min(start - inside + (first + upto) * SECTOR, end)
+                    if bits[at] == "1":
+                        yield extent.clip(low, high)
+                    else:
+                        yield Extent(low, high - low, Kind.HOLE)
+                    at = upto
+                start = end
+
+    def position(self, entry: int) -> int:
+        return entry * SECTOR + self.bitmap_size
+
+    def check_place(self, block: int, count: int, entry: int, step: int) -> None:
+        super().check_place(block, count, entry, step)
+        if self._meets_metadata(count, entry, step):
+            raise ImageError("its place in the file belongs to the metadata", file=self.name, place=f"block {block}")
+
+    def _meets_metadata(self, count: int, entry: int, step: int) -> bool:
+        """Whether one of *count* blocks from *entry* on lies over the header or the table, which can be anywhere."""
+        length, stride, start = self.bitmap_size + self.block_size, step * SECTOR or 1, entry * SECTOR
+        for low, high in self._metadata():
+            first = max((low - length - start) // stride + 1, 0)
+            last = min(-(-(high - start) // stride) - 1, count - 1 if step else 0)
+            if first <= last:
+                return True
+        return False
+
+    def _metadata(self) -> tuple[tuple[int, int], ...]:
+        header, table = self.footer.data_offset, self.header.table_offset
+        return ((header, header + HEADER.size), (table, table + len(self.table) * 4))
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        if self.differencing:
+            raise UnsupportedError("a differencing image can only be read", file=self.name)
+        if len(self._pending) >= _PENDING:
+            self.write_tables()
+        return super().reserve(offset, length)
+
+    def used_end(self) -> int:
+        return max(SECTOR, *(high for _, high in self._metadata()))
+
+    def entry_at(self, end: int, count: int) -> int:
+        entry = (round_up(end + self.bitmap_size, _ALIGN) - self.bitmap_size) // SECTOR
+        if entry + (count - 1) * self.step >= NONE:
+            raise ImageError("the block allocation table cannot name places beyond 2 TiB", file=self.name)
+        return entry
+
+    def overwritten(self, block: int, count: int, entry: int) -> None:
+        for one in range(entry, entry + count * self.step, self.step):
+            if one not in self._full:
+                if len(self._full) >= _KNOWN:
+                    self._full.clear()
+                self._full.add(one)
+                self._pending.append(one)
+
+    def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
+        self._footer_moved = True
+        return super()._allocate(block, count)
+
+    def cut(self, file: Storage, end: int) -> None:
+        # The footer stays until the next one is there; a new block's bitmap goes over it.
+        if file.size > end + SECTOR:
+            file.write(end, sealed(FOOTER, self.footer))
+            file.truncate(end + SECTOR)
+
+    def write_tables(self) -> None:
+        if self._footer_moved:
+            assert self.end is not None
+            self.file.write(self.end, sealed(FOOTER, self.footer))
+            self._footer_moved = False
+        if not self._pending and not self.table.dirty:
+            return
+        self.barrier()
+        pending, self._pending = self._pending, []
+        bits = b"\xff" * self.bitmap_size
+        for entry in pending:
+            self.file.write(entry * SECTOR, bits)
+        if self.table.dirty:
+            self.barrier()
+            self.table.write_back()
+
+    # -- resize -------------------------------------------------------------------------------------------------
+
+    def grow(self, size: int, preallocation: str) -> None:
+        """Make the guest disk at least *size* bytes: as large as its geometry can tell.
+
+        A larger table goes behind everything else, with a header of its own; the footer's copy in the first sector,
+        written last, switches over.
+        """
+        if self.differencing:
+            raise UnsupportedError("a differencing image cannot be resized", file=self.name)
+        if preallocation != "off":
+            raise UnsupportedError(f"preallocation={preallocation} is not supported", file=self.name)
+        with self.lock:
+            end = self.find_end()
+            self.flush()
+            size = resized(self.footer, size, self.size, self.name)
+            blocks = -(-size // self.block_size)
+            if blocks > len(self.table):
+                end = self._move_table(blocks, end)
+            self.file.write(end, sealed(FOOTER, self.footer))
+            self.barrier()
+            self.file.write(0, FOOTER.pack(self.footer))
+            self.size, self.end = size, end
+        self.flush()
+
+    def _move_table(self, blocks: int, end: int) -> int:
+        """A table for *blocks* blocks and its header behind *end*; gives the end behind them."""
+        header = round_up(end + SECTOR, _ALIGN)  # the old footer stays whole
+        # The table comes last: QEMU puts new blocks behind it, wherever the header is.
+        offset = header + HEADER.size
+        new = BlockTable(self.file, offset, blocks, 4, "big", lambda: new.write_back())
+        fill_table(self.file, offset, blocks)
+        for run in self.table.runs(0, len(self.table), self.step):
+            new.set(run.at, run.length, run.value, run.step)
+        new.write_back()
+        self.header.table_offset, self.header.max_table_entries = offset, blocks
+        self.file.write(header, sealed(HEADER, self.header))
+        self.barrier()
+        self.footer.data_offset = header
+        self.table = BlockTable(self.file, offset, blocks, 4, "big", self.flush)
+        return offset + round_up(blocks * 4, SECTOR)
+
+    # -- check --------------------------------------------------------------------------------------------------
+
+    def check(self, repair: str) -> CheckResult:
+        """See :func:`diskmill.hookspecs.check`."""
+        result = CheckResult()
+        every = repair == "all"
+        for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
+            if kind is Kind.DATA and self._meets_metadata(count, entry, step):
+                result.findings.append(Finding("corruption", f"block {block}, or one after it, lies over metadata"))
+                result.corruptions += 1
+                break
+        end = self.check_blocks(result, drop=NONE if every else None, repair=every and not result.corruptions)
+        end = max(end, self.used_end())
+        sealed(FOOTER, self.footer)
+        at = max(self.file.size - SECTOR, 0)
+        fine = at >= end and self.file.read(at, SECTOR) == FOOTER.pack(self.footer)
+        if not fine:
+            text = "the footer at the end of the file is missing or differs from its copy at the beginning"
+            result.findings.append(Finding("corruption", text, fixed=every))
+            result.corruptions, result.corruptions_fixed = result.corruptions + 1, result.corruptions_fixed + every
+        # Between the last block and the footer a few sectors may lie unused, for alignment.
+        spare = at - end if fine else 0
+        leaks = -(-spare // self.block_size) if spare >= _ALIGN else 0
+        if leaks:
+            result.findings.append(Finding("leak", f"{spare} bytes before the footer", leaks, fixed=bool(repair)))
+            result.leaks, result.leaks_fixed = leaks, leaks if repair else 0
+        if every and not fine or repair and leaks:
+            self.write_tables()
+            self.file.write(end, FOOTER.pack(self.footer))
+            self.barrier()
+            if isinstance(self.file, Storage):
+                self.file.truncate(end + SECTOR)
+        result.image_end_offset = end + SECTOR
+        return result
+
+
+def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
+    """The image in ``request.file``, every field of its structures checked."""
+    file, name = request.file, request.name
+    assert file is not None
+    footer = _footer(file, name)
+    size, _ = disk_size(footer, str(request.options.get("force_size_calc", "")))
+    if size > MAX_SECTORS * SECTOR:
+        raise ImageError(f"a disk of {size} bytes is too large, the largest is 2040 GiB", file=name, place="footer")
+    if footer.disk_type == FIXED:
+        if size > file.size - (SECTOR - 1):
+            raise ImageError(f"truncated: the disk has {size} bytes, the file {file.size}", file=name)
+        return FixedVpcImage(driver, file, footer, name=name, size=size, writable=request.writable)
+    if footer.disk_type not in (DYNAMIC, DIFFERENCING):
+        raise UnsupportedError(f"VHD images of type {footer.disk_type} are not supported", file=name)
+    header = _header(file, footer, size, name)
+    image = VpcImage(driver, file, footer, header, name=name, size=size, writable=request.writable)
+    if image.differencing:
+        from .parent import parent_reference
+
+        image.references = (parent_reference(file, header, name),)
+    return image
+
+
+def _footer(file: Node, name: str) -> Record:
+    """The footer that holds.
+
+    A fixed image has it at the end only, and the first sector is the guest's, who may write there what he likes: so a
+    footer at the end that describes exactly this file as a fixed image wins over what looks like a copy.
+    """
+    if file.size < SECTOR - 1:
+        raise ImageError("too small for a VHD image", file=name)
+    # Versions of Virtual PC before 2004 wrote one byte less.
+    length = SECTOR if file.size % SECTOR != SECTOR - 1 else SECTOR - 1
+    last = FOOTER.unpack(file.read(file.size - length, length) + bytes(SECTOR - length))
+    valid = last.cookie == COOKIE and last.checksum == checksum(FOOTER, last)
+    if valid and last.disk_type == FIXED and last.current_size == file.size - length:
+        return last
+    first = FOOTER.unpack(file.read(0, SECTOR) if file.size >= SECTOR else bytes(SECTOR))
+    if first.cookie == COOKIE and first.checksum == checksum(FOOTER, first):
+        return first
+    if valid:
+        return last
+    if COOKIE in (first.cookie, last.cookie):
+        raise ImageError("the footer is damaged (wrong checksum)", file=name)
+    raise ImageError("not a VHD image (no footer)", file=name)
+
+
+def _header(file: Node, footer: Record, size: int, name: str) -> Record:
+    place = "Dynamic Disk Header"
+    if footer.data_offset + HEADER.size > file.size:
+        raise ImageError("it lies beyond the end of the file", file=name, place=place)
+    header = HEADER.unpack(file.read(footer.data_offset, HEADER.size))
+    if header.cookie != HEADER_COOKIE:
+        raise ImageError("bad cookie", file=name, place=place)
+    if header.checksum != checksum(HEADER, header):
+        raise ImageError("wrong checksum", file=name, place=place)
+    block = header.block_size
+    if block < SECTOR or block & block - 1:
+        raise ImageError(f"the block size {block} is not a power of two from 512 on", file=name, place=place)
+    if header.max_table_entries * block < size:
+        raise ImageError(f"{header.max_table_entries} blocks cannot hold {size} bytes", file=name, place=place)
+    if header.table_offset < SECTOR or header.table_offset + header.max_table_entries * 4 > file.size:
+        raise ImageError("the block allocation table does not lie inside the file", file=name, place=place)
+    return header
+
+
+def disk_size(footer: Record, calculation: str = "") -> tuple[int, bool]:
+    """The guest disk's size in bytes, and whether it comes from the geometry.
+
+    :param calculation: ``chs`` or ``current_size``; empty: as the creator meant it.
+    """
+    by_field = footer.creator_application in SIZE_FIELD_CREATORS and calculation != "chs"
+    sectors = footer.cylinders * footer.heads * footer.sectors
+    if by_field or calculation == "current_size" or sectors == MAX_GEOMETRY_SECTORS:
+        return footer.current_size // SECTOR * SECTOR, False
+    return sectors * SECTOR, True
+
+
+def resized(footer: Record, size: int, old: int, name: str) -> int:
+    """Let *footer* tell of a disk of *size* bytes, or where the geometry gives the size, the next larger one it can.
+
+    :return: the disk's new size in bytes.
+    """
+    if size < old:
+        raise UnsupportedError("a VHD image cannot be made smaller", file=name)
+    if size > MAX_SECTORS * SECTOR:
+        raise UnsupportedError("the largest VHD image has 2040 GiB", file=name)
+    if size == old:
+        return size
+    largest = (footer.cylinders, footer.heads, footer.sectors) == MAX_GEOMETRY
+    if disk_size(footer)[1]:
+        shape = enclosing_geometry(size // SECTOR)
+        if shape != MAX_GEOMETRY:
+            size = shape[0] * shape[1] * shape[2] * SECTOR
+    else:
+        shape = MAX_GEOMETRY if largest else geometry(size // SECTOR)
+    footer.cylinders, footer.heads, footer.sectors = shape
+    footer.current_size = size
+    return size
+
+
+def fill_table(file: Node, offset: int, count: int) -> None:
+    """Write a table of *count* entries, none of which names a block; its last sector is filled up."""
+    length = round_up(count * 4, SECTOR)
+    for at in range(0, length, MiB):
+        file.write(offset + at, b"\xff" * min(MiB, length - at))
