@@ -172,6 +172,7 @@ def test_a_new_output_has_its_name_only_when_it_is_settled(make: Make) -> None:
     with pytest.raises(StorageError):
         make("output", new=False)
     storage.settle()
+    storage.close()
     assert make("output", new=False).read(0, 5) == b"whole"
 
 
@@ -192,7 +193,8 @@ def test_a_new_output_replaces_the_old_one_whole(make: Make) -> None:
     old.close()
     new = make("output")
     new.write(0, b"new")
-    assert make("output", new=False).read(0, 5) == b"a lon"
+    with make("output", new=False, writable=False) as kept:
+        assert kept.read(0, 5) == b"a lon"
     new.settle()
     new.close()
     again = make("output", new=False)
@@ -202,8 +204,10 @@ def test_a_new_output_replaces_the_old_one_whole(make: Make) -> None:
 def test_the_same_file_is_known_by_two_names(make: Make) -> None:
     one = make("one")
     one.settle()
+    one.close()
     two = make("two")
     two.settle()
+    two.close()
     assert make("one", new=False, writable=False).identity() == make("one", new=False, writable=False).identity()
     assert make("one", new=False, writable=False).identity() != make("two", new=False, writable=False).identity()
 

@@ -84,7 +84,7 @@ class DirectStorage(FileStorage):
     def write(self, offset: int, data: ReadBuffer) -> None:
         view = memoryview(data)
         end = offset + len(view)
-        if end > self.size:
+        if end > self.size and len(view):
             self._grow(end)
         try:
             if (offset | len(view)) % self.align == 0:

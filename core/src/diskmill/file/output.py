@@ -2,7 +2,7 @@
 
 Where the file system can (``O_TMPFILE``), the file has no name at all, so that nothing is left even when the process
 is killed. Elsewhere it lies beside the output under a name of its own. What bears the output's name already is kept,
-and locked against others, until the new file takes its place.
+and locked against writers, until the new file takes its place.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Output:
         if not stat.S_ISREG(info.st_mode):
             raise StorageError("it is neither a regular file nor a block device", file=self.name)
         self._old = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        lock(self._old, self.name, writable=True)
+        lock(self._old, self.name, writable=True, hold=False)  # nobody uses it now ...
+        lock(self._old, self.name, writable=False)  # ... and until it goes, others may read it
 
     def _make(self, flags: int) -> int:
         fd = _unnamed(self._folder, flags)

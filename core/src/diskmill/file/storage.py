@@ -211,7 +211,7 @@ class FileStorage(Storage):
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         end = offset + len(data)
-        if end > self.size:
+        if end > self.size and len(data):
             self._grow(end)
         try:
             count = os.pwrite(self._fd, data, offset)
@@ -230,7 +230,7 @@ class FileStorage(Storage):
         for at in range(0, len(buffers), _IOV_MAX):
             group = buffers[at : at + _IOV_MAX]
             end = offset + sum(map(len, group))
-            if end > self.size:
+            if end > self.size and end > offset:
                 self._grow(end)
             try:
                 count = os.pwritev(self._fd, group, offset)
@@ -261,6 +261,8 @@ class FileStorage(Storage):
                 self.size = end
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        if length <= 0:
+            return
         from . import space
 
         end = offset + length
@@ -271,7 +273,7 @@ class FileStorage(Storage):
                 self._zero_device(offset, end)
             else:
                 ways = (space.punch, space.zero_range) if unmap else (space.zero_range,)
-                if length and not any(way(self._fd, offset, length) for way in ways):
+                if not any(way(self._fd, offset, length) for way in ways):
                     self._write_zeros(offset, end)
             self._synchronise()
         except (OSError, OverflowError) as error:
