@@ -72,7 +72,8 @@ def main(folder: Path) -> None:
         console.print(Text.from_ansi(shown([str(program), *words], folder)))
         console.print()
     target.parent.mkdir(exist_ok=True)
-    console.save_svg(str(target), title="diskmill")
+    # The picture stands alone: it fetches no font, the viewer's monospace one will do.
+    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="diskmill"), flags=re.DOTALL))
     print(f"Wrote {target}")
 
 
