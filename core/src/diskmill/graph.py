@@ -137,6 +137,8 @@ class _Opener:
             )
             if writable and "write" not in driver.capabilities:
                 raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
+            if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
+                raise UnsupportedError(f"format '{driver.name}' cannot be read from a pipe", file=file.name)
             image = cast("Image | None", registry.call(driver, "open", request=request))
             if image is None:
                 raise DriverError(f"format driver '{driver.name}' cannot open images", file=file.name)

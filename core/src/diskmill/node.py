@@ -109,7 +109,11 @@ class Storage(Node):
 
     forward: bool = False
     """Whether its bytes come once, in order (a pipe): ``size`` is not known then, and what was read is gone, except
-    for the first 64 KiB."""
+    for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it."""
+
+    def read_some(self, offset: int, length: int) -> bytes:
+        """Up to *length* bytes from *offset* on; fewer only at the end."""
+        return self.read(offset, max(min(length, self.size - offset), 0))
 
     @abstractmethod
     def truncate(self, size: int) -> None:
