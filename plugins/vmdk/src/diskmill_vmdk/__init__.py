@@ -34,12 +34,10 @@ class VmdkDriver(FormatDriver):
     name = "vmdk"
     title = "VMware virtual disks: Workstation, ESXi, OVF packages"
     capabilities = frozenset(
-        {"create", "write", "backing", "compression", "zero", "check", "repair", "resize", "stream"}
+        {"create", "write", "backing", "compression", "zero", "check", "repair", "resize", "stream", "pipe"}
     )
     options = (
-        Option(
-            "subformat", "str", "how the disk is laid out in files", default="monolithicSparse", choices=SUBFORMATS
-        ),
+        Option("subformat", "str", "how the disk is laid out in files", default="monolithicSparse", choices=SUBFORMATS),
         Option(
             "adapter_type",
             "str",
@@ -87,6 +85,11 @@ class VmdkDriver(FormatDriver):
         from .checking import check_vmdk
 
         return check_vmdk(image, repair)
+
+    @hookimpl
+    def empty(self, image: VmdkImage) -> bool:
+        """An overlay that was committed no longer needs its grains."""
+        return image.empty()
 
     @hookimpl
     def resize(self, image: VmdkImage, size: int, preallocation: str) -> bool:

@@ -2,22 +2,172 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 from diskmill import tables
 from diskmill.errors import ImageError
+from diskmill.extents import Kind
 from diskmill.results import CheckResult, Finding
 from diskmill.sizes import SECTOR
 
+from .grains import CompressedPart, GrainPart
+from .hosted import HostedPart
+from .structures import GRAIN_MARKER
+
 if TYPE_CHECKING:
-    from .grains import GrainPart
-    from .hosted import HostedPart
     from .image import VmdkImage
+
+_TOLD = 100
+"""Findings told in words; the rest only count."""
+_SLOTS = 1 << 27
+"""Grains in a file, up to which it is looked whether one is used twice: it takes a byte for each."""
 
 
 def check_vmdk(image: VmdkImage, repair: str) -> CheckResult:
     """Check every extent.
 
-    :param repair: ``"all"`` makes the redundant tables say what the primary ones say.
+    :param repair: ``"all"`` lets a sound set of grain tables replace a damaged one. Nothing is lost space in a way
+        that could be given back.
     """
-    return CheckResult(image.name, "vmdk")
+    result = CheckResult(image.name, "vmdk")
+    for part in image.parts:
+        if isinstance(part, GrainPart):
+            _Checker(part, result).run(repair == "all" and isinstance(part, HostedPart))
+    return result
+
+
+class _Checker:
+    def __init__(self, part: GrainPart, result: CheckResult) -> None:
+        self.part = part
+        self.result = result
+        self.grain = part.unit // SECTOR
+        slots = part.node.size // part.unit + 1
+        self.used = bytearray(slots) if slots <= _SLOTS else None
+
+    def run(self, repair: bool) -> None:
+        part = self.part
+        if repair:
+            assert isinstance(part, HostedPart)
+            self.repair(part)
+        try:
+            directory = part.directory
+        except ImageError as error:
+            self.found(str(error.cause))
+            return
+        for index, sector in enumerate(directory):
+            if part.special(sector) is not None:
+                continue
+            try:
+                self.table(index, part.entries(index, sector, 1))
+            except ImageError as error:
+                self.found(f"grain table {index}: {error.cause}")
+        if isinstance(part, HostedPart):
+            self.redundant(part)
+        if isinstance(part, CompressedPart):
+            self.markers(part)
+
+    def found(self, text: str, count: int = 1) -> None:
+        self.result.corruptions += count
+        if len(self.result.findings) < _TOLD:
+            self.result.findings.append(Finding("corruption", f"{self.part.name}: {text}", count))
+
+    # -- one table ----------------------------------------------------------------------------------------------
+
+    def table(self, index: int, entries: array[int]) -> None:
+        part, base = self.part, index * self.part.per_table
+        for run in tables.runs(entries, self.grain):
+            at, length, value = run.at, run.length, run.value
+            while length and part.special(value) is not None:
+                count = length if not run.step else 1
+                at, length, value = at + count, length - count, value + run.step
+            if not length:
+                continue
+            last = value + (length - 1) * run.step
+            if last * SECTOR >= part.node.size:
+                self.found(f"grains {base + at} to {base + at + length - 1} lie beyond the end of the file", length)
+            elif length > 1 and not run.step:
+                self.found(f"grains {base + at} to {base + at + length - 1} are one and the same", length - 1)
+            elif self.used is not None and not part.compressed:
+                self.mark(base + at, value // self.grain, length)
+
+    def mark(self, first: int, slot: int, count: int) -> None:
+        assert self.used is not None
+        twice = sum(self.used[slot : slot + count])
+        if twice:
+            self.found(f"{twice} of the grains {first} to {first + count - 1} are also used elsewhere", twice)
+        self.used[slot : slot + count] = b"\1" * count
+
+    # -- the redundant tables -----------------------------------------------------------------------------------
+
+    def redundant(self, part: HostedPart) -> None:
+        redundant = part.redundant
+        if redundant is None:
+            return
+        for index, sector in enumerate(part.directory):
+            other = redundant[index]
+            if part.special(sector) is not None or part.special(other) is not None:
+                if sector != other:
+                    self.found(f"only one of the grain directories has grain table {index}")
+                continue
+            try:
+                if part.entries(index, sector, 1) != part.read_tables(index, other, 1):
+                    self.found(f"grain table {index} and its redundant copy differ")
+            except ImageError:
+                self.found(f"the redundant copy of grain table {index} lies beyond the end of the file")
+
+    def repair(self, part: HostedPart) -> None:
+        """Where the two tables differ and one is damaged, the other one holds; else the primary one."""
+        redundant = part.redundant
+        if redundant is None:
+            return
+        try:
+            directory = part.directory
+        except ImageError:
+            return
+        for index, (sector, other) in enumerate(zip(directory, redundant, strict=True)):
+            if part.special(sector) is not None or part.special(other) is not None:
+                continue
+            one, two = self.sound(part, index, sector), self.sound(part, index, other)
+            if one == two or one is None and two is None:
+                continue
+            good = one if one is not None else two
+            assert good is not None
+            target = other if one is not None else sector
+            if (target * SECTOR) + part.table_bytes > part.node.size or target < 1:
+                continue  # the directory itself is damaged there: writing would hit something else
+            part.node.write(target * SECTOR, tables.to_bytes(good, "little"))
+            part.forget()
+            self.result.corruptions_fixed += 1
+            which = "the redundant copy" if one is not None else "the table itself"
+            if len(self.result.findings) < _TOLD:
+                self.result.findings.append(Finding("corruption", f"grain table {index}: {which} was restored"))
+
+    def sound(self, part: HostedPart, index: int, sector: int) -> array[int] | None:
+        """The table at *sector*; None where it is damaged."""
+        try:
+            entries = part.read_tables(index, sector, 1)
+        except ImageError:
+            return None
+        end = -(-part.node.size // SECTOR)
+        return entries if max(entries) < end else None
+
+    # -- compressed grains --------------------------------------------------------------------------------------
+
+    def markers(self, part: CompressedPart) -> None:
+        if not part.markers:
+            return
+        head = bytearray(GRAIN_MARKER.size)
+        try:
+            for extent in part.extents(part.start, part.end - part.start):
+                if extent.kind is not Kind.ENCODED:
+                    continue
+                part.node.read_into(extent.offset, head)
+                marker = GRAIN_MARKER.unpack(head)
+                if marker.lba * SECTOR != extent.start - part.start:
+                    self.found(f"the grain at byte {extent.start} is marked as that of sector {marker.lba}")
+                elif marker.size + GRAIN_MARKER.size > extent.stored:
+                    self.found(f"the grain at byte {extent.start} is cut short, or overlaps another one")
+        except ImageError as error:
+            if not self.result.corruptions:
+                self.found(f"{error.place}: {error.cause}")

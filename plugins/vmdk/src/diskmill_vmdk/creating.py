@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from diskmill.errors import UnsupportedError, UsageError
-
-from diskmill.sizes import GiB, SECTOR
+from diskmill.sizes import SECTOR, GiB
 
 from .descriptor import NO_PARENT, ExtentLine, compose, parse
 from .hosted import DESCRIPTOR_AT, DESCRIPTOR_ROOM, HostedPart, make_extent, read_header
@@ -127,5 +126,3 @@ def _parent(request: CreateRequest) -> tuple[int, str | None]:
             "the backing file must be a vmdk image that can be opened: its content id is needed", file=request.name
         )
     return int(backing.details["cid"]), backing.name
-
-

@@ -33,6 +33,7 @@ _ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([^"\r\n]*)', re.IGNOREC
 # Keys whose value must be a number, to be found where it stands when it changes.
 _CID = re.compile(rb"(?im)^([ \t]*CID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
 _PARENT_CID = re.compile(rb"(?im)^([ \t]*parentCID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
+_EXTENT_SIZE = re.compile(rb"(?im)^([ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -221,3 +222,15 @@ def compose(
         "",
     ]
     return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def resized(descriptor: Descriptor, index: int, sectors: int) -> bytes:
+    """The bytes of *descriptor*, with another size for its extent *index*."""
+    count = -1
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        nonlocal count
+        count += 1
+        return match.group(1) + b"%d" % sectors if count == index else match.group(0)
+
+    return _EXTENT_SIZE.sub(replace, descriptor.raw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diskmill import tables
@@ -106,9 +107,7 @@ class GrainPart(Part):
         self.check_tables(first, sector, count)
         offset = sector * SECTOR
         if self.table_bytes == self.table_sectors * SECTOR:
-            return self.decode_table(
-                tables.read(self.node, offset, count * self.per_table, self.width, "little")
-            )
+            return self.decode_table(tables.read(self.node, offset, count * self.per_table, self.width, "little"))
         result = tables.filled(0, self.width)
         for index in range(count):
             at = offset + index * self.table_sectors * SECTOR
@@ -210,13 +209,15 @@ class CompressedPart(GrainPart):
     """A part whose grains are compressed.
 
     :param codec: what decodes them.
+    :param markers: whether a marker stands before each of them.
     """
 
     compressed = True
 
-    def __init__(self, *args: Any, codec: Codec, **keywords: Any) -> None:
+    def __init__(self, *args: Any, codec: Codec, markers: bool = True, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.codec = codec
+        self.markers = markers
         if self.unit > MAX_COMPRESSED_GRAIN:
             raise ImageError(f"a compressed grain of {self.unit} bytes", file=self.name, place="header")
         # What a grain may take at most: deflate makes what it cannot compress a little larger.
@@ -252,9 +253,7 @@ class CompressedPart(GrainPart):
             room = (values[index + 1] - sector) * SECTOR
             if not 0 < room < longest:
                 room = longest
-            yield Extent(
-                start + index * unit, unit, Kind.ENCODED, node, offset, min(room, size - offset), codec, unit
-            )
+            yield Extent(start + index * unit, unit, Kind.ENCODED, node, offset, min(room, size - offset), codec, unit)
         if count:
             yield Extent(at, count * unit, kind)
 
@@ -272,7 +271,7 @@ def _refuse_duplicates(directory: array[int], name: str) -> None:
         duplicate = int(twice[0]) if len(twice) else None
     else:
         places = sorted(sector for sector in directory if sector > 1)
-        duplicate = next((one for one, other in zip(places, places[1:], strict=False) if one == other), None)
+        duplicate = next((one for one, other in pairwise(places) if one == other), None)
     if duplicate is not None:
         raise ImageError(
             f"two entries point to the grain table at sector {duplicate}", file=name, place="grain directory"

@@ -33,7 +33,6 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.results import Finding
     from diskmill.structs import Record
 
 MAX_ENTRIES = 512
@@ -80,6 +79,8 @@ def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool
 
     :param scan: find compressed grains by their markers.
     """
+    if isinstance(node, Storage) and node.forward and not is_compressed(header):
+        raise UnsupportedError("only streamOptimized images can be read from a pipe", file=name)
     if is_compressed(header):
         from .stream import open_stream
 
@@ -320,12 +321,48 @@ class HostedPart(GrainPart):
             self.node.barrier()
             self._mark(False)
 
-    # -- check --------------------------------------------------------------------------------------------------
+    # -- check and resize ---------------------------------------------------------------------------------------
 
-    def check(self, repair: bool) -> Sequence[Finding]:
-        from .checking import check_hosted
+    def forget(self) -> None:
+        """The tables in the file are not what they were."""
+        self._recent = (0, array("I"))
+        self.changed.clear()
 
-        return check_hosted(self, repair)
+    def empty(self) -> None:
+        """Point to no grain any more; then the file ends where they began."""
+        self.flush()
+        self.forget()
+        for index, sector in enumerate(self.directory):
+            if self.special(sector) is None:
+                self.changed[index] = tables.filled(self.per_table, 4)
+                self._dirty.add(index)
+            if len(self.changed) >= _KEPT:
+                self.flush()
+                self.changed.clear()
+        self.flush()
+        self.node.barrier()
+        end = self.header.overHead
+        places = [*self.directory, *(self.redundant or ())]
+        if (
+            all(sector < end for sector in places)
+            and max(self.directory_offset, self.redundant_offset or 0) < end * SECTOR
+        ):
+            self.node.truncate(end * SECTOR)
+            self._next = None
+
+    def trim(self) -> None:
+        """Entries of the last table that lie beyond the end of the disk come to mean something when it grows."""
+        used = -(-(self.end - self.start) // self.unit) % self.per_table
+        if used and self.special(self.directory[-1]) is None and any(self.table(self.count - 1)[used:]):
+            tables.fill_run(self.table(self.count - 1), used, self.per_table - used, 0, 0)
+            self._dirty.add(self.count - 1)
+
+    def moved(self, primary: tuple[int, array[int]], redundant: tuple[int, array[int]] | None) -> None:
+        """The directories are elsewhere now: (sector, entries)."""
+        self.directory_offset, self._directory = primary[0] * SECTOR, primary[1]
+        self.count = len(primary[1])
+        if redundant is not None:
+            self.redundant_offset, self._redundant = redundant[0] * SECTOR, redundant[1]
 
 
 FLAGS_NEW = FLAG_NEWLINE | FLAG_REDUNDANT

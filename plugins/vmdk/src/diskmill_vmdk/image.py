@@ -14,6 +14,7 @@ from diskmill.references import Reference
 from diskmill.sizes import SECTOR
 
 from .descriptor import NO_PARENT, Descriptor
+from .hosted import HostedPart
 from .parts import MissingPart, Part
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class VmdkImage(Image):
         self._starts: list[int] = []
         self.changed = False
         self._parent_matches = True
+        self._below = False
         self._attached: dict[int, Node] = {}
 
     # -- putting it together ------------------------------------------------------------------------------------
@@ -70,6 +72,8 @@ class VmdkImage(Image):
         if reference.role != "extent":
             super().attach(reference, node)
             self._parent_matches = isinstance(node, VmdkImage) and node.cid == self.parent_cid
+            if isinstance(node, VmdkImage):
+                node._below = True
             return
         from .opening import open_extent
 
@@ -127,7 +131,7 @@ class VmdkImage(Image):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
-        self._begin()
+        self.begin()
         result: list[Placement] = []
         end = offset + length
         for part in self._touched(offset, end):
@@ -150,7 +154,7 @@ class VmdkImage(Image):
                 parts[bisect_right(starts, placement.start) - 1].publish(placement)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        self._begin()
+        self.begin()
         end = offset + length
         for part in self._touched(offset, end):
             at, upto = max(offset, part.start), min(end, part.end)
@@ -162,7 +166,7 @@ class VmdkImage(Image):
         part = self.parts[0] if self.parts else None
         return StreamEncoder() if part is not None and part.compressed else Verbatim()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """The first write since the image was opened: images that stand on this one no longer fit."""
         if self.changed:
             return
@@ -206,19 +210,30 @@ class VmdkImage(Image):
 
     def _finish(self) -> None:
         """The last thing before the image is closed."""
-        if not self.changed:
+        if self.changed:
+            for part in self.parts:
+                part.flush()
+                part.finish()
+        parent = self.backing
+        if not isinstance(parent, VmdkImage) or parent.cid == self.parent_cid or self.descriptor is None:
             return
-        for part in self.parts:
-            part.flush()
-            part.finish()
-        if isinstance(self.backing, VmdkImage) and self._parent_matches and self.backing.cid != self.parent_cid:
-            # The parent was written through this very graph (commit): what is here still fits.
-            self._follow_parent(self.backing.cid)
+        if self._parent_matches and not self._below:
+            # The parent was written through this very graph, with what is here (commit): the two still fit.
+            self.write_descriptor(self.descriptor.with_parent_cid(parent.cid))
+            self.parent_cid = parent.cid
 
-    def _follow_parent(self, cid: int) -> None:
-        assert self.descriptor is not None
-        self.write_descriptor(self.descriptor.with_parent_cid(cid))
-        self.parent_cid = cid
+    def empty(self) -> bool:
+        """Give up all that the image holds itself: it then reads as its backing image.
+
+        :raises UnsupportedError: an extent cannot.
+        """
+        if not all(isinstance(part, HostedPart) for part in self.parts):
+            raise UnsupportedError("only sparse extents can be emptied", file=self.name)
+        self.begin()
+        for part in self.parts:
+            assert isinstance(part, HostedPart)
+            part.empty()
+        return True
 
     def settle(self) -> None:
         self._finish()

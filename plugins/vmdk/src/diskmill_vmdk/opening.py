@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.node import Node
+from diskmill.node import Node, Storage
 from diskmill.references import Reference
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
@@ -32,6 +32,8 @@ def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
         image = _open_hosted(driver, request, file)
     elif magic == COWD_MAGIC:
         image = _open_cowd(driver, request, file)
+    elif isinstance(file, Storage) and file.forward:
+        raise UnsupportedError("only streamOptimized images can be read from a pipe", file=request.name)
     else:
         descriptor = parse(file.read(0, min(file.size, LIMIT)), file=request.name)
         image = _open_descriptor(driver, request, file, descriptor)
@@ -76,8 +78,9 @@ def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> Vmdk
         writable=request.writable,
         descriptor=descriptor,
         # Tools that convert leave a stale type behind: what the header says is what the extent is.
-        create_type="streamOptimized" if part.compressed else (descriptor and descriptor.create_type)
-        or "monolithicSparse",
+        create_type="streamOptimized"
+        if part.compressed
+        else (descriptor and descriptor.create_type) or "monolithicSparse",
         at=at,
         room=room,
     )

@@ -6,7 +6,7 @@ guest offsets, what an image answers for all of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import ImageError, UnsupportedError
@@ -14,7 +14,6 @@ from diskmill.extents import Extent, Kind, Placement
 
 if TYPE_CHECKING:
     from diskmill.node import Node
-    from diskmill.results import Finding
 
 
 class Part:
@@ -55,10 +54,6 @@ class Part:
 
     def finish(self) -> None:
         """The disk is whole: nothing more will be written."""
-
-    def check(self, repair: bool) -> Sequence[Finding]:
-        """What is wrong with its tables; with *repair*, what can be mended is."""
-        return ()
 
     def details(self) -> dict[str, Any]:
         """What QAPI's ``VmdkExtentInfo`` tells beside name and size."""
@@ -118,5 +113,3 @@ class MissingPart(Part):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         raise ImageError(self.why, file=self.name, place=f"guest bytes {self.start} to {self.end}")
-
-

@@ -124,8 +124,9 @@ def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool
         return WalkedPart(node, header, start, name=name)
     valid = footer_of(node, header, name=name)
     length = valid.capacity * SECTOR
-    codec = GrainCodec(start, start + length, markers=bool(header.flags & FLAG_MARKERS), name=name)
-    return CompressedPart(node, start, length, codec=codec, **geometry(valid, node, name))
+    markers = bool(header.flags & FLAG_MARKERS)
+    codec = GrainCodec(start, start + length, markers=markers, name=name)
+    return CompressedPart(node, start, length, codec=codec, markers=markers, **geometry(valid, node, name))
 
 
 class StreamWriter(CompressedPart):

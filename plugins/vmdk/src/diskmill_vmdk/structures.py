@@ -115,5 +115,3 @@ SESPARSE_VOLATILE = Structure(
 def marker(type: int, sectors: int) -> bytes:
     """A metadata marker of kind *type*, before *sectors* sectors of metadata."""
     return MARKER.pack(MARKER.new(val=sectors, type=type))
-
-
