@@ -378,6 +378,7 @@ class BlockImage(Image):
         outside: list[tuple[int, int]] = []
         for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
             if kind is not Kind.DATA:
+                following = None
                 continue
             first, upto = self._fitting(count, entry, step)
             outside += [(block + low, high - low) for low, high in ((0, first), (upto, count)) if low < high]

@@ -193,7 +193,8 @@ class VdiImage(BlockImage):
             if repair and isinstance(self.file, Storage):
                 result.leaks_fixed += count
                 self.file.truncate(end)
-        result.image_end_offset = end
+        # QEMU tells no totals for the format.
+        result.total_clusters = result.allocated_clusters = result.fragmented_clusters = None
         return result
 
 
