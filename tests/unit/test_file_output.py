@@ -1,0 +1,212 @@
+"""An output that is not finished never bears the output's name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diskmill.context import CACHE_MODES, Context
+from diskmill.errors import LockedError, StorageError
+from diskmill.file import driver, output
+from diskmill.file.storage import FileStorage
+from diskmill.requests import CreateRequest, OpenRequest
+
+
+@pytest.fixture(params=["nameless", "named"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways: on file systems that have nameless files, and on those that have not."""
+    if request.param == "named":
+        monkeypatch.setattr(output, "_unnamed", lambda folder, flags: None)
+    return str(request.param)
+
+
+def create(path: Path, cache: str = "writeback") -> FileStorage:
+    return driver.create(CreateRequest(str(path), Context(cache=cache), 0))
+
+
+@pytest.mark.parametrize("cache", CACHE_MODES)
+def test_the_name_comes_last(tmp_path: Path, kind: str, cache: str) -> None:
+    path = tmp_path / "out"
+    storage = create(path, cache)
+    storage.write(0, b"whole")
+    assert not path.exists()
+    assert len(os.listdir(tmp_path)) == (kind == "named")
+    storage.settle()
+    assert path.read_bytes().rstrip(b"\0") == b"whole"
+    storage.close()
+    assert path.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("leave", ["close", "abandon"])
+def test_what_is_not_settled_leaves_nothing_and_the_old_file_alone(tmp_path: Path, kind: str, leave: str) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    before = path.stat()
+    storage = create(path)
+    storage.write(0, b"new")
+    getattr(storage, leave)()
+    getattr(storage, leave)()
+    assert path.read_bytes() == b"old"
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_new_file_inherits_mode_owner_and_group(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    if os.getuid() == 0:
+        os.chown(path, 1234, 2345)
+    before = path.stat()
+    with create(path) as storage:
+        storage.write(0, b"new")
+        storage.settle()
+    after = path.stat()
+    assert path.read_bytes() == b"new"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_new_file_has_the_mode_that_qemu_img_gives(tmp_path: Path, kind: str) -> None:
+    old = os.umask(0o027)
+    try:
+        with create(tmp_path / "out") as storage:
+            storage.settle()
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_file_behind_a_link_is_replaced_not_the_link(tmp_path: Path, kind: str, there: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    real, link = tmp_path / "folder" / "real", tmp_path / "link"
+    if there:
+        real.write_bytes(b"old")
+    link.symlink_to(real)
+    with create(link) as storage:
+        storage.write(0, b"new")
+        storage.settle()
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert os.listdir(real.parent) == ["real"]
+
+
+def test_a_file_that_appeared_meanwhile_is_replaced_whole(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    storage = create(path)
+    storage.write(0, b"new")
+    path.write_bytes(b"somebody else's")
+    storage.settle()
+    storage.close()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_that_appeared_meanwhile_is_an_error_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    storage = create(path)
+    path.mkdir()
+    with pytest.raises(StorageError, match=r"out.*give the finished output its name"):
+        storage.settle()
+    storage.close()
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_cannot_be_replaced_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_bytes(b"x")
+    cases = {
+        "pipe": "neither a regular file",
+        ".": "Is a directory",
+        "new/": "Is a directory",
+        "loop": "symbolic links",
+        "missing/out": "missing.*No such file",
+        "file/out": "Not a directory",
+        "x" * 300: "File name too long",
+    }
+    for name, cause in cases.items():
+        with pytest.raises(StorageError, match=cause):
+            driver.create(CreateRequest(f"{tmp_path}/{name}", Context(), 0))
+    with pytest.raises(StorageError, match="neither a regular file"):
+        create(Path("/dev/null"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop", "pipe"]
+
+
+def test_two_outputs_cannot_have_one_name(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    with create(path), pytest.raises(LockedError):
+        create(path)
+
+
+def test_the_old_file_can_be_read_but_not_written_meanwhile(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    with create(path):
+        with driver.open(OpenRequest(str(path), Context())) as reader:
+            assert reader.read(0, 3) == b"old"
+        with pytest.raises(LockedError, match="another process"):
+            driver.open(OpenRequest(str(path), Context(), writable=True))
+
+
+def test_an_output_that_is_read_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    with driver.open(OpenRequest(str(path), Context())), pytest.raises(LockedError, match='Failed to get "write" lock'):
+        create(path)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_nothing_is_left_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    program = (
+        "import sys, os\n"
+        "from diskmill.context import Context\n"
+        "from diskmill.file import driver\n"
+        "from diskmill.requests import CreateRequest\n"
+        "storage = driver.create(CreateRequest(sys.argv[1], Context(), 0))\n"
+        "storage.write(0, b'new' * 100000)\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_no_descriptor_leaks(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with create(path) as storage:
+            storage.settle()
+        create(path).abandon()
+        with driver.open(OpenRequest(str(path), Context(), writable=True)), pytest.raises(LockedError):
+            create(path)
+        with pytest.raises(StorageError):
+            driver.create(CreateRequest(f"{tmp_path}/missing/out", Context(), 0))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_copy_on_write_can_be_declined_where_the_file_system_has_it_or_not(tmp_path: Path) -> None:
+    with driver.create(CreateRequest(str(tmp_path / "out"), Context(), 0, options={"nocow": True})) as storage:
+        storage.write(0, b"x")
+        storage.settle()
+    assert (tmp_path / "out").read_bytes() == b"x"
