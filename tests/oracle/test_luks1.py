@@ -22,7 +22,7 @@ from luks_samples import (
     read,
     secret,
 )
-from tools import qemu_img, qemu_img_json
+from tools import qemu_img, qemu_img_json, run, tool
 
 CIPHERS = ["aes-128", "aes-192", "aes-256", "cast5-128"]
 CIPHERS += [f"{name}-{bits}" for name in ("serpent", "twofish") for bits in (128, 192, 256)]
@@ -80,10 +80,9 @@ def test_images_that_qemu_img_makes(tmp_path: Path, options: str) -> None:
         assert image.encrypted
 
 
-@pytest.mark.parametrize("mode", ["cbc", "ctr", "ecb"])
-@pytest.mark.parametrize("cipher", ["aes-192", "serpent-192", "twofish-192"])
-def test_keys_whose_split_does_not_fill_sectors(tmp_path: Path, cipher: str, mode: str) -> None:
-    path = ours(tmp_path, {"cipher-alg": cipher, "cipher-mode": mode})
+@pytest.mark.parametrize("mode", ["cbc", "ctr"])
+def test_keys_whose_split_does_not_fill_sectors(tmp_path: Path, mode: str) -> None:
+    path = ours(tmp_path, {"cipher-alg": "aes-192", "cipher-mode": mode})
     assert passes(path)
     assert not passes(path, "wrong")
     assert read(path) == CONTENT
@@ -162,19 +161,8 @@ def test_sector_numbers_beyond_32_bits(tmp_path: Path) -> None:
         diskmill.create(str(path), 2**41 + 4096, format="luks", options=options, context=context())
         with opened(path, writable=True) as image:
             image.write(at, b"\x11" * 1024)
-        qemu_img(
-            "dd",
-            *secret(),
-            "--image-opts",
-            "-O",
-            "raw",
-            "bs=512",
-            f"skip={at // 512}",
-            "count=2",
-            f"if={qemu_options(path)}",
-            f"of={tmp_path / 'piece'}",
-        )
-        assert (tmp_path / "piece").read_bytes() == b"\x11" * 1024
+        read_back = f"read -P 0x11 {at} 1024"
+        run(tool("qemu-io"), *secret(), "--image-opts", "-r", "-c", read_back, qemu_options(path))
 
 
 def test_cryptsetup_opens_ours(tmp_path: Path) -> None:
