@@ -5,6 +5,7 @@ A name that the user typed is theirs to give. A name that stands inside an image
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,8 +71,9 @@ class Trust:
             path = os.path.realpath(name)
             inside = self._inside(path, own)
             mode = os.stat(path).st_mode if inside else 0
-        except OSError:
-            return None  # opening it will say so
+        except OSError as error:
+            # What is missing, or cannot be reached, is for opening it to say.
+            return "it is not a possible file name" if error.errno == errno.ENAMETOOLONG else None
         except ValueError:  # a NUL character, or one that no file name can hold
             return "it is not a possible file name"
         if not inside:
