@@ -7,6 +7,7 @@ nothing more.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ class MemoryStorage(Storage):
                 yield Extent(start, at - start, kind, self, start)
                 start = at
             kind = this
-        if kind is not None:
+        if kind is not None and length:
             yield Extent(start, offset + length - start, kind, self, start)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
@@ -171,7 +172,7 @@ class MemoryDriver(ProtocolDriver):
 
     @hookimpl
     def open(self, request: OpenRequest) -> MemoryStorage:
-        name = request.name.removeprefix("memory:")
+        name = posixpath.normpath(request.name.removeprefix("memory:"))
         if name not in self.files:
             raise StorageError("No such file or directory", file=request.name)
         return MemoryStorage(self, name, self.files[name], writable=request.writable)

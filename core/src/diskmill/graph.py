@@ -239,9 +239,12 @@ class _Opener:
                     self.context.warn(str(error))
 
     def admitted(self, image: Image, reference: Reference) -> Spec:
-        folder = folder_of(image.file)
+        storage = storage_of(image.file)
+        folder = folder_of(storage)
+        if folder is None:
+            folder = os.path.dirname(storage.name)
         try:
-            target = relative_to(parse_name(reference.name), folder)
+            target = relative_to(parse_name(reference.name), folder, protocol=storage.driver.name)
         except DiskmillError as error:
             raise ImageError(f"{reference.role} file: {error.cause}", file=image.name) from None
         return self.context.trust.admit(target, image=image.name, reference=reference.name, home=self.home)

@@ -95,18 +95,20 @@ def child_options(value: object) -> Spec:
     raise UsageError("a child node is given by its options, or by a name")
 
 
-def relative_to(reference: Spec, folder: str | None) -> Spec:
-    """*reference*, a name out of an image, with relative paths taken from the image's *folder*."""
+def relative_to(reference: Spec, folder: str | None, *, protocol: str = "file") -> Spec:
+    """*reference*, a name out of an image, with relative paths taken from the image's *folder*.
+
+    :param protocol: what holds the image: a relative path means something that it holds too.
+    """
     result: Spec = {
-        key: relative_to(value, folder) if isinstance(value, dict) else value for key, value in reference.items()
+        key: relative_to(value, folder, protocol=protocol) if isinstance(value, dict) else value
+        for key, value in reference.items()
     }
     path = result.get("filename")
-    if (
-        result.get("driver", "file") == "file"
-        and isinstance(path, str)
-        and folder is not None
-        and not os.path.isabs(path)
-    ):
+    is_file = result.get("driver", "file") == "file" and isinstance(path, str)
+    if is_file and folder is not None and not os.path.isabs(str(path)):
+        if protocol != "file":
+            result["driver"] = protocol
         result["filename"] = os.path.join(folder, str(path))
     return result
 
