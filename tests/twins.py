@@ -152,7 +152,7 @@ class MemoryStorage(Storage):
 
     def settle(self) -> None:
         if self.new:
-            self.driver.files[self.name] = self.content
+            self.driver.files[file_key(self.name)] = self.content
             self.new = False
 
     def close(self) -> None:
@@ -172,14 +172,19 @@ class MemoryDriver(ProtocolDriver):
 
     @hookimpl
     def open(self, request: OpenRequest) -> MemoryStorage:
-        name = posixpath.normpath(request.name.removeprefix("memory:"))
-        if name not in self.files:
+        key = file_key(request.name)
+        if key not in self.files:
             raise StorageError("No such file or directory", file=request.name)
-        return MemoryStorage(self, name, self.files[name], writable=request.writable)
+        return MemoryStorage(self, request.name, self.files[key], writable=request.writable)
 
     @hookimpl
     def create(self, request: CreateRequest) -> MemoryStorage:
-        return MemoryStorage(self, request.name.removeprefix("memory:"), Content(), writable=True, new=True)
+        return MemoryStorage(self, request.name, Content(), writable=True, new=True)
+
+
+def file_key(name: str) -> str:
+    """The key in `MemoryDriver.files` of the file that is called *name*."""
+    return posixpath.normpath(name.removeprefix("memory:"))
 
 
 class ClusteredDriver(FormatDriver):

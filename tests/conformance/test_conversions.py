@@ -1,0 +1,126 @@
+"""From every format into every other, and back to the bytes that it began with."""
+
+from __future__ import annotations
+
+import diskmill
+import pytest
+from diskmill.sizes import KiB, MiB
+from formats import FORMATS, Machine, formats, fragments, pattern
+
+SIZE = 3 * MiB + 512
+
+
+def disk() -> bytes:
+    """What a disk holds: zeros, data in fragments, data that compresses and data that does not."""
+    data = bytearray(SIZE)
+    for offset, part in fragments(11, SIZE, 64 * KiB):
+        data[offset : offset + len(part)] = part
+    data[MiB : MiB + 300000] = (b"the same again; " * 20000)[:300000]
+    data[-512:] = pattern(1, 512)
+    return bytes(data)
+
+
+def convert(machine: Machine, source: str, format: str, output: str, output_format: str, **more: object) -> None:
+    diskmill.convert(
+        [f"memory:{source}"],
+        f"memory:{output}",
+        format=format,
+        output_format=output_format,
+        options=machine.options(output_format),
+        context=machine.context,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def holds(machine: Machine, name: str, format: str, expected: bytes) -> None:
+    with machine.open(name, format) as image:
+        data = image.read(0, image.size)
+    assert data[: len(expected)] == expected
+    assert not any(data[len(expected) :])
+    machine.check(name, format)
+
+
+def plain(format: str) -> bool:
+    """Whether its images open without a key: `convert` gets none here."""
+    return not any(option.name == "key-secret" for option in FORMATS[format].options)
+
+
+@pytest.mark.parametrize("target", formats("create"))
+@pytest.mark.parametrize("source", [name for name in formats("create", "write") if plain(name)])
+def test_from_each_to_each(source: str, target: str) -> None:
+    machine = Machine()
+    data = disk()
+    machine.create("one", source, SIZE)
+    with machine.open("one", source, writable=True) as image:
+        image.write(0, data)
+    convert(machine, "one", source, "two", target)
+    holds(machine, "two", target, data)
+
+
+@pytest.mark.parametrize("format", formats("create"))
+def test_the_same_input_gives_the_same_image(format: str) -> None:
+    """Threads race; what they write does not depend on who wins. Random identifiers aside, which formats have."""
+    sizes = set()
+    for _ in range(3):
+        machine = Machine()
+        machine.put("raw", disk())
+        convert(machine, "raw", "raw", "out", format, threads=4)
+        sizes.add(machine.files["out"].size)
+        holds(machine, "out", format, disk())
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("format", formats("create", "compression"))
+def test_compressed(format: str) -> None:
+    machine = Machine()
+    data = (b"nothing new under the sun " * 100000)[: 2 * MiB] + pattern(4, MiB) + bytes(MiB) + b"tail" * 128
+    machine.put("raw", data)
+    convert(machine, "raw", "raw", "out", format, compress=True)
+    holds(machine, "out", format, data)
+    assert machine.files["out"].size < 2 * MiB
+    convert(machine, "out", format, "back", "raw")
+    assert bytes(machine.files["back"]) == data
+
+
+@pytest.mark.parametrize("format", [name for name in formats("create", "write") if plain(name)])
+def test_compare_finds_a_byte(format: str) -> None:
+    machine = Machine()
+    machine.put("raw", disk())
+    convert(machine, "raw", "raw", "out", format)
+    names = ("memory:raw", "memory:out")
+    assert diskmill.compare(*names, format_a="raw", format_b=format, context=machine.context).identical
+    with machine.open("out", format, writable=True) as image:
+        byte = image.read(MiB + 77777, 1)
+        image.write(MiB + 77777, bytes([byte[0] ^ 1]))
+    found = diskmill.compare(*names, format_a="raw", format_b=format, context=machine.context)
+    assert not found.identical
+    assert found.offset is not None
+    assert found.offset <= MiB + 77777 < found.offset + 64 * KiB
+
+
+@pytest.mark.parametrize("format", [name for name in formats("create") if plain(name)])
+def test_measured_sizes_hold(format: str) -> None:
+    machine = Machine()
+    machine.put("raw", disk())
+    try:
+        measured = diskmill.measure("memory:raw", format="raw", output_format=format, context=machine.context)
+    except diskmill.UnsupportedError:
+        return  # not every format can tell
+    convert(machine, "raw", "raw", "out", format)
+    assert measured.required <= measured.fully_allocated
+    assert machine.files["out"].size <= measured.fully_allocated
+
+
+@pytest.mark.parametrize("format", [name for name in formats("create") if plain(name)])
+def test_info_and_map_describe_it(format: str) -> None:
+    machine = Machine()
+    machine.put("raw", disk())
+    convert(machine, "raw", "raw", "out", format)
+    told = diskmill.info("memory:out", format=format, context=machine.context)
+    assert (told.format, told.filename) == (format, "memory:out")
+    assert told.virtual_size >= SIZE
+    at = 0
+    for entry in diskmill.map("memory:out", format=format, context=machine.context):
+        assert entry.start == at
+        at += entry.length
+    assert at == told.virtual_size
