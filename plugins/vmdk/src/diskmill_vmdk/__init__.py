@@ -12,7 +12,6 @@ from diskmill.drivers import FormatDriver, hookimpl
 from diskmill.options import Option
 
 if TYPE_CHECKING:
-    from diskmill.node import Image
     from diskmill.requests import CreateRequest, OpenRequest
     from diskmill.results import CheckResult
 

@@ -16,6 +16,7 @@ from diskmill.node import Node, Storage
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .grains import GrainPart
+from .parts import Part
 from .structures import (
     COWD_MAGIC,
     DEFLATE,
@@ -74,7 +75,7 @@ def is_compressed(header: Record) -> bool:
     return bool(header.compressAlgorithm == DEFLATE)
 
 
-def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool = False) -> GrainPart:
+def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool = False) -> Part:
     """The part that the extent in *node* is.
 
     :param scan: find compressed grains by their markers.
@@ -171,9 +172,9 @@ class HostedPart(GrainPart):
 
     def _end(self) -> int:
         """The sector after everything that is in use."""
-        grain, end = self.unit // SECTOR, -(-self.node.size // SECTOR)
-        end = max(end, self.header.overHead)
-        if end % grain == 0 and self.header.overHead % grain == 0:
+        grain, overhead = self.unit // SECTOR, int(self.header.overHead)
+        end = max(-(-self.node.size // SECTOR), overhead)
+        if end % grain == 0 and overhead % grain == 0:
             return end
         # The last grain may go on beyond the end of the file.
         for index in range(self.count):

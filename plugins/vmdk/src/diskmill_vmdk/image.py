@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Encoder, Extent, Kind, Placement
-from diskmill.node import Image, Node, Storage
+from diskmill.node import Image, Node
 from diskmill.references import Reference
 from diskmill.sizes import SECTOR
 
@@ -183,22 +183,21 @@ class VmdkImage(Image):
         """
         from .descriptor import parse
 
-        assert self.descriptor is not None and isinstance(self.file, Storage)
+        assert self.descriptor is not None
         old = self.descriptor.raw
-        self.descriptor = parse(raw, file=self.name)
         if len(raw) == len(old):
             # Only the sectors that change: each of them is written whole or not at all.
             for at in range(0, len(raw), SECTOR):
                 if raw[at : at + SECTOR] != old[at : at + SECTOR]:
                     self.file.write(self.descriptor_at + at, raw[at : at + SECTOR])
-            return
-        if self.descriptor_room:
+        elif self.descriptor_room:
             if len(raw) > self.descriptor_room:
                 raise UnsupportedError("the embedded descriptor has no room to grow", file=self.name)
             self.file.write(self.descriptor_at, raw.ljust(self.descriptor_room, b"\0"))
-            return
-        self.file.write(0, raw)
-        self.file.truncate(len(raw))
+        else:
+            # Filled up with line ends where it was longer: no reader minds them.
+            self.file.write(0, raw.ljust(len(old), b"\n"))
+        self.descriptor = parse(raw, file=self.name)
 
     def flush(self) -> None:
         with self.lock:

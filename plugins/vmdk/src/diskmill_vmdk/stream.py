@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from diskmill import tables
 from diskmill.errors import ImageError, UnsupportedError
@@ -20,6 +20,7 @@ from diskmill.sizes import SECTOR, round_up
 
 from .grains import CompressedPart
 from .hosted import FLAGS_STREAM, GRAIN, LAST_SECTOR, MAX_ENTRIES, footer_of, geometry
+from .parts import Part
 from .structures import (
     DEFLATE,
     END_OF_STREAM,
@@ -60,7 +61,8 @@ class GrainCodec:
         self._markers = markers
         self._name = name
         self._decompressor = isal_zlib.decompressobj
-        self._error: type[Exception] = igzip_lib.IsalError
+        # The stubs take this class for one of its instances.
+        self._error = cast("type[Exception]", igzip_lib.IsalError)
 
     def decode(self, extent: Extent, payload: memoryview) -> bytes:
         at = extent.start - extent.skip
@@ -114,7 +116,7 @@ class Verbatim:
         return None
 
 
-def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool) -> CompressedPart:
+def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool) -> Part:
     """The compressed extent in *node*, whose *header* stands at its begin."""
     if scan or isinstance(node, Storage) and node.forward:
         from .walking import WalkedPart
