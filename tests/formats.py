@@ -42,9 +42,20 @@ REGISTRY = _registry()
 FORMATS: dict[str, FormatDriver] = {driver.name: driver for driver in REGISTRY.all(FormatDriver.group)}
 
 
-def formats(*capabilities: str) -> list[Any]:
-    """The names of the formats that have all of *capabilities*, as parameters for `parametrize`."""
-    return [name for name, driver in FORMATS.items() if driver.capabilities.issuperset(capabilities)]
+NOISE = {"luks"}
+"""Formats that encrypt all of the disk: what was never written decrypts to noise."""
+
+
+def formats(*capabilities: str, blank: bool = False) -> list[Any]:
+    """The names of the formats that have all of *capabilities*, as parameters for `parametrize`.
+
+    With *blank*, only those whose unwritten bytes read as zeros, and not as what noise decrypts to.
+    """
+    return [
+        name
+        for name, driver in FORMATS.items()
+        if driver.capabilities.issuperset(capabilities) and not (blank and name in NOISE)
+    ]
 
 
 class Machine:
