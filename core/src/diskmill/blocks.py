@@ -395,16 +395,15 @@ class BlockImage(Image):
                         self.table.set(low, many, drop, 0)
                 outside.clear()
         _tell(result, outside, "outside the data area of the file")
-        twins: list[tuple[int, int]] = []
-        for twin in self._twins(end):
-            twins.append(twin)
-            if len(twins) >= _FINDINGS or repair:
-                for low, many in twins if repair else ():
-                    for block in range(low, low + many):
-                        self._part(block)
-                _tell(result, twins, "at a place that another block has", fixed=repair)
-                twins.clear()
-        _tell(result, twins, "at a place that another block has")
+        budget = self.file.size  # a repair copies no more than that: an image may name one block a million times
+        for first, count in self._twins(end):
+            parted = min(budget // self.block_size, count) if repair else 0
+            for block in range(first, first + parted):
+                self._part(block)
+            budget -= parted * self.block_size
+            for low, many, fixed in ((first, parted, True), (first + parted, count - parted, False)):
+                if many:
+                    _tell(result, [(low, many)], "at a place that another block has", fixed=fixed)
         result.total_clusters = -(-self.size // self.block_size)
         result.allocated_clusters = allocated
         result.fragmented_clusters = fragmented

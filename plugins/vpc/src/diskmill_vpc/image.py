@@ -215,8 +215,9 @@ class VpcImage(BlockImage):
                 self._pending.append(one)
 
     def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
+        places = super()._allocate(block, count)
         self._footer_moved = True
-        return super()._allocate(block, count)
+        return places
 
     def cut(self, file: Storage, end: int) -> None:
         # The footer stays until the next one is there; a new block's bitmap goes over it.
@@ -401,19 +402,17 @@ def resized(footer: Record, size: int, old: int, name: str) -> int:
 
     :return: the disk's new size in bytes.
     """
-    if size < old:
-        raise UnsupportedError("a VHD image cannot be made smaller", file=name)
+    shape = (footer.cylinders, footer.heads, footer.sectors)
     if size > MAX_SECTORS * SECTOR:
         raise UnsupportedError("the largest VHD image has 2040 GiB", file=name)
-    if size == old:
-        return size
-    largest = (footer.cylinders, footer.heads, footer.sectors) == MAX_GEOMETRY
     if disk_size(footer)[1]:
         shape = enclosing_geometry(size // SECTOR)
         if shape != MAX_GEOMETRY:
             size = shape[0] * shape[1] * shape[2] * SECTOR
-    else:
-        shape = MAX_GEOMETRY if largest else geometry(size // SECTOR)
+    elif shape != MAX_GEOMETRY:
+        shape = geometry(size // SECTOR)
+    if size < old:
+        raise UnsupportedError("a VHD image cannot be made smaller", file=name)
     footer.cylinders, footer.heads, footer.sectors = shape
     footer.current_size = size
     return size
