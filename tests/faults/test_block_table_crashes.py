@@ -1,0 +1,110 @@
+"""VDI, VHD and Parallels images after a crash at any write: what was flushed is there, and nothing that never was.
+
+A check may find lost space; and of a Parallels image, that nobody closed it.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from crashes import Workload, apply, crash_states, random_workload
+from diskmill.node import Image
+from diskmill.sizes import KiB, MiB
+from formats import Machine
+from twins import Content, MemoryStorage
+
+FORMATS = {
+    "vdi": {"cluster_size": 16 * KiB},
+    "vpc": {"force_size": True},
+    "parallels": {"cluster_size": 16 * KiB},
+}
+SIZE = 3 * MiB
+
+
+def check(machine: Machine, name: str, format: str, repair: str = "") -> Any:
+    with machine.open(name, format, writable=bool(repair)) as image:
+        return machine.context.registry.call(image.driver, "check", image=image, repair=repair)
+
+
+def examine(machine: Machine, format: str, state: Content) -> bytes:
+    """What the guest disk in *state* holds; its tables are sound."""
+    machine.files["state"] = state
+    result = check(machine, "state", format)
+    unclean = [one for one in result.findings if "not closed properly" in one.text or "footer" in one.text]
+    assert result.corruptions == len(unclean) and not result.check_errors, result.findings
+    with machine.open("state", format) as image:
+        return image.read(0, image.size)
+
+
+def start(machine: Machine, format: str, chance: random.Random) -> tuple[Image, bytearray]:
+    """An image with some blocks, open for writing, and what its guest disk holds."""
+    machine.create("disk", format, SIZE, FORMATS[format])
+    model = bytearray(SIZE)
+    with machine.open("disk", format, writable=True) as image:
+        for _ in range(6):
+            at = chance.randrange(SIZE // 512) * 512
+            data = chance.randbytes(min(40_000 // 512 * 512, SIZE - at))
+            image.write(at, data)
+            model[at : at + len(data)] = data
+    return machine.open("disk", format, writable=True), model
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_crash_while_writing(format: str, seed: int) -> None:
+    chance = random.Random(seed)
+    machine = Machine()
+    image, model = start(machine, format, chance)
+    load = Workload(image, model)
+    random_workload(load, chance, steps=40, longest=60 * KiB)
+    load.flush()
+    image.close()
+    states = list(crash_states(load.before, load.journal, chance, 60))
+    for point, state in states:
+        load.verify(point, examine(machine, format, state))
+    # Life goes on with what a crash left: nothing of it comes up where nothing was written.
+    for _, state in chance.sample(states, 10):
+        machine.files["state"] = state
+        check(machine, "state", format, repair="all")
+        disk = bytearray(examine(machine, format, machine.files["state"]))
+        with machine.open("state", format, writable=True) as again:
+            for _ in range(10):
+                at = chance.randrange(SIZE // 512) * 512
+                again.write(at, b"new!" * 128)
+                disk[at : at + 512] = b"new!" * 128
+        assert check(machine, "state", format).findings == []
+        with machine.open("state", format) as again:
+            assert again.read(0, SIZE) == disk
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_crash_while_resizing(format: str, seed: int) -> None:
+    chance = random.Random(seed)
+    machine = Machine()
+    image, model = start(machine, format, chance)
+    storage = image.file
+    assert isinstance(storage, MemoryStorage)
+    # A table that has no room to grow: the first blocks must go out of its way.
+    size = {"vdi": 6 << 30, "vpc": 6 << 30, "parallels": 200 * MiB}[format]
+    before = storage.content.copy()
+    storage.journal = []
+    assert machine.context.registry.call(image.driver, "resize", image=image, size=size, preallocation="off")
+    image.close()
+    done = before.copy()
+    for change in storage.journal:
+        apply(done, change)
+    seen = set()
+    for _, state in [*crash_states(before, storage.journal, chance, 150), (0, before), (0, done)]:
+        machine.files["state"] = state
+        result = check(machine, "state", format)
+        unclean = [one for one in result.findings if "not closed properly" in one.text or "footer" in one.text]
+        assert result.corruptions == len(unclean) and not result.check_errors, result.findings
+        with machine.open("state", format) as again:
+            assert again.size in (SIZE, size)
+            seen.add(again.size)
+            assert again.read(0, SIZE) == model
+            assert not any(again.read(again.size - 64 * KiB, 64 * KiB)) or again.size == SIZE
+    assert seen == {SIZE, size}
