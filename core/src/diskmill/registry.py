@@ -35,36 +35,49 @@ class Registry:
         self._complete: set[str] = set()
         wrappers: ExtensionManager[Any] = ExtensionManager(PLUGIN_GROUP, on_load_failure_callback=self._failed)
         for extension in wrappers:
-            self.plugins.register(extension.plugin, extension.name)
+            self._register(extension.plugin, extension.name)
+        # A plugin may be there to forbid something: going on without it would allow that.
+        for name, why in self.failures.items():
+            raise DriverError(f"plugin '{name}' could not be loaded: {why}; repair or uninstall it")
 
     def _failed(self, manager: object, entry_point: Any, error: BaseException) -> None:
         self.failures[entry_point.name] = f"{type(error).__name__}: {error}"
 
     def _add(self, group: str, extensions: Any) -> None:
+        found: dict[str, list[Any]] = {}
         for extension in extensions:
-            driver, key = extension.plugin, (group, extension.name)
-            if self._drivers.get(key) is driver:
+            same = found.setdefault(extension.name, [])
+            if all(other.plugin is not extension.plugin for other in same):
+                same.append(extension)
+        for name, same in found.items():
+            driver = same[0].plugin
+            if (group, name) in self._drivers:
                 continue
-            if key in self._drivers:
-                raise DriverError(
-                    f"{_WORDS[group]} driver '{extension.name}' is installed twice: uninstall one of them"
-                )
-            if not isinstance(driver, Driver) or driver.group != group or driver.name != extension.name:
-                self.failures[extension.name] = f"its entry point is not a {_WORDS[group]} driver of that name"
-                continue
-            self._register(key, driver)
+            if len(same) > 1:
+                places = " and ".join(sorted(extension.entry_point.value for extension in same))
+                self.failures[name] = f"{places} both bring it: uninstall one of the packages"
+            elif not isinstance(driver, Driver) or driver.group != group or driver.name != name:
+                self.failures[name] = f"its entry point is not a {_WORDS[group]} driver of that name"
+            elif self._register(driver, f"{group}:{name}", name):
+                self._drivers[group, name] = driver
 
-    def _register(self, key: tuple[str, str], driver: Driver) -> None:
+    def _register(self, plugin: object, label: str, name: str | None = None) -> bool:
+        """Let pluggy check the signatures of *plugin*'s hooks, and that there are such hooks."""
         try:
-            self.plugins.register(driver, f"{key[0]}:{key[1]}")
-        except pluggy.PluginValidationError as error:
-            self.failures[key[1]] = " ".join(str(error).split())
-        else:
-            self._drivers[key] = driver
+            self.plugins.register(plugin, label)
+            self.plugins.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            self.failures[name or label] = " ".join(str(error).split())
+            if self.plugins.is_registered(plugin):  # what of it was valid must not be called
+                self.plugins.unregister(plugin)
+            return False
+        return True
 
     def add(self, driver: Driver) -> None:
         """Register *driver* without an entry point: for tests, and for programs that bring their own."""
-        self._register((driver.group, driver.name), driver)
+        if not self._register(driver, f"{driver.group}:{driver.name}", driver.name):
+            raise DriverError(f"{_WORDS[driver.group]} driver '{driver.name}': {self.failures[driver.name]}")
+        self._drivers[driver.group, driver.name] = driver
 
     def all(self, group: str) -> list[Any]:
         """Every driver of *group* that can be imported, by name."""

@@ -1,0 +1,83 @@
+"""The registry, where no installation is needed to see it; the rest is in tests/plugins/."""
+
+from __future__ import annotations
+
+import pytest
+from diskmill.drivers import FormatDriver, hookimpl
+from diskmill.errors import DriverError
+from diskmill.registry import Registry
+
+
+class Good(FormatDriver):
+    name = "good"
+
+    @hookimpl
+    def probe(self, data: bytes, name: str) -> int:
+        return 50
+
+
+class WrongArgument(FormatDriver):
+    name = "wrong"
+
+    @hookimpl
+    def probe(self, data: bytes, nme: str) -> int:
+        return 100
+
+
+class Misspelt(FormatDriver):
+    name = "misspelt"
+
+    @hookimpl
+    def probe(self, data: bytes, name: str) -> int:
+        return 100
+
+    @hookimpl
+    def opne(self, request: object) -> None: ...
+
+
+@pytest.mark.parametrize(("driver", "word"), [(WrongArgument(), "'nme'"), (Misspelt(), "'opne'")])
+def test_a_wrong_hook_is_told_at_registration(driver: FormatDriver, word: str) -> None:
+    registry = Registry()
+    with pytest.raises(DriverError, match=word):
+        registry.add(driver)
+
+
+@pytest.mark.parametrize("driver", [WrongArgument(), Misspelt()])
+def test_a_refused_driver_is_never_called(driver: FormatDriver) -> None:
+    registry = Registry()
+    with pytest.raises(DriverError):
+        registry.add(driver)
+    registry.add(Good())
+    found = registry.probe(b"", "x")
+    assert found is not None
+    assert found.name == "good"
+
+
+def test_a_hook_goes_to_one_driver() -> None:
+    registry = Registry()
+    registry.add(Good())
+    assert registry.call(registry.format("raw"), "probe", data=b"", name="x") == 1
+    assert registry.call(registry.format("good"), "probe", data=b"", name="x") == 50
+    assert registry.call(registry.format("good"), "measure", request=None) is None
+
+
+def test_a_hook_goes_to_every_plugin_that_is_no_driver() -> None:
+    seen = []
+
+    class Watcher:
+        @hookimpl(wrapper=True)
+        def probe(self, data: bytes, name: str):  # type: ignore[no-untyped-def]
+            seen.append(name)
+            return (yield) + 1
+
+    registry = Registry()
+    registry.plugins.register(Watcher())
+    assert registry.call(registry.format("raw"), "probe", data=b"", name="a") == 2
+    registry.add(Good())
+    assert registry.call(registry.format("good"), "probe", data=b"", name="b") == 51
+    assert seen == ["a", "b"]
+
+
+def test_an_unknown_driver_points_to_the_list() -> None:
+    with pytest.raises(DriverError, match="diskmill drivers"):
+        Registry().format("nonsense")
