@@ -114,6 +114,11 @@ class Machine:
             spec["encrypt.key-secret"] = "key"
         return open_image(spec, format, context=self.context, writable=writable)
 
+    def backing(self, name: str, format: str) -> Backing:
+        """The image *name*, to stand on."""
+        with self.open(name, format) as image:
+            return Backing(f"memory:{name}", format, image.size, image.details())
+
     def encrypted(self, name: str) -> bool:
         spec = {"file": {"driver": "memory", "filename": f"memory:{name}"}}
         try:
@@ -144,7 +149,8 @@ def unit_of(machine: Machine, format: str, options: Mapping[str, Any] | None = N
 def variants(driver: FormatDriver) -> Iterator[tuple[Option, Any]]:
     """Each option that the driver takes to create an image, with each value that stands to reason."""
     for option in driver.options:
-        if "create" not in option.when or option.name == "size":
+        # The size is asked for by name; a detached header is no disk by itself.
+        if "create" not in option.when or option.name in ("size", "detached-header"):
             continue
         if option.choices:
             values: tuple[Any, ...] = option.choices

@@ -49,6 +49,32 @@ class Content:
             at += count
         return result
 
+    def runs(self, start: int, end: int) -> list[tuple[int, int]]:
+        """(start, end) of the stretches between *start* and *end* that were written."""
+        low, high = start // PAGE, -(-end // PAGE)
+        if high - low < len(self.pages):
+            pages = [page for page in range(low, high) if page in self.pages]
+        else:
+            pages = sorted(page for page in self.pages if low <= page < high)
+        found: list[tuple[int, int]] = []
+        for page in pages:
+            upto = min((page + 1) * PAGE, end)
+            if found and found[-1][1] == page * PAGE:
+                found[-1] = found[-1][0], upto
+            else:
+                found.append((max(page * PAGE, start), upto))
+        return found
+
+    def zero(self, start: int, end: int, *, unmap: bool) -> None:
+        for low, high in [(start, end)] if not unmap else self.runs(start, end):
+            for at in range(low, high, PAGE):
+                self.write(at, bytes(min(PAGE, high - at)))
+        low, high = -(-start // PAGE), end // PAGE
+        for page in [page for page in self.pages if unmap and low <= page < high]:
+            del self.pages[page]
+        if end > start:
+            self.size = max(self.size, end)
+
     def truncate(self, size: int) -> None:
         if size < self.size:
             last = size // PAGE
@@ -85,15 +111,14 @@ class MemoryStorage(Storage):
         return self.content.size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        start, kind = offset, None
-        for at in range(offset // PAGE * PAGE, offset + length, PAGE):
-            this = Kind.DATA if at // PAGE in self.content.pages and at < self.size else Kind.ZERO
-            if kind is not None and this is not kind:
-                yield Extent(start, at - start, kind, self, start)
-                start = at
-            kind = this
-        if kind is not None and length:
-            yield Extent(start, offset + length - start, kind, self, start)
+        at, end = offset, offset + length
+        for low, high in self.content.runs(offset, min(end, self.size)):
+            if low > at:
+                yield Extent(at, low - at, Kind.ZERO, self, at)
+            yield Extent(low, high - low, Kind.DATA, self, low)
+            at = high
+        if at < end:
+            yield Extent(at, end - at, Kind.ZERO, self, at)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         view = memoryview(buffer)
@@ -109,17 +134,9 @@ class MemoryStorage(Storage):
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self._changing()
-        end = offset + length
         if self.journal is not None:
             self.journal.append(("zero", offset, length))
-        low, high = -(-offset // PAGE), end // PAGE
-        for page in [page for page in self.content.pages if unmap and low <= page < high]:
-            del self.content.pages[page]
-        for at in range(offset, end, PAGE):
-            if not (unmap and low * PAGE <= at and at + PAGE <= high * PAGE):
-                self.content.write(at, bytes(min(PAGE, end - at)))
-        if length:
-            self.content.size = max(self.size, end)
+        self.content.zero(offset, offset + length, unmap=unmap)
 
     def truncate(self, size: int) -> None:
         self._changing()
@@ -184,7 +201,7 @@ class MemoryDriver(ProtocolDriver):
 
 def file_key(name: str) -> str:
     """The key in `MemoryDriver.files` of the file that is called *name*."""
-    return posixpath.normpath(name.removeprefix("memory:"))
+    return posixpath.normpath(name).removeprefix("memory:")
 
 
 class ClusteredDriver(FormatDriver):

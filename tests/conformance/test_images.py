@@ -12,7 +12,6 @@ from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
 from diskmill.extents import Extent, Kind
 from diskmill.node import Image
-from diskmill.requests import Backing
 from diskmill.sizes import SECTOR, GiB, KiB, MiB, round_up
 from formats import FORMATS, Machine, formats, fragments, merged, pattern, refused, unit_of, variants
 from hypothesis import given, settings
@@ -92,9 +91,10 @@ def test_a_huge_disk_takes_what_is_in_it(format: str) -> None:
         assert not any(image.read(50 * GiB, MiB))
         found = list(walk(image, 0, image.size))
         covers(found, 0, image.size)
-        assert sum(extent.length for extent in found if not extent.reads_as_zeros) <= 16 * MiB
+        if image.blank:
+            assert sum(extent.length for extent in found if not extent.reads_as_zeros) <= 16 * MiB
     machine.check("disk", format)
-    assert len(machine.files["disk"].pages) * 4096 <= 64 * MiB
+    assert sum(len(file.pages) for file in machine.files.values()) * 4096 <= 64 * MiB
 
 
 # -- writing --------------------------------------------------------------------------------------------
@@ -300,8 +300,7 @@ def overlay(machine: Machine, format: str, size: int, base: int) -> bytearray:
     machine.create("base", format, base)
     with machine.open("base", format, writable=True) as image:
         image.write(0, content)
-        base = image.size
-    machine.create("disk", format, size, backing=Backing("memory:base", format, base))
+    machine.create("disk", format, size, backing=machine.backing("base", format))
     return bytearray((content + bytes(size))[:size])
 
 
@@ -334,7 +333,7 @@ def test_a_chain_reads_from_the_top(format: str) -> None:
             for offset, data in fragments(depth, size, unit)[:5]:
                 image.write(offset, data)
                 model[offset : offset + len(data)] = data
-        below = Backing(f"memory:disk{depth}", format, size)
+        below = machine.backing(f"disk{depth}", format)
     with machine.open("disk3", format) as image:
         reads_as(image, model)
         found = list(walk(image, 0, size))
@@ -349,7 +348,7 @@ def test_a_backing_image_of_another_format(format: str) -> None:
     size = 2 * unit_of(machine, format)
     machine.put("base", pattern(5, size))
     try:
-        machine.create("disk", format, size, backing=Backing("memory:base", "raw", size))
+        machine.create("disk", format, size, backing=machine.backing("base", "raw"))
     except UsageError as error:
         refused(error, "backing")  # some formats can only stand on their own kind
         return
