@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -56,14 +57,24 @@ def held_by_qemu_io(path: Path, *options: str, format: str = "qcow2") -> Iterato
         process.communicate("quit\n", timeout=30)
 
 
+def _greets(address: Path) -> bool:
+    """Whether the server is ready: its socket is there before it has opened the image."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(address))
+            return client.recv(8) == b"NBDMAGIC"
+        except (FileNotFoundError, ConnectionError):
+            return False
+
+
 @contextmanager
 def held_by_qemu_nbd(path: Path, folder: Path, *options: str) -> Iterator[None]:
     """While qemu-nbd exports *path*."""
-    socket = folder / "socket"
-    process = subprocess.Popen([tool("qemu-nbd"), "-f", "qcow2", "-t", "-k", str(socket), *options, str(path)])
+    address = folder / "socket"
+    process = subprocess.Popen([tool("qemu-nbd"), "-f", "qcow2", "-t", "-k", str(address), *options, str(path)])
     try:
         end = time.monotonic() + 30
-        while not socket.exists():
+        while not _greets(address):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.02)
