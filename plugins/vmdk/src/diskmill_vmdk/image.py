@@ -15,7 +15,7 @@ from diskmill.sizes import SECTOR
 
 from .descriptor import NO_PARENT, Descriptor
 from .hosted import HostedPart
-from .parts import MissingPart, Part
+from .parts import FlatPart, MissingPart, Part
 
 if TYPE_CHECKING:
     from diskmill.drivers import FormatDriver
@@ -67,6 +67,8 @@ class VmdkImage(Image):
     def _set_unit(self) -> None:
         units = {part.unit for part in self.parts} - {1}
         self.unit = max(units) if units else 1
+        # Flat files have holes of their own; in sparse extents a grain is data, or is not there.
+        self.preallocated = any(isinstance(part, FlatPart) for part in self.parts)
 
     def attach(self, reference: Reference, node: Node) -> None:
         if reference.role != "extent":
@@ -161,10 +163,13 @@ class VmdkImage(Image):
             part.zero_units(at, upto - at, unmap=unmap, backing=self.backing is not None)
 
     def encoder(self) -> Encoder:
-        from .stream import StreamEncoder, Verbatim
+        from .stream import StreamEncoder
 
-        part = self.parts[0] if self.parts else None
-        return StreamEncoder() if part is not None and part.compressed else Verbatim()
+        if not self.sequential:
+            raise UnsupportedError(
+                f"subformat {self.create_type} cannot be compressed: streamOptimized is", file=self.name
+            )
+        return StreamEncoder()
 
     def begin(self) -> None:
         """The first write since the image was opened: images that stand on this one no longer fit."""

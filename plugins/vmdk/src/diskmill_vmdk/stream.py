@@ -109,13 +109,6 @@ class StreamEncoder:
         return b"".join((head, payload, bytes(-(GRAIN_MARKER.size + size) % SECTOR)))
 
 
-class Verbatim:
-    """Uncompressed subformats take compressed writes, as in QEMU, and store them as they are."""
-
-    def encode(self, start: int, data: memoryview) -> None:
-        return None
-
-
 def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool) -> Part:
     """The compressed extent in *node*, whose *header* stands at its begin."""
     if scan or isinstance(node, Storage) and node.forward:

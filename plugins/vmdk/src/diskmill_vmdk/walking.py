@@ -100,6 +100,9 @@ class WalkedPart(Part):
                 )
                 yield extent.clip(at, min(end, stop))
                 at = min(end, stop)
+        if stop == self.end:
+            with self._lock:  # a stream that breaks off behind its last grain is not whole
+                self._next(self.start + round_up(self.end - self.start, self.unit))
 
     def _next(self, at: int) -> tuple[int, bytes] | None:
         """The first grain that ends behind guest byte *at*; it stays the next one until it is passed."""
@@ -135,6 +138,8 @@ class WalkedPart(Part):
                         raise ImageError("the stream ends without a footer", file=self.name, place=place)
                     return
                 if marker.type == FOOTER:
+                    if len(source.take(2 * SECTOR)) < 2 * SECTOR:  # the footer itself and the end-of-stream marker
+                        raise ImageError("the file was cut short", file=self.name, place=place)
                     return
                 if marker.val * SECTOR > self.unit + (1 << 24):
                     raise ImageError(f"{marker.val} sectors of metadata", file=self.name, place=place)

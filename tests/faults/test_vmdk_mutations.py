@@ -1,0 +1,241 @@
+"""Damaged VMDKs: headers, descriptors, grain directories, tables and markers; in one file, and in several."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import diskmill
+import pytest
+from diskmill.context import Context
+from diskmill.engine.walk import walk
+from diskmill.errors import DiskmillError
+from diskmill.gate import FOLDER
+from diskmill.graph import open_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import bounded, mutants, withstand
+from samples import KiB, MiB, sparse_file
+
+SECTOR = 512
+GRAIN = 64 * KiB
+EMBEDDED = (SECTOR, 1 * KiB)
+
+
+def disk(folder: Path) -> Path:
+    """4 MiB: text, random bytes, holes."""
+    chance = random.Random(1)
+    pieces = {0: b"text " * 30_000, MiB: chance.randbytes(2 * GRAIN), 3 * MiB + 100: chance.randbytes(1000)}
+    return sparse_file(folder / "disk.raw", 4 * MiB, pieces)
+
+
+def image(folder: Path, subformat: str, **options: Any) -> Path:
+    result = folder / "image.vmdk"
+    diskmill.convert(
+        [str(disk(folder))], str(result), output_format="vmdk", options={"subformat": subformat, **options}
+    )
+    return result
+
+
+# -- one file -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sparse_images(seed: int, tmp_path: Path) -> None:
+    data = image(tmp_path, "monolithicSparse", zeroed_grain="on").read_bytes()
+    tables = (21 * SECTOR, 11 * SECTOR)
+    counts = withstand("vmdk", mutants(data, [(0, 80), EMBEDDED, tables], seed=seed, count=300))
+    assert min(counts.values()) > 20, counts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_streams(seed: int, tmp_path: Path) -> None:
+    data = image(tmp_path, "streamOptimized").read_bytes()
+    # The grains' own bytes too: what deflate makes of damage is part of it. The last ten sectors are all metadata.
+    regions = [(0, 80), EMBEDDED, (128 * SECTOR, 8 * KiB), (len(data) - 10 * SECTOR, 10 * SECTOR)]
+    counts = withstand("vmdk", mutants(data, regions, seed=seed, count=300))
+    assert counts["written"] == 0
+    assert min(counts["read"], counts["refused"]) > 20, counts
+
+
+def test_streams_by_their_markers(tmp_path: Path) -> None:
+    path = image(tmp_path, "streamOptimized")
+    data = path.read_bytes()
+    regions = [(0, 80), (128 * SECTOR, 2 * KiB), (len(data) - 10 * SECTOR, 10 * SECTOR)]
+    counts = {True: 0, False: 0}
+    for what, mutant in mutants(data, regions, seed=9, count=300):
+        path.write_bytes(mutant)
+        with bounded(what):
+            counts[_reads({"driver": "vmdk", "scan": "on", "filename": str(path)}, what)] += 1
+    assert min(counts.values()) > 20, counts
+
+
+def _reads(name: Any, what: str) -> bool:
+    """Whether the image reads, in part; else it must be one error of the project's own, in one line."""
+    try:
+        with open_image(name, context=Context(trust=FOLDER)) as opened:
+            opened.details()
+            for extent in islice(walk(opened, 0, opened.size), 10_000):
+                assert 0 <= extent.start < extent.end <= opened.size
+            for at in {0, opened.size // 2, max(opened.size - SECTOR, 0)}:
+                opened.read(at, min(GRAIN, opened.size - at))
+    except DiskmillError as error:
+        message = str(error)
+    except Exception as error:
+        raise AssertionError(f"{what}: {error!r}") from error
+    else:
+        return True
+    assert message, what
+    assert "\n" not in message, what
+    return False
+
+
+# -- several files, and ESX's ---------------------------------------------------------------------------------------
+
+
+def cowd() -> bytes:
+    """A COWD extent of 4 MiB with grains of one sector, two of which it holds."""
+    header = struct.pack("<4s7I", b"COWD", 1, 3, 8192, 1, 4, 2, 64).ljust(2048, b"\0")
+    directory = struct.pack("<2I", 5, 37).ljust(SECTOR, b"\0")
+    tables = bytearray(2 * 4096 * 4)
+    struct.pack_into("<2I", tables, 4 * 8, 69, 70)
+    return header + directory + bytes(tables) + b"A" * SECTOR + b"B" * SECTOR
+
+
+def sesparse() -> bytes:
+    """A seSparse extent of 4 MiB with two grains, and a third that is zeros."""
+    fields = [0xCAFEBABE, 0x200000001, 8192, 8, 64, 0, 0, 0, 0, 0, 1, 1, 2, 1, 3, 1, 4, 1, 5, 64, 69, 1, 70, 1, 72, 16]
+    volatile = struct.pack("<4Q", 0xCAFECAFE, 1, 0, 0).ljust(SECTOR, b"\0")
+    table = struct.pack("<4Q", 3 << 60, 0, 2 << 60, 3 << 60 | 1 << 48).ljust(64 * SECTOR, b"\0")
+    data = struct.pack("<26Q", *fields).ljust(SECTOR, b"\0") + volatile + bytes(2 * SECTOR)
+    data += struct.pack("<Q", 1 << 60).ljust(SECTOR, b"\0") + table + bytes(3 * SECTOR)
+    return data + b"C" * 4096 + b"D" * 4096
+
+
+DESCRIPTOR = b"""# Disk DescriptorFile
+version=1
+CID=12345678
+parentCID=ffffffff
+createType="custom"
+
+# Extent description
+RW 8192 VMFSSPARSE "cowd.vmdk"
+RW 8192 SESPARSE "se.vmdk"
+RW 128 ZERO
+RW 8192 FLAT "flat.vmdk" 8
+RDONLY 8192 VMFS "flat.vmdk"
+
+# The Disk Data Base
+ddb.adapterType = "lsilogic"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    result = tmp_path / "images"
+    result.mkdir()
+    (result / "cowd.vmdk").write_bytes(cowd())
+    (result / "se.vmdk").write_bytes(sesparse())
+    (result / "flat.vmdk").write_bytes(random.Random(2).randbytes(4 * MiB + 4096))
+    (result / "disk.vmdk").write_bytes(DESCRIPTOR)
+    return result
+
+
+@pytest.fixture
+def opened_files(folder: Path) -> Iterator[list[str]]:
+    """The names of all files that are opened while the test runs."""
+    names: list[str] = []
+    active = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if active and event == "open" and isinstance(arguments[0], str):
+            names.append(arguments[0])
+
+    sys.addaudithook(hook)
+    yield names
+    active = False
+
+
+def test_what_is_damaged_here_reads_when_it_is_not(folder: Path) -> None:
+    flat = (folder / "flat.vmdk").read_bytes()
+    expected = bytearray(4 * MiB)
+    expected[8 * SECTOR : 10 * SECTOR] = b"A" * SECTOR + b"B" * SECTOR
+    second = bytearray(4 * MiB)
+    second[:4096], second[3 * 4096 : 4 * 4096] = b"C" * 4096, b"D" * 4096
+    whole = bytes(expected + second) + bytes(128 * SECTOR) + flat[4096:] + flat[: 4 * MiB]
+    with open_image(str(folder / "disk.vmdk"), context=Context(trust=FOLDER)) as opened:
+        assert opened.read(0, opened.size) == whole
+
+
+@pytest.mark.parametrize("file", ["cowd.vmdk", "se.vmdk", "disk.vmdk"])
+def test_disks_of_several_files(file: str, folder: Path, opened_files: list[str]) -> None:
+    data = (folder / file).read_bytes()
+    regions = {
+        "cowd.vmdk": [(0, 32), (2048, 8), (5 * SECTOR, 64)],
+        "se.vmdk": [(0, 208), (SECTOR, 32), (4 * SECTOR, 8), (5 * SECTOR, 64)],
+        "disk.vmdk": [(0, len(data))],
+    }[file]
+    counts = {True: 0, False: 0}
+    for what, mutant in mutants(data, regions, seed=3, count=400):
+        (folder / file).write_bytes(mutant)
+        with bounded(what):
+            counts[_reads(str(folder / "disk.vmdk"), what)] += 1
+    assert min(counts.values()) > 20, counts
+    outside = {name for name in opened_files if not os.path.realpath(name).startswith(os.path.realpath(folder))}
+    assert not {
+        name
+        for name in outside
+        if not name.startswith(("/proc/self", sys.prefix, sys.base_prefix)) and not name.endswith(".py")
+    }
+
+
+WORDS = st.sampled_from([
+    "RW", "RDONLY", "NOACCESS", "FLAT", "SPARSE", "VMFS", "ZERO", "SESPARSE", "8192", "0", "-1", "99999999999999999999",
+    '"flat.vmdk"', '"cowd.vmdk"', '"disk.vmdk"', '"/etc/passwd"', '"../images/flat.vmdk"', '"../../etc/passwd"', '"',
+    '"json:{}"', '"nbd://localhost/x"', '"\\\\.\\PhysicalDrive0"', '"/dev/null"', '""', "createType=", '"custom"',
+    "CID=", "parentCID=", "fffffffe", "parentFileNameHint=", "encoding=", '"UTF-16"', '"zlib"', "\r", "\n", "\n", "\n", " ",
+    "\t", "#", "version=1\n", "\0", "\ufeff", "\u2028", "ddb.x = ", "8",
+])  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(words=st.lists(WORDS, max_size=40), head=st.booleans())
+def test_descriptors_of_any_words(words: list[str], head: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "words"
+    folder.mkdir(exist_ok=True)
+    (folder / "flat.vmdk").write_bytes(bytes(MiB))
+    (folder / "cowd.vmdk").write_bytes(cowd())
+    text = ('# Disk DescriptorFile\nversion=1\ncreateType="custom"\n' if head else "") + " ".join(words)
+    path = folder / "disk.vmdk"
+    path.write_bytes(text.encode())
+    with bounded(text):
+        _reads({"driver": "vmdk", "filename": str(path)}, text)
+
+
+# -- right data -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300)
+@given(entry=st.integers(0, 63), value=st.integers(0, 2**32 - 1) | st.integers(0, 4096))
+def test_a_damaged_entry_harms_no_other_grain(entry: int, value: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "entry"
+    path = folder / "image.vmdk"
+    if not folder.exists():
+        folder.mkdir()
+        image(folder, "monolithicSparse")
+        (folder / "whole").write_bytes(path.read_bytes())
+    data, expected = bytearray((folder / "whole").read_bytes()), (folder / "disk.raw").read_bytes()
+    directory = struct.unpack_from("<Q", data, 56)[0]
+    table = struct.unpack_from("<I", data, directory * SECTOR)[0]
+    struct.pack_into("<I", data, table * SECTOR + entry * 4, value)
+    path.write_bytes(data)
+    with open_image(str(path), context=Context()) as opened:
+        for number in range(64):
+            if number != entry:
+                assert opened.read(number * GRAIN, GRAIN) == expected[number * GRAIN : (number + 1) * GRAIN]

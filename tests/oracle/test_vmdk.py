@@ -1,0 +1,625 @@
+"""VMDK against the tools that read and write it: qemu-img, libvmdk and 7-Zip."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diskmill
+import pytest
+from diskmill.context import Context
+from diskmill.errors import DiskmillError, UnsupportedError, UsageError
+from diskmill.graph import open_image
+from samples import KiB, MiB, scattered_file, sparse_file
+from tools import assert_identical, diskmill_json, qemu_img, qemu_img_json, qemu_io, run, tool
+
+SUBFORMATS = ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"]
+SPARSE = ["monolithicSparse", "twoGbMaxExtentSparse"]
+SECTOR = 512
+GRAIN = 64 * KiB
+TABLE = 512 * GRAIN
+SPLIT = 2048 * MiB
+COMMAND = Path(sys.executable).with_name("diskmill")
+
+SIZES = {
+    "sector": SECTOR,
+    "grain-less": GRAIN - SECTOR,
+    "grain": GRAIN,
+    "grain-more": GRAIN + SECTOR,
+    "table-less": TABLE - SECTOR,
+    "table": TABLE,
+    "table-more": TABLE + SECTOR,
+    "split-less": SPLIT - SECTOR,
+    "split": SPLIT,
+    "split-more": SPLIT + SECTOR,
+}
+
+
+def source(folder: Path, size: int, seed: int = 1) -> Path:
+    """A raw disk with data in random runs, at its very begin and end, and around the ends of grains and tables."""
+    path = scattered_file(folder / "source.raw", size, seed=seed, pieces=24)
+    chance = random.Random(seed)
+    with path.open("r+b") as file:
+        for at in (0, GRAIN, TABLE, SPLIT, size):
+            for start in (at - SECTOR, at):
+                if 0 <= start < size:
+                    file.seek(start)
+                    file.write(chance.randbytes(SECTOR))
+    assert path.stat().st_size == size
+    return path
+
+
+def files_of(image: Path) -> list[Path]:
+    return sorted(image.parent.glob(f"{image.stem}*{image.suffix}"))
+
+
+def read_all(name: Path) -> bytes:
+    with open_image(str(name), "vmdk", context=Context()) as image:
+        return image.read(0, image.size)
+
+
+def convert(one: Path, other: Path, subformat: str = "monolithicSparse", **keywords: Any) -> None:
+    diskmill.convert([str(one)], str(other), output_format="vmdk", options={"subformat": subformat}, **keywords)
+
+
+# -- both ways with qemu-img ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_qemu_img_reads_what_diskmill_writes(subformat: str, size: int, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, size), tmp_path / "disk.vmdk"
+    convert(raw, image, subformat)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert qemu_img_json("info", image)["virtual-size"] == size
+    qemu_img("check", "-f", "vmdk", image)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_diskmill_reads_what_qemu_img_writes(subformat: str, size: int, tmp_path: Path) -> None:
+    raw = source(tmp_path, size, seed=2)
+    image, back = tmp_path / "disk.vmdk", tmp_path / "back.raw"
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", raw, image)
+    diskmill.convert([str(image)], str(back), format="vmdk")
+    assert back.stat().st_size == size
+    assert_identical(raw, back, formats=("raw", "raw"))
+
+
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_an_empty_disk(subformat: str, tmp_path: Path) -> None:
+    """qemu-img makes disks of no bytes, but cannot open them: its images are read here, not ours by it."""
+    ours, its = tmp_path / "ours.vmdk", tmp_path / "its.vmdk"
+    diskmill.create(str(ours), 0, format="vmdk", options={"subformat": subformat})
+    qemu_img("create", "-f", "vmdk", "-o", f"subformat={subformat}", its, "0")
+    for image in (ours, its):
+        assert diskmill.info(str(image)).virtual_size == 0
+        assert read_all(image) == b""
+
+
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_extents_are_named_as_vmware_names_them(subformat: str, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    diskmill.create(str(ours / "my disk.v1.vmdk"), SPLIT + MiB, format="vmdk", options={"subformat": subformat})
+    qemu_img("create", "-f", "vmdk", "-o", f"subformat={subformat}", theirs / "my disk.v1.vmdk", str(SPLIT + MiB))
+    assert sorted(os.listdir(ours)) == sorted(os.listdir(theirs))
+
+
+OPTIONS: list[dict[str, str]] = [
+    {},
+    {"adapter_type": "lsilogic"},
+    {"adapter_type": "buslogic"},
+    {"adapter_type": "legacyESX"},
+    {"compat6": "on"},
+    {"hwversion": "10"},
+    {"toolsversion": "8192"},
+    {"subformat": "twoGbMaxExtentFlat"},
+    {"zeroed_grain": "on"},
+    {"subformat": "twoGbMaxExtentSparse", "zeroed_grain": "on", "hwversion": "19", "toolsversion": "0"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()) or "none")
+def test_descriptors_and_headers_say_what_those_of_qemu_img_say(options: dict[str, str], tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    diskmill.create(str(ours / "disk.vmdk"), 5 * 1024 * MiB, format="vmdk", options=options)
+    text = ",".join(f"{key}={value}" for key, value in options.items())
+    qemu_img("create", "-f", "vmdk", *(["-o", text] if text else []), theirs / "disk.vmdk", "5G")
+    for one in files_of(ours / "disk.vmdk"):
+        heads = []
+        for folder in (ours, theirs):
+            with (folder / one.name).open("rb") as file:
+                data = file.read(4 * MiB)
+            start, end = (SECTOR, 21 * SECTOR) if data.startswith(b"KDMV") else (0, len(data))
+            # Content ids and blank lines may differ.
+            lines = [
+                line for line in data[start:end].rstrip(b"\0").split(b"\n") if line and not line.startswith(b"CID=")
+            ]
+            heads.append((data[:start], lines, data[end:]))
+        assert heads[0] == heads[1], one.name
+
+
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_info_tells_what_qemu_img_tells(subformat: str, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, TABLE + 5 * GRAIN), tmp_path / "disk.vmdk"
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", raw, image)
+    assert diskmill_json("info", image) == qemu_img_json("info", image)
+
+
+# -- libvmdk and 7-Zip ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_libvmdk_and_7zip_read_what_diskmill_writes(subformat: str, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, TABLE + 3 * GRAIN), tmp_path / "disk.vmdk"
+    convert(raw, image, subformat)
+    told = run(tool("vmdkinfo"), image).stdout
+    assert f"({raw.stat().st_size} bytes)" in told
+    assert re.search(r"Number of extents:\s+1\b", told)
+    extracted = subprocess.run([tool("7z"), "e", "-tvmdk", "-so", image], stdout=subprocess.PIPE, check=True).stdout
+    assert extracted == raw.read_bytes()
+
+
+def test_libvmdk_sees_every_file_of_a_split_disk(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    for subformat, letter in (("twoGbMaxExtentSparse", "s"), ("twoGbMaxExtentFlat", "f")):
+        diskmill.create(str(image), 2 * SPLIT + MiB, format="vmdk", options={"subformat": subformat})
+        told = run(tool("vmdkinfo"), image).stdout
+        assert re.findall(r"Filename:\s+(\S+)", told) == [f"disk-{letter}00{number}.vmdk" for number in (1, 2, 3)]
+
+
+# -- streamOptimized ------------------------------------------------------------------------------------------------
+
+
+def make_stream(folder: Path, size: int, seed: int = 3) -> tuple[Path, Path]:
+    raw, image = source(folder, size, seed), folder / "stream.vmdk"
+    convert(raw, image, "streamOptimized")
+    return raw, image
+
+
+def test_a_stream_is_laid_out_as_the_specification_says(tmp_path: Path) -> None:
+    """Read by the specification alone: header, grains in ascending order, tables, directory, footer, end."""
+    size = 3 * TABLE + GRAIN + SECTOR
+    raw, image = make_stream(tmp_path, size)
+    data = image.read_bytes()
+    layout = struct.Struct("<4sIIQQQQIQQQB4sH")
+    header = layout.unpack_from(data)
+    magic, version, flags, capacity, grain, at, room, entries, _, directory, overhead, unclean, lines, method = header
+    assert (magic, version, flags, capacity, grain) == (b"KDMV", 3, 0x30001, size // SECTOR, 128)
+    assert (entries, directory, unclean, lines, method) == (512, 2**64 - 1, 0, b"\n \r\n", 1)
+    assert data[at * SECTOR :].startswith(b"# Disk DescriptorFile\n")
+    assert at + room <= overhead
+    sector, lbas, kinds = overhead, [], []
+    tables: dict[int, tuple[int, ...]] = {}
+    grains: dict[int, int] = {}
+    places: tuple[int, ...] = ()
+    directory_at, footer = 0, header
+    while True:
+        value, length, kind = struct.unpack_from("<QII", data, sector * SECTOR)
+        if length:
+            lbas.append(value)
+            grains[value // grain] = sector
+            sector += -(-(12 + length) // SECTOR)
+            continue
+        kinds.append(kind)
+        if kind == 1:
+            tables[sector + 1] = struct.unpack_from("<512I", data, (sector + 1) * SECTOR)
+        if kind == 2:
+            directory_at = sector + 1
+            places = struct.unpack_from("<4I", data, directory_at * SECTOR)
+        if kind == 3:
+            footer = layout.unpack_from(data, (sector + 1) * SECTOR)
+        if kind == 0:
+            break
+        sector += 1 + value
+    assert kinds == [1] * len(tables) + [2, 3, 0]
+    assert lbas == sorted(set(lbas))
+    assert (sector + 1) * SECTOR == len(data)
+    assert footer == (*header[:9], directory_at, *header[10:])
+    assert [place for place in places if place] == list(tables)
+    found = {
+        index * 512 + number: value
+        for index, place in enumerate(places)
+        for number, value in enumerate(tables.get(place, ()))
+        if value
+    }
+    assert found == grains
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+def test_a_stream_is_about_as_small_as_that_of_qemu_img(tmp_path: Path) -> None:
+    chance = random.Random(4)
+    words = [chance.randbytes(chance.randrange(2, 9)) for _ in range(5000)]
+    text = b"".join(chance.choices(words, weights=[1 / (rank + 1) for rank in range(5000)], k=2_000_000))
+    raw = sparse_file(tmp_path / "source.raw", 32 * MiB, {0: text[: 8 * MiB], 16 * MiB: chance.randbytes(MiB)})
+    ours, its = tmp_path / "ours.vmdk", tmp_path / "its.vmdk"
+    convert(raw, ours, "streamOptimized")
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, its)
+    assert ours.stat().st_size < 1.15 * its.stat().st_size
+
+
+def test_the_same_disk_gives_the_same_stream_but_for_its_content_id(tmp_path: Path) -> None:
+    streams = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        _, image = make_stream(tmp_path / name, 2 * TABLE)
+        streams.append(re.sub(rb"\nCID=[0-9a-f]{8}\n", b"\n", image.read_bytes()))
+    assert streams[0] == streams[1]
+
+
+@pytest.mark.parametrize("maker", ["diskmill", "qemu-img"])
+@pytest.mark.parametrize("format", [[], ["-f", "vmdk"]], ids=["probed", "named"])
+def test_a_stream_is_read_from_a_pipe_as_from_a_file(maker: str, format: list[str], tmp_path: Path) -> None:
+    raw, image = make_stream(tmp_path, 2 * TABLE + 3 * SECTOR)
+    if maker == "qemu-img":
+        qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, image)
+    back = tmp_path / "back.raw"
+    with subprocess.Popen(["cat", image], stdout=subprocess.PIPE) as cat:
+        subprocess.run([COMMAND, "convert", *format, "-O", "raw", "pipe:-", back], stdin=cat.stdout, check=True)
+    assert back.read_bytes() == raw.read_bytes()
+
+
+def test_a_pipe_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
+    _, image = make_stream(tmp_path, TABLE)
+    whole, back = image.read_bytes(), tmp_path / "back.raw"
+    for kept in (100, 20_000, len(whole) // 2, len(whole) - 1024):
+        command = [COMMAND, "convert", "-f", "vmdk", "-O", "raw", "pipe:-", back]
+        done = subprocess.run(command, input=whole[:kept], stderr=subprocess.PIPE)
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"diskmill: 'pipe:-'"), done.stderr
+        assert not back.exists()
+
+
+def test_only_streams_come_through_pipes(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    diskmill.create(str(image), MiB, format="vmdk")
+    done = subprocess.run([COMMAND, "info", "pipe:-"], input=image.read_bytes(), capture_output=True)
+    assert done.returncode == 1
+    assert b"only streamOptimized images can be read from a pipe" in done.stderr
+
+
+def test_a_stream_with_damaged_tables_is_saved_by_its_markers(tmp_path: Path) -> None:
+    raw, image = make_stream(tmp_path, 2 * TABLE)
+    data = bytearray(image.read_bytes())
+    directory = struct.unpack_from("<Q", data, len(data) - 2 * SECTOR + 56)[0]
+    data[directory * SECTOR : directory * SECTOR + 8] = b"\xff\xff\xff\x7f" * 2
+    image.write_bytes(data)
+    with pytest.raises(DiskmillError):
+        read_all(image)
+    expected = raw.read_bytes()
+    with open_image({"driver": "vmdk", "scan": "on", "filename": str(image)}, context=Context()) as disk:
+        assert disk.read(0, disk.size) == expected
+        assert disk.read(TABLE - 100, GRAIN) == expected[TABLE - 100 : TABLE - 100 + GRAIN]  # and back again
+
+
+def test_streams_cannot_be_changed(tmp_path: Path) -> None:
+    _, image = make_stream(tmp_path, TABLE)
+    before = image.read_bytes()
+    with pytest.raises(UnsupportedError, match="written once, in order"):
+        open_image(str(image), "vmdk", context=Context(), writable=True)
+    assert image.read_bytes() == before
+
+
+# -- writing in place -----------------------------------------------------------------------------------------------
+
+IN_PLACE = [(name, False) for name in SUBFORMATS if name != "streamOptimized"] + [(name, True) for name in SPARSE]
+
+
+@pytest.mark.parametrize("maker", ["diskmill", "qemu-img"])
+@pytest.mark.parametrize(("subformat", "zeroed"), IN_PLACE)
+def test_random_writes_in_place_read_the_same_everywhere(
+    subformat: str, zeroed: bool, maker: str, tmp_path: Path
+) -> None:
+    size = SPLIT + TABLE + 7 * SECTOR if subformat.startswith("two") else TABLE + 7 * SECTOR
+    image, raw = tmp_path / "disk.vmdk", sparse_file(tmp_path / "model.raw", size, {})
+    options = {"subformat": subformat, **({"zeroed_grain": "on"} if zeroed else {})}
+    if maker == "diskmill":
+        diskmill.create(str(image), size, format="vmdk", options=options)
+    else:
+        text = ",".join(f"{key}={value}" for key, value in options.items())
+        qemu_img("create", "-f", "vmdk", "-o", text, image, str(size))
+    chance = random.Random(subformat + maker)
+    places = [0, GRAIN, TABLE, size - GRAIN] + ([SPLIT - 3 * SECTOR, SPLIT, SPLIT + GRAIN] if size > SPLIT else [])
+    with raw.open("r+b") as model:
+        for _ in range(4):  # opened anew each time
+            with open_image(str(image), "vmdk", context=Context(cache="unsafe"), writable=True) as disk:
+                for _ in range(20):
+                    start = min(chance.choice(places) + chance.randrange(4 * GRAIN), size - 1)
+                    length = min(chance.choice((1, SECTOR, GRAIN, 5 * GRAIN)) + chance.randrange(SECTOR), size - start)
+                    zeros = chance.random() < 0.3
+                    data = bytes(length) if zeros else chance.randbytes(length)
+                    if zeros:
+                        disk.zero(start, length, unmap=chance.random() < 0.5)
+                    else:
+                        disk.write(start, data)
+                    os.pwrite(model.fileno(), data, start)
+                    assert disk.read(start, length) == data
+            assert_identical(raw, image, formats=("raw", "vmdk"))
+            assert diskmill.check(str(image)).corruptions == 0
+    qemu_img("check", "-f", "vmdk", image)
+
+
+@pytest.mark.parametrize("subformat", SPARSE)
+def test_qemu_and_diskmill_take_turns_writing(subformat: str, tmp_path: Path) -> None:
+    size = 2 * TABLE
+    image, raw = tmp_path / "disk.vmdk", sparse_file(tmp_path / "model.raw", size, {})
+    diskmill.create(str(image), size, format="vmdk", options={"subformat": subformat})
+    chance = random.Random(5)
+    for turn in range(6):
+        at, length = chance.randrange(0, size - MiB, SECTOR), chance.randrange(SECTOR, MiB, SECTOR)
+        qemu_io(raw, f"write -P {turn + 1} {at} {length}", format="raw")
+        if turn % 2:
+            qemu_io(image, f"write -P {turn + 1} {at} {length}", format="vmdk")
+        else:
+            with open_image(str(image), "vmdk", context=Context(cache="unsafe"), writable=True) as disk:
+                disk.write(at, bytes([turn + 1]) * length)
+        assert_identical(raw, image, formats=("raw", "vmdk"))
+        assert diskmill.check(str(image)).corruptions == 0
+
+
+def test_zeroed_grains_are_marked_and_mapped_as_zeros(tmp_path: Path) -> None:
+    base, image = tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
+    raw = sparse_file(tmp_path / "raw", TABLE, {0: random.Random(1).randbytes(4 * MiB)})
+    convert(raw, base)
+    diskmill.create(str(image), format="vmdk", backing=str(base), backing_format="vmdk", options={"zeroed_grain": "on"})
+    before = image.stat().st_size
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.zero(MiB, MiB)
+        extents = [(one.start, one.length, one.kind.value) for one in disk.extents(0, 3 * MiB)]
+    assert extents == [(0, MiB, "hole"), (MiB, MiB, "zero"), (2 * MiB, MiB, "hole")]
+    assert image.stat().st_size == before
+    assert diskmill_json("map", image) == qemu_img_json("map", image)
+    with raw.open("r+b") as file:
+        file.seek(MiB)
+        file.write(bytes(MiB))
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_maps_are_those_of_qemu_img(subformat: str, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, SPLIT + TABLE if subformat.startswith("two") else TABLE), tmp_path / "disk.vmdk"
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", raw, image)
+    assert diskmill_json("map", image) == qemu_img_json("map", image)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"compat6": "on", "hwversion": "10"}, UsageError),
+        ({"subformat": "monolithicFlat", "zeroed_grain": "on"}, UnsupportedError),
+        ({"subformat": "streamOptimised"}, UsageError),
+        ({"hwversion": 'a"b'}, UsageError),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, str], error: type, tmp_path: Path) -> None:
+    with pytest.raises(error):
+        diskmill.create(str(tmp_path / "disk.vmdk"), MiB, format="vmdk", options=options)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("subformat", [name for name in SUBFORMATS if name != "streamOptimized"])
+def test_only_streams_are_compressed(subformat: str, tmp_path: Path) -> None:
+    raw = source(tmp_path, 3 * MiB)
+    convert(raw, tmp_path / "disk.vmdk", "streamOptimized", compress=True)
+    assert_identical(raw, tmp_path / "disk.vmdk", formats=("raw", "vmdk"))
+    with pytest.raises(UnsupportedError, match="cannot be compressed"):
+        convert(raw, tmp_path / "other.vmdk", subformat, compress=True)
+    assert not list(tmp_path.glob("other*"))
+
+
+@pytest.mark.parametrize("subformat", SUBFORMATS)
+def test_a_failed_convert_leaves_no_file_of_the_image_behind(subformat: str, tmp_path: Path) -> None:
+    raw, broken = source(tmp_path, SPLIT + MiB), tmp_path / "broken.vmdk"
+    convert(raw, broken, "streamOptimized")
+    with broken.open("r+b") as file:
+        file.seek(broken.stat().st_size // 2)
+        file.write(b"\xff" * 100_000)
+    output = tmp_path / "output"
+    output.mkdir()
+    with pytest.raises(DiskmillError, match=r"damaged|end of the file"):
+        convert(broken, output / "disk.vmdk", subformat)
+    assert os.listdir(output) == []
+
+
+# -- chains ---------------------------------------------------------------------------------------------------------
+
+
+def chain(folder: Path, subformat: str = "monolithicSparse") -> tuple[Path, Path, Path]:
+    """An overlay on a base, and the raw disk that the overlay reads as."""
+    raw = source(folder, TABLE + GRAIN)
+    base, overlay = folder / "base.vmdk", folder / "overlay.vmdk"
+    convert(raw, base)
+    diskmill.create(
+        str(overlay), format="vmdk", backing="base.vmdk", backing_format="vmdk", options={"subformat": subformat}
+    )
+    data = random.Random(6).randbytes(3 * GRAIN)
+    with open_image(str(overlay), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(GRAIN + 100, data)
+    with raw.open("r+b") as file:
+        file.seek(GRAIN + 100)
+        file.write(data)
+    return raw, base, overlay
+
+
+@pytest.mark.parametrize("subformat", SPARSE)
+def test_overlays_read_through_to_their_parent(subformat: str, tmp_path: Path) -> None:
+    raw, base, overlay = chain(tmp_path, subformat)
+    assert_identical(raw, overlay, formats=("raw", "vmdk"))
+    assert read_all(overlay) == raw.read_bytes()
+    told, parent = qemu_img_json("info", overlay), qemu_img_json("info", base)
+    assert told["backing-filename"] == "base.vmdk"
+    assert told["format-specific"]["data"]["parent-cid"] == parent["format-specific"]["data"]["cid"]
+
+
+def test_overlays_of_qemu_img_read_the_same(tmp_path: Path) -> None:
+    raw, base, overlay = source(tmp_path, TABLE + GRAIN), tmp_path / "base.vmdk", tmp_path / "overlay.vmdk"
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", raw, base)
+    qemu_img("create", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", overlay)
+    for image, format in ((raw, "raw"), (overlay, "vmdk")):
+        qemu_io(image, "write -P 9 70000 100000", "write -z 1M 1M", format=format)
+    assert read_all(overlay) == raw.read_bytes()
+
+
+@pytest.mark.parametrize("writer", ["diskmill", "qemu-io"])
+def test_an_overlay_whose_parent_was_written_is_refused(writer: str, tmp_path: Path) -> None:
+    _, base, overlay = chain(tmp_path)
+    if writer == "diskmill":
+        with open_image(str(base), "vmdk", context=Context(), writable=True) as disk:
+            disk.write(0, b"changed")
+    else:
+        qemu_io(base, "write 0 512", format="vmdk")
+    with pytest.raises(DiskmillError, match="has changed since"):
+        read_all(overlay)
+    assert qemu_img("convert", "-O", "raw", overlay, tmp_path / "out", check=False).returncode == 1
+    with open_image(str(overlay), "vmdk", context=Context()) as disk:  # what it holds itself is still there
+        assert disk.read(GRAIN + 100, 3 * GRAIN) == random.Random(6).randbytes(3 * GRAIN)
+
+
+def test_opening_and_reading_leave_the_content_ids_alone(tmp_path: Path) -> None:
+    _, base, overlay = chain(tmp_path)
+    before = base.read_bytes(), overlay.read_bytes()
+    for name in (base, overlay):
+        with open_image(str(name), "vmdk", context=Context(), writable=True) as disk:
+            disk.read(0, disk.size)
+    assert (base.read_bytes(), overlay.read_bytes()) == before
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_commit_leaves_both_images_reading_as_the_overlay_did(drop: bool, tmp_path: Path) -> None:
+    raw, base, overlay = chain(tmp_path)
+    before = overlay.stat().st_size
+    diskmill.commit(str(overlay), drop=drop)
+    assert_identical(raw, base, formats=("raw", "vmdk"))
+    assert_identical(raw, overlay, formats=("raw", "vmdk"))
+    assert read_all(overlay) == raw.read_bytes()
+    assert (overlay.stat().st_size < before) is drop
+
+
+def test_an_overlay_needs_a_vmdk_below_it(tmp_path: Path) -> None:
+    raw = source(tmp_path, MiB)
+    with pytest.raises(UsageError, match="must be a vmdk image"):
+        diskmill.create(str(tmp_path / "disk.vmdk"), format="vmdk", backing=str(raw), backing_format="raw")
+
+
+@pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentFlat", "streamOptimized"])
+def test_flat_disks_and_streams_stand_on_nothing(subformat: str, tmp_path: Path) -> None:
+    diskmill.create(str(tmp_path / "base.vmdk"), MiB, format="vmdk")
+    options = {"subformat": subformat}
+    with pytest.raises(UnsupportedError, match="cannot have a backing file"):
+        diskmill.create(
+            str(tmp_path / "disk.vmdk"), format="vmdk", backing="base.vmdk", backing_format="vmdk", options=options
+        )
+
+
+# -- resize and check -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maker", ["diskmill", "qemu-img"])
+@pytest.mark.parametrize("subformat", ["monolithicSparse", "monolithicFlat"])
+@pytest.mark.parametrize("size", [GRAIN + SECTOR, TABLE + SECTOR, SPLIT + 5 * TABLE], ids=["grain", "table", "many"])
+def test_a_grown_disk_reads_as_before_and_zeros_behind(subformat: str, maker: str, size: int, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, GRAIN - SECTOR), tmp_path / "disk.vmdk"
+    if maker == "diskmill":
+        convert(raw, image, subformat)
+    else:
+        qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", raw, image)
+    diskmill.resize(str(image), size)
+    os.truncate(raw, size)
+    assert diskmill.info(str(image)).virtual_size == size
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert f"({size} bytes)" in run(tool("vmdkinfo"), image).stdout
+    for file, format in ((raw, "raw"), (image, "vmdk")):
+        qemu_io(file, f"write -P 8 {size - SECTOR} {SECTOR}", f"write -P 9 {GRAIN - SECTOR} {SECTOR}", format=format)
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(size // 2, b"new")
+    with raw.open("r+b") as model:
+        model.seek(size // 2)
+        model.write(b"new")
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert diskmill.check(str(image)).corruptions == 0
+
+
+@pytest.mark.parametrize("subformat", ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"])
+def test_other_disks_are_not_resized(subformat: str, tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    diskmill.create(str(image), SPLIT + MiB, format="vmdk", options={"subformat": subformat})
+    before = {file: (file.stat().st_size, file.read_bytes()[:MiB]) for file in files_of(image)}
+    with pytest.raises(UnsupportedError):
+        diskmill.resize(str(image), 2 * SPLIT)
+    assert {file: (file.stat().st_size, file.read_bytes()[:MiB]) for file in files_of(image)} == before
+
+
+def directories(image: Path) -> tuple[int, int, int]:
+    """The bytes where the redundant and the primary grain directory begin, and the capacity in sectors."""
+    with image.open("rb") as file:
+        header = struct.unpack("<4sIIQQQQIQQ", file.read(64))
+    return header[8] * SECTOR, header[9] * SECTOR, header[3]
+
+
+def entry(data: bytes, directory: int, grain: int) -> int:
+    """The byte where the entry of *grain* stands in the tables below *directory*."""
+    at = directory + grain // 512 * 4
+    return int.from_bytes(data[at : at + 4], "little") * SECTOR + grain % 512 * 4
+
+
+def test_both_sets_of_tables_always_say_the_same(tmp_path: Path) -> None:
+    raw, image = source(tmp_path, 3 * TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(2 * TABLE - GRAIN, bytes(range(256)) * 1024)
+    redundant, primary, capacity = directories(image)
+    data = image.read_bytes()
+    for grain in range(capacity // 128):
+        one, two = entry(data, redundant, grain), entry(data, primary, grain)
+        assert one != two
+        assert data[one : one + 4] == data[two : two + 4]
+
+
+@pytest.mark.parametrize("which", ["primary", "redundant"])
+def test_check_finds_and_repairs_a_table_from_its_copy(which: str, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, 3 * TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    redundant, primary, _ = directories(image)
+    with image.open("r+b") as file:
+        at = entry(file.read(), primary if which == "primary" else redundant, 513)
+        file.seek(at)
+        file.write(b"\xf0\xff\xff\x7f")
+    assert diskmill.check(str(image)).corruptions > 0
+    result = diskmill.check(str(image), repair="all")
+    assert (result.corruptions_fixed, result.corruptions) == (1, 0)
+    assert diskmill.check(str(image)).corruptions == 0
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+def test_check_finds_a_grain_that_is_used_twice(tmp_path: Path) -> None:
+    raw, image = source(tmp_path, TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    _, primary, _ = directories(image)
+    data = bytearray(image.read_bytes())
+    first, other = entry(data, primary, 0), entry(data, primary, 300)
+    data[other : other + 4] = data[first : first + 4]
+    image.write_bytes(data)
+    result = diskmill.check(str(image))
+    assert result.corruptions == 2  # used twice, and unlike the redundant table
+    assert any("also used elsewhere" in finding.text for finding in result.findings)
+
+
+def test_check_finds_a_grain_of_a_stream_in_the_wrong_place(tmp_path: Path) -> None:
+    _, image = make_stream(tmp_path, TABLE)
+    assert diskmill.check(str(image)).corruptions == 0
+    data = bytearray(image.read_bytes())
+    data[128 * SECTOR] ^= 0x80  # the first grain's place on the disk
+    image.write_bytes(data)
+    assert diskmill.check(str(image)).corruptions == 1
+    with pytest.raises(DiskmillError, match="marker"):
+        read_all(image)
