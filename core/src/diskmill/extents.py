@@ -63,7 +63,8 @@ class Extent(NamedTuple):
     ``node`` and ``offset`` say where for ``DATA`` and ``ENCODED`` (and for ``ZERO`` that has space kept for it).
     An extent that can only be decoded whole also has ``stored``, the bytes that its unit takes there; ``unit``, the
     bytes that it decodes to; and ``skip``, how many of those come before ``start``.
-    ``depth`` is filled in by the engine: 0 for the image that was asked, 1 for its backing image, …
+    ``depth`` and ``shift`` are filled in by the engine: how far down the backing chain the extent was found, and by how
+    much it was moved (:meth:`moved`).
     """
 
     start: int
@@ -76,6 +77,7 @@ class Extent(NamedTuple):
     unit: int = 0
     skip: int = 0
     depth: int = 0
+    shift: int = 0
 
     @property
     def end(self) -> int:
@@ -86,6 +88,15 @@ class Extent(NamedTuple):
     def reads_as_zeros(self) -> bool:
         """Whether it is known to, without reading; a hole does where there is no backing image left to ask."""
         return self.kind is Kind.ZERO or self.kind is Kind.SPARSE or self.kind is Kind.HOLE
+
+    def moved(self, by: int) -> Extent:
+        """The same bytes at another guest offset: of an image that looks at this one through a window, say."""
+        return self._replace(start=self.start + by, shift=self.shift + by)
+
+    @property
+    def original(self) -> Extent:
+        """The extent where its own driver gave it: what its codec is asked with, for ciphers go by the offset."""
+        return self._replace(start=self.start - self.shift, shift=0) if self.shift else self
 
     def clip(self, start: int, end: int) -> Extent:
         """The part that lies in guest bytes *start* to *end*."""

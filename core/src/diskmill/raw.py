@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .drivers import FormatDriver, hookimpl
 from .errors import UsageError
-from .extents import Extent, Placement
+from .extents import Extent, Kind, Placement
 from .node import Image, Node, Storage
 from .options import Option
 from .sizes import SECTOR, round_up
@@ -37,8 +37,11 @@ class RawImage(Image):
         self.fixed = offset > 0 or size is not None
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        if not isinstance(self.file, Storage):
+            yield Extent(offset, length, Kind.DATA, self.file, offset + self.window)
+            return
         for extent in self.file.extents(offset + self.window, length):
-            yield extent._replace(start=extent.start - self.window, node=self.file, offset=extent.start)
+            yield extent.moved(-self.window)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         return [Placement(offset, length, self.file, offset + self.window)]

@@ -117,11 +117,7 @@ def convert(
                 threads=threads,
                 salvage=salvage,
             )
-            limit = RateLimit(rate)
-            at = 0
-            for image in images:
-                copy(image, target, plan, target_offset=at, progress=counter, limit=limit, cancel=cancel)
-                at += image.size
+            copy(images, target, plan, progress=counter, limit=RateLimit(rate), cancel=cancel)
             if existing:
                 target.close()
             else:

@@ -31,6 +31,7 @@ def read_extent(extent: Extent, view: memoryview) -> None:
 
 
 def _decode(extent: Extent, view: memoryview) -> None:
+    extent = extent.original
     assert extent.node is not None and extent.codec is not None
     if extent.unit:
         payload = bytearray(extent.stored)
@@ -55,7 +56,7 @@ def _decode(extent: Extent, view: memoryview) -> None:
 def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None:
     """Decode the unit of *extent* from *payload* and put what *extent* covers of it into *view*."""
     assert extent.codec is not None
-    plain = memoryview(extent.codec.decode(extent, payload))
+    plain = memoryview(extent.codec.decode(extent.original, payload))
     if len(plain) != extent.unit:
         raise ImageError(f"compressed data at guest offset {extent.start - extent.skip} is damaged")
     view[:] = plain[extent.skip : extent.skip + extent.length]

@@ -60,7 +60,7 @@ class _Task:
 
 
 def copy(
-    source: Node,
+    source: Node | Sequence[Node],
     target: Image,
     plan: CopyPlan,
     *,
@@ -71,21 +71,33 @@ def copy(
     limit: RateLimit | None = None,
     cancel: threading.Event | None = None,
 ) -> None:
-    """Make guest bytes of *target* read as those of *source*.
+    """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
 
+    :param source_offset: where to begin in the source (in each, where there are several).
     :param length: how many bytes; None: up to the source's end. They fit in the target.
     :raises CancelledError: *cancel* was set.
     """
-    length = source.size - source_offset if length is None else length
     progress = progress or Progress()
     if not plan.zeroed and "zero" not in target.driver.capabilities:
         plan = replace(plan, sparse=0)  # zeros are written like data, so there is no use in looking for them
     copier = _Copier(target, plan, progress, limit or RateLimit())
-    extents = walk(source, source_offset, length, backing=not plan.keep_holes)
-    shift = target_offset - source_offset
-    moved = (extent._replace(start=extent.start + shift) for extent in extents) if shift else extents
-    tasks = _tasks(moved, copier.chunk, target.unit, plan, progress)
+    sources = [source] if isinstance(source, Node) else source
+    extents = _joined(sources, source_offset, target_offset, length, plan)
+    tasks = _tasks(extents, copier.chunk, target.unit, plan, progress)
     Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
+
+
+def _joined(sources: Sequence[Node], offset: int, at: int, length: int | None, plan: CopyPlan) -> Iterator[Extent]:
+    """The extents of *sources*, from *offset* on, moved to where they go in the target: from *at* on.
+
+    One stream for all, because where one source ends and the next begins they may share a unit of the target.
+    """
+    for source in sources:
+        count = source.size - offset if length is None else length
+        extents = walk(source, offset, count, backing=not plan.keep_holes)
+        shift = at - offset
+        yield from (extent.moved(shift) for extent in extents) if shift else extents
+        at += count
 
 
 def _tasks(extents: Iterator[Extent], chunk: int, unit: int, plan: CopyPlan, progress: Progress) -> Iterator[_Task]:

@@ -27,7 +27,7 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
     assert isinstance(node, Image)
     if node.window is not None:
         for extent in walk(node.file, offset + node.window, length, sparse=sparse, backing=backing):
-            yield extent._replace(start=extent.start - node.window)
+            yield extent.moved(-node.window)
         return
     for extent in node.extents(offset, length):
         if extent.kind is Kind.DATA:
@@ -49,7 +49,7 @@ def _below(extent: Extent, sparse: bool) -> Iterator[Extent]:
         if part.reads_as_zeros:
             yield Extent(part.start + shift, part.length, Kind.SPARSE, part.node, part.offset)
         else:
-            yield part._replace(start=part.start + shift)
+            yield part.moved(shift)
 
 
 def _behind(backing: Image, hole: Extent, sparse: bool) -> Iterator[Extent]:
