@@ -5,12 +5,15 @@ The rest of the package is imported when a hook needs it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from diskmill.crypto import encrypt_options
 from diskmill.drivers import FormatDriver, hookimpl
 from diskmill.options import Option
 
 if TYPE_CHECKING:
+    from diskmill.options import Value
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.results import CheckResult, Measurement
 
@@ -24,7 +27,9 @@ class Qcow2Driver(FormatDriver):
 
     name = "qcow2"
     title = "QEMU's own format: snapshots, backing files, compression, bitmaps"
-    capabilities = frozenset({"create", "write", "backing", "compression", "zero", "check", "resize", "preallocation"})
+    capabilities = frozenset(
+        {"create", "write", "backing", "compression", "zero", "check", "resize", "preallocation", "encryption", "amend"}
+    )
     options = (
         Option("size", "size", "the guest disk's size in bytes", when=_BOTH),
         Option(
@@ -65,6 +70,8 @@ class Qcow2Driver(FormatDriver):
             when=_BOTH,
             versions="1.1",
         ),
+        Option("encryption", "bool", "encrypt with format aes; the old name of encrypt.format=aes", default=False),
+        *encrypt_options("aes", "luks"),
     )
 
     @hookimpl
@@ -85,6 +92,16 @@ class Qcow2Driver(FormatDriver):
         from .create import create
 
         return create(self, request)
+
+    @hookimpl
+    def amend(self, image: Qcow2Image, options: Mapping[str, Value], force: bool) -> bool | None:
+        """Key slots."""
+        if not all(name.startswith("encrypt.") for name in options):
+            return None
+        from .encryption import amend
+
+        amend(image, options, force)
+        return True
 
     @hookimpl
     def measure(self, request: MeasureRequest) -> Measurement:

@@ -15,6 +15,7 @@ from diskmill.errors import UsageError
 from diskmill.sizes import KiB, MiB, format_size
 
 from . import c_qcow2 as c
+from .encryption import install, prepare
 from .header import Header, feature_table
 from .image import Qcow2Image
 from .refcounts import Refcounts
@@ -130,13 +131,26 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
     chosen = parameters(options)
     size = request.size if chosen.size is None else -(-chosen.size // 512) * 512
     chosen.check_size(size)
+    method, volume = prepare(options, request.context, request.name)
+    if method and request.compressed:
+        raise UsageError("an encrypted image has no compressed clusters", file=request.name)
     header = _header(chosen, size)
-    first = _lay_out(header, chosen, size)
+    header.crypt_method = method
+    first = start = _lay_out(header, chosen, size)
+    if volume is not None and volume.header:
+        pointer = c.CRYPTO_HEADER.new(offset=start * header.cluster_size, length=len(volume.header))
+        header.set_extension(c.EXT_CRYPTO_HEADER, c.CRYPTO_HEADER.pack(pointer))
+        first += -(-len(volume.header) // header.cluster_size)
     if file.size:
         file.truncate(0)
     file.truncate(first * header.cluster_size)
     image = Qcow2Image(driver, file, header, name=request.name, writable=True, fresh=True)
     image.begin(Refcounts(file, header, request.name, first=first))
+    if volume is not None:
+        image.volume = volume
+        image.unlocking = request.context, options
+        image.blank = chosen.preallocation == "off"  # space that nobody wrote decrypts to noise
+        install(image, start * header.cluster_size)
     image.write_header()
     if chosen.data_file is not None:
         assert request.sibling is not None
@@ -192,4 +206,4 @@ def _lay_out(header: Header, chosen: Parameters, size: int) -> int:
     header.refcount_table_clusters = clusters
     header.l1_size = chosen.l1_entries(size)
     header.l1_table_offset = (1 + clusters) * cluster
-    return 1 + clusters + max(-(-header.l1_size * 8 // cluster), 1)
+    return 1 + clusters + -(-header.l1_size * 8 // cluster)

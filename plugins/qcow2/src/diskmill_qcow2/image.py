@@ -6,6 +6,7 @@ Source: the specification's sections "Cluster mapping", "Extended L2 Entries" an
 from __future__ import annotations
 
 from array import array
+from collections import abc
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,17 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Encoder, Extent, Kind, Placement
 from diskmill.node import Image, Node
 from diskmill.references import Reference
+from diskmill.sizes import round_down, round_up
 
 from . import c_qcow2 as c
 from .header import Header, check_refcount_table, read_header
 from .l2 import Mapping
 
 if TYPE_CHECKING:
+    from diskmill.context import Context
+    from diskmill.crypto import Volume
     from diskmill.drivers import FormatDriver
+    from diskmill.options import Value
     from diskmill.requests import OpenRequest
 
     from .compression import DeflateCodec, ZstdCodec
@@ -34,6 +39,10 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     assert request.file is not None
     header = read_header(request.file, request.name)
     image = Qcow2Image(driver, request.file, header, name=request.name, writable=request.writable)
+    if image.encrypted or "encrypt.format" in request.options:
+        from .encryption import unlock
+
+        unlock(image, request.context, request.options, shallow=request.shallow)
     if request.writable:
         image.prepare_writing()
     return image
@@ -44,6 +53,8 @@ class Qcow2Image(Image):
 
     :ivar header: as it is on disk, or will be after the next :meth:`write_header`.
     :ivar data: the node with guest data: ``file``, or the external data file.
+    :ivar volume: the cipher of an encrypted image.
+    :ivar unlocking: what it was opened with, to change its keys.
     :ivar fresh: made by ``create`` and not settled: nobody has seen it, so the order of writes does not matter.
     """
 
@@ -60,6 +71,8 @@ class Qcow2Image(Image):
         self._mapping: Mapping | None = None
         self._refcounts: Refcounts | None = None
         self._codec: DeflateCodec | ZstdCodec | None = None
+        self.volume: Volume | None = None
+        self.unlocking: tuple[Context, abc.Mapping[str, Value]] | None = None
         self._begun = fresh
 
     def _references(self) -> list[Reference]:
@@ -84,6 +97,12 @@ class Qcow2Image(Image):
             yield self.data
         if self.backing is not None:
             yield self.backing
+
+    def release(self, *, abandon: bool = False) -> None:
+        """Forget the key, and close the children."""
+        if self.volume is not None:
+            self.volume.close()
+        super().release(abandon=abandon)
 
     # -- what a user may ask ------------------------------------------------------------------------------------
 
@@ -112,6 +131,9 @@ class Qcow2Image(Image):
             result["extended-l2"] = header.extended_l2
             if self.external:
                 result["data-file-raw"] = bool(header.autoclear_features & c.RAW_EXTERNAL_DATA)
+        if self.volume is not None:
+            result["encrypt"] = {"format": "luks" if header.crypt_method == c.CRYPT_LUKS else "aes"}
+            result["encrypt"].update(self.volume.details())
         return result
 
     # -- mapping ------------------------------------------------------------------------------------------------
@@ -138,12 +160,12 @@ class Qcow2Image(Image):
 
         if self.external:
             raise UnsupportedError("an image with an external data file has no compressed clusters", file=self.name)
+        if self.encrypted:
+            raise UnsupportedError("an encrypted image has no compressed clusters", file=self.name)
         return encoder(self.header.compression_type)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """As :meth:`Node.extents`; neighbouring clusters that are neighbours in the file come as one."""
-        if self.encrypted:
-            raise UnsupportedError("reading encrypted images needs a crypto driver", file=self.name)
         end = offset + length
         last: Extent | None = None
         for extent in self._extents(offset, end):
@@ -251,11 +273,12 @@ class Qcow2Image(Image):
             )
         if self.data is None:
             raise ImageError("its external data file is not named and was not given", file=self.name)
+        kind = Kind.DATA if self.volume is None else Kind.ENCODED
         if step or count == 1:
-            yield Extent(start, count * size, Kind.DATA, self.data, host)
+            yield Extent(start, count * size, kind, self.data, host, codec=self.volume)
         else:  # several guest clusters share one
             for index in range(count):
-                yield Extent(start + index * size, size, Kind.DATA, self.data, host)
+                yield Extent(start + index * size, size, kind, self.data, host, codec=self.volume)
 
     def _compressed(self, start: int, value: int) -> Extent:
         host, stored = self.compressed_place(value)
@@ -317,6 +340,10 @@ class Qcow2Image(Image):
         places.append((header.refcount_table_offset, header.refcount_table_clusters * size))
         if header.nb_snapshots:
             places.append((header.snapshots_offset, header.nb_snapshots * c.SNAPSHOT.size))
+        if self.encrypted:
+            from .encryption import place
+
+            places.append(place(header, self.file, self.name))
         clusters = {
             cluster for offset, length in places for cluster in range(offset // size, -(-(offset + length) // size))
         }
@@ -339,6 +366,10 @@ class Qcow2Image(Image):
         """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters."""
         if not self._begun:
             self._begin()
+        if self.volume is not None:  # whole sectors
+            end = round_up(offset + length, self.volume.granularity)
+            offset = round_down(offset, self.volume.granularity)
+            length = end - offset
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
         result: list[Placement] = []
@@ -351,6 +382,8 @@ class Qcow2Image(Image):
             else:
                 self._reserve_in(result, table.entries, entry, at, count, offset, offset + length)
             at += count
+        if self.volume is not None:
+            return [placement._replace(cipher=self.volume) for placement in result]
         return result
 
     def _reserve_in(
@@ -455,7 +488,7 @@ class Qcow2Image(Image):
             value += number * step
 
     def _drop_table(self, offset: int) -> None:
-        self.refcounts.drop(offset // self.unit)
+        self.refcounts.drop_metadata(offset // self.unit)
 
     def _drop(self, old: array[int], new: array[int]) -> None:
         """What entries *old* pointed to loses a reference, save where *new* points to the same."""
@@ -474,9 +507,13 @@ class Qcow2Image(Image):
         if value & c.COMPRESSED:
             host, stored = self.compressed_place(value)
             first = host // size
-            self.refcounts.drop(first, (host + stored - 1) // size - first + 1)
+            count = (host + stored - 1) // size - first + 1
         elif value & c.OFFSET_MASK and not self.external:
-            self.refcounts.drop((value & c.OFFSET_MASK) // size, count)
+            first = (value & c.OFFSET_MASK) // size
+        else:
+            return
+        self.refcounts.refuse_metadata(first, first + count, "a guest cluster")
+        self.refcounts.drop(first, count)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
         """Clusters read as zeros from now on; *unmap* gives their space back.

@@ -234,7 +234,16 @@ class Refcounts:
                 place=f"offset {self._guard[index] * self.cluster_size}",
             )
 
+    def _unprotect(self, start: int, end: int) -> None:
+        low, high = bisect_left(self._guard, start), bisect_left(self._guard, end)
+        del self._guard[low:high]
+
     # -- giving back --------------------------------------------------------------------------------------------
+
+    def drop_metadata(self, cluster: int, count: int = 1) -> None:
+        """As :meth:`drop`, for metadata that was moved: its old place may hold data again."""
+        self._unprotect(cluster, cluster + count)
+        self.drop(cluster, count)
 
     def drop(self, cluster: int, count: int = 1) -> None:
         """Remove one reference from each of *count* clusters, when nothing on disk points to them any more."""
@@ -285,6 +294,10 @@ class Refcounts:
             end = min(start + count, self._searched)  # the search will come to those above
             if start < end:
                 self._spare.append((start, end))
+        if self._spare and self._at < self._end:
+            # What was freed is used before the file grows.
+            self._spare.insert(0, (self._at, self._end))
+            self._at = self._end = 0
         if len(self._spare) > _MOST_SPARE:
             # Forget them all and look for free clusters from the start: every allocation is in the blocks by now.
             assert not self._taken
@@ -354,7 +367,7 @@ class Refcounts:
         self.offset = self.allocate_together(clusters) * self.cluster_size
         self.table.extend(tables.filled(clusters * self.cluster_size // 8 - len(self.table), 8))
         self.table_moved = True
-        self.drop(old, old_clusters)
+        self.drop_metadata(old, old_clusters)
 
     def add(self, start: int, count: int, change: int) -> None:
         """Add *change* to the refcounts of *count* clusters, in memory.

@@ -58,7 +58,7 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
         start = header.l1_table_offset
     else:
         start = refcounts.allocate_together(clusters) * header.cluster_size
-        refcounts.drop(header.l1_table_offset // header.cluster_size, room)
+        refcounts.drop_metadata(header.l1_table_offset // header.cluster_size, room)
     image.write_refcounts()
     image.file.write(start, tables.to_bytes(grown, "big").ljust(clusters * header.cluster_size, b"\0"))
     image.barrier()
