@@ -199,8 +199,8 @@ WORDS = st.sampled_from([
     "RW", "RDONLY", "NOACCESS", "FLAT", "SPARSE", "VMFS", "ZERO", "SESPARSE", "8192", "0", "-1", "99999999999999999999",
     '"flat.vmdk"', '"cowd.vmdk"', '"disk.vmdk"', '"/etc/passwd"', '"../images/flat.vmdk"', '"../../etc/passwd"', '"',
     '"json:{}"', '"nbd://localhost/x"', '"\\\\.\\PhysicalDrive0"', '"/dev/null"', '""', "createType=", '"custom"',
-    "CID=", "parentCID=", "fffffffe", "parentFileNameHint=", "encoding=", '"UTF-16"', '"zlib"', "\r", "\n", "\n", "\n", " ",
-    "\t", "#", "version=1\n", "\0", "\ufeff", "\u2028", "ddb.x = ", "8",
+    "CID=", "parentCID=", "fffffffe", "parentFileNameHint=", "encoding=", '"UTF-16"', '"zlib"', "\r", "\n", "\n", "\n",
+    " ", "\t", "#", "version=1\n", "\0", "\ufeff", "\u2028", "ddb.x = ", "8",
 ])  # fmt: skip
 
 

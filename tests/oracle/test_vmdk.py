@@ -553,10 +553,10 @@ def test_a_grown_disk_reads_as_before_and_zeros_behind(subformat: str, maker: st
 def test_other_disks_are_not_resized(subformat: str, tmp_path: Path) -> None:
     image = tmp_path / "disk.vmdk"
     diskmill.create(str(image), SPLIT + MiB, format="vmdk", options={"subformat": subformat})
-    before = {file: (file.stat().st_size, file.read_bytes()[:MiB]) for file in files_of(image)}
+    before = {file: (file.stat().st_size, file.open("rb").read(MiB)) for file in files_of(image)}
     with pytest.raises(UnsupportedError):
         diskmill.resize(str(image), 2 * SPLIT)
-    assert {file: (file.stat().st_size, file.read_bytes()[:MiB]) for file in files_of(image)} == before
+    assert {file: (file.stat().st_size, file.open("rb").read(MiB)) for file in files_of(image)} == before
 
 
 def directories(image: Path) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ SUBFORMATS = ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "two
 
 # Comments and blank lines, then the first entry of a descriptor's header section.
 _DESCRIPTOR = re.compile(
-    rb"(?:\xef\xbb\xbf)?(?:[ \t]*(?:#[^\r\n]*)?\r*\n|encoding[ \t]*=[^\r\n]*\r*\n)*[ \t]*version[ \t]*=[ \t]*[0-9]",
+    rb"(?:\xef\xbb\xbf)?(?:[ \t]*(?:#[^\r\n]*|encoding[ \t]*=[^\r\n]*)?[\r\n])*[ \t]*version[ \t]*=[ \t]*[0-9]",
     re.IGNORECASE,
 )
 
