@@ -1,6 +1,6 @@
 """LUKS: disk images in the encryption format of Linux; and the ciphers that other formats ask for by name.
 
-This module is light: what it promises is in :mod:`.image`, :mod:`.volume`, :mod:`.amend` and :mod:`.aes`.
+This module is light: what it promises is in :mod:`.image`, :mod:`.volume`, :mod:`.amend` and :mod:`.legacy`.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ class AesCrypto(CryptoDriver):
     @hookimpl
     def crypto_open(self, request: CryptoRequest) -> Volume:
         """The passphrase is the key."""
-        from .aes import open_volume
+        from .legacy import open_volume
 
         return open_volume(request)
 
     @hookimpl
     def crypto_create(self, request: CryptoRequest) -> Volume:
         """There is no header to make."""
-        from .aes import open_volume
+        from .legacy import open_volume
 
         return open_volume(request)
 
