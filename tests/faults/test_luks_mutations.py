@@ -88,8 +88,8 @@ def test_mutated_metadata_with_right_checksums(options: dict[str, Any]) -> None:
     chance = random.Random(3)
     odd: list[Any] = [
         None, True, False, -1, 0, 1, 3, 255, 2**31, 2**32, 2**63, 2**64, 10**30, 1.5, "", "0", "-1",
-        "18446744073709551616", "x", "dynamic", "aes-xts-plain64", "aes-cbc-essiv", "\u0660", [], ["0"], ["99"], [[]], {},
-        {"0": {}}, {"0": []}, "A" * 600, "AAAA",
+        "18446744073709551616", "x", "dynamic", "aes-xts-plain64", "aes-cbc-essiv", "\u0660", [], ["0"], ["99"], [[]],
+        {}, {"0": {}}, {"0": []}, "A" * 600, "AAAA",
     ]  # fmt: skip
 
     def change(meta: dict[str, Any]) -> None:
