@@ -13,31 +13,15 @@ def to_json(value: Any) -> str:
     """*value* as indented JSON, members in the order in which QEMU prints them."""
     import json
 
+    from diskmill.qapi import ordered
+
     return json.dumps(ordered(value), indent=4, ensure_ascii=False)
-
-
-def ordered(value: Any) -> Any:
-    """*value* with the members of its objects in the order of QEMU's hash tables.
-
-    Scripts that compare texts rely on it. The hash is the one of Samba's trivial database (tdb), over 512 buckets.
-    """
-    if isinstance(value, Mapping):
-        return {key: ordered(value[key]) for key in sorted(value, key=lambda key: _hash(key) % 512)}
-    if isinstance(value, list | tuple):
-        return [ordered(one) for one in value]
-    return value
-
-
-def _hash(key: str) -> int:
-    data = key.encode()
-    value = 0x238F13AF * len(data)
-    for index, byte in enumerate(data):
-        value += byte << (index * 5 % 24)
-    return (1103515243 * (value & 0xFFFFFFFF) + 12345) & 0xFFFFFFFF
 
 
 def tree(value: Any, indent: int = 4) -> Iterator[str]:
     """Nested *value* as indented lines: what follows ``Format specific information:``."""
+    from diskmill.qapi import ordered
+
     pairs: Iterator[tuple[str, Any]]
     if isinstance(value, Mapping):
         pairs = ((key.replace("-", " "), one) for key, one in ordered(value).items())

@@ -5,6 +5,7 @@ See ``qapi/block-core.json`` in QEMU, and the schemas in ``docs/schemas``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -96,3 +97,23 @@ def comparison(result: Comparison) -> dict[str, Any]:
 def bench_result(result: BenchResult) -> dict[str, Any]:
     """What ``bench --output=json`` prints; QAPI has no such object."""
     return _given(requests=result.requests, size=result.size, seconds=result.seconds)
+
+
+def ordered(value: Any) -> Any:
+    """*value* with the members of its objects in the order of QEMU's hash tables.
+
+    Scripts that compare texts rely on it. The hash is the one of Samba's trivial database (tdb), over 512 buckets.
+    """
+    if isinstance(value, Mapping):
+        return {key: ordered(value[key]) for key in sorted(value, key=lambda key: _hash(key) % 512)}
+    if isinstance(value, list | tuple):
+        return [ordered(one) for one in value]
+    return value
+
+
+def _hash(key: str) -> int:
+    data = key.encode()
+    value = 0x238F13AF * len(data)
+    for index, byte in enumerate(data):
+        value += byte << (index * 5 % 24)
+    return (1103515243 * (value & 0xFFFFFFFF) + 12345) & 0xFFFFFFFF

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,10 @@ class MeasureRequest:
     :param size: the guest disk's size in bytes.
     :param options: the driver's ``create`` options, validated.
     :param data_bytes: called with a unit in bytes, gives how many bytes in whole units of the source hold data.
+    :param bitmaps: name and granularity in bytes of each persistent bitmap of the source; None: it cannot have any.
     """
 
     size: int
     options: Mapping[str, Value]
     data_bytes: Callable[[int], int]
+    bitmaps: Sequence[tuple[str, int]] | None = None

@@ -106,12 +106,14 @@ class Comparison:
 
     :param identical: whether the guest disks read the same (as far as ``strict`` asks).
     :param offset: guest byte offset of the first difference; None where there is none in the contents.
+    :param common: how many bytes both disks have.
     """
 
     identical: bool
     message: str
     offset: int | None = None
     size_differs: bool = False
+    common: int = 0
 
 
 @dataclass

@@ -23,7 +23,7 @@ def run(arguments: Arguments, session: Session) -> int:
         format=arguments.one("format"),
         repair=arguments.one("repair") or "",
         image_opts=arguments.has("image_opts"),
-        context=common.context_of(arguments, session),
+        context=common.context_of(arguments, session, key="source_cache"),
     )
     if arguments.one("output") == "json":
         from diskmill.qapi import image_check

@@ -41,7 +41,9 @@ def run(arguments: Arguments, session: Session) -> int:
 
         session.json(comparison(result))
         return 0 if result.identical else DIFFERENT
-    if result.size_differs and not arguments.has("strict"):
+    # As qemu-img does: the sizes are worth a word once what both disks have is known to be the same.
+    past = result.identical or (result.offset is not None and result.offset >= result.common)
+    if result.size_differs and past and not arguments.has("strict"):
         session.print("Warning: Image size mismatch!")
     session.print(result.message)
     return 0 if result.identical else DIFFERENT

@@ -29,7 +29,7 @@ def run(arguments: Arguments, session: Session) -> int:
         context=common.context_of(arguments, session),
     )
     if arguments.one("output") == "json":
-        for text in json_lines(entries):
+        for text in json_lines(entries, start):
             session.print(text)
     elif session.fancy(arguments):
         from ..terminal import show_map
@@ -41,7 +41,7 @@ def run(arguments: Arguments, session: Session) -> int:
     return 0
 
 
-def json_lines(entries: Iterable[MapEntry]) -> Iterator[str]:
+def json_lines(entries: Iterable[MapEntry], start: int) -> Iterator[str]:
     """One entry a line, as qemu-img lays it out, so that a map of any length streams."""
     from diskmill.qapi import map_entry
 
@@ -51,7 +51,9 @@ def json_lines(entries: Iterable[MapEntry]) -> Iterator[str]:
         if before != "[":
             yield before
         before = f"{'[' if before == '[' else ''}{{ {members}}},"
-    yield "[]" if before == "[" else before[:-1] + "]"
+    if before == "[":  # qemu-img's way to say that there is nothing
+        before = f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}},'
+    yield before[:-1] + "]"
 
 
 def _value(value: object) -> str:

@@ -55,8 +55,10 @@ def compare(
         if offset is None and differs:
             offset = first_data(left if left.size > right.size else right, common, progress=counter)
         if offset is not None:
-            return Comparison(False, f"Content mismatch at offset {offset}!", offset, size_differs=differs)
-        return Comparison(True, "Images are identical.", size_differs=differs)
+            return Comparison(
+                False, f"Content mismatch at offset {offset}!", offset, size_differs=differs, common=common
+            )
+        return Comparison(True, "Images are identical.", size_differs=differs, common=common)
 
 
 def _allocated(extent: Extent) -> tuple[bool, bool]:

@@ -7,7 +7,7 @@ import os
 from ..context import Context
 from ..errors import DiskmillError
 from ..graph import open_image
-from ..names import parse_name
+from ..names import parse_name, parse_options
 from ..node import Image
 from ..results import ImageInfo, Snapshot
 
@@ -21,7 +21,7 @@ def info(
     """
     context = context or Context()
     with open_image(name, format, context=context, shallow=True, image_opts=image_opts) as image:
-        return describe(image, context)
+        return describe(image, context, shown_name(name, image_opts))
 
 
 def info_chain(
@@ -35,7 +35,7 @@ def info_chain(
     found = []
     with open_image(name, format, context=context, image_opts=image_opts) as top:
         image: Image | None = top
-        shown: str | None = None
+        shown = shown_name(name, image_opts)
         while image is not None:
             one = describe(image, context, shown)
             found.append(one)
@@ -64,6 +64,23 @@ def describe(image: Image, context: Context, name: str | None = None) -> ImageIn
         snapshots=snapshots,
         specific=image.details(),
     )
+
+
+def shown_name(name: str, image_opts: bool) -> str | None:
+    """What an image that is named by options is called: a ``json:`` name, unless a plain path says as much."""
+    if not image_opts and not name.startswith("json:"):
+        return None
+    spec = parse_options(name) if image_opts else parse_name(name)
+    if set(spec) <= {"driver", "file"} and set(spec.get("file", {})) <= {"driver", "filename"}:
+        return None
+    import json
+
+    from ..qapi import ordered
+
+    file = spec.get("file")
+    if isinstance(file, dict) and "filename" in file:
+        spec = {**spec, "file": {"driver": "file", **file}}
+    return f"json:{json.dumps(ordered(spec))}"
 
 
 def full_name(image: str, reference: str) -> str | None:

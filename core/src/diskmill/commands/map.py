@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from ..context import Context
 from ..engine.walk import walk
-from ..errors import UsageError
 from ..extents import Extent, Kind
 from ..graph import open_image, storage_of
-from ..node import Image
+from ..node import Image, Node
+from ..references import Reference
 from ..results import MapEntry
 from .info import full_name
 
@@ -32,19 +33,22 @@ def map(
     """
     context = context or Context()
     with open_image(name, format, context=context, image_opts=image_opts) as image:
-        if start > image.size:
-            raise UsageError(f"byte {start} lies beyond the disk's end at {image.size}", file=name)
         end = image.size if length is None else min(start + length, image.size)
-        names = {}
-        above: Image | None = image
-        shown = image.name
-        depth = 0
-        while above is not None:  # the names that a user knows, not those that the gate resolved
-            names[depth] = shown
-            backing = next((reference.name for reference in above.references if reference.role == "backing"), None)
-            shown = backing and full_name(shown, backing) or (above.backing.name if above.backing else "")
-            above, depth = above.backing, depth + 1
-        yield from _merged(_entries(image, start, end, 0, names, context))
+        yield from entries(image, start, end, context)
+
+
+def entries(image: Image, start: int, end: int, context: Context) -> Iterator[MapEntry]:
+    """Guest bytes *start* to *end* of the opened *image*, as :func:`map` gives them."""
+    names: dict[int, str] = {}
+    above: Image | None = image
+    shown = image.name
+    depth = 0
+    while above is not None:  # the names that a user knows, not those that the gate resolved
+        names[depth] = shown
+        backing = next((reference.name for reference in above.references if reference.role == "backing"), None)
+        shown = (backing and full_name(shown, backing)) or (above.backing.name if above.backing else "")
+        above, depth = above.backing, depth + 1
+    return _merged(_entries(image, start, end, 0, names, context))
 
 
 def _entries(
@@ -59,11 +63,10 @@ def _entries(
             yield from _hole(image, extent, depth, names, context)
         elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
             shift = extent.start - extent.offset
-            for entry in _entries(extent.node, extent.offset, extent.offset + extent.length, depth, names, context):
-                entry.start += shift
-                yield entry
-        elif extent.kind is Kind.DATA and sparse:
-            assert extent.node is not None
+            for inner in _entries(extent.node, extent.offset, extent.offset + extent.length, depth, names, context):
+                inner.start += shift
+                yield inner
+        elif extent.kind is Kind.DATA and extent.node is not None and (sparse or _is_extent(image, extent.node)):
             shift = extent.start - extent.offset
             for part in walk(extent.node, extent.offset, extent.length):
                 yield _entry(part, image, depth, names, start=part.start + shift, hole=part.reads_as_zeros)
@@ -102,8 +105,29 @@ def _entry(
 
 
 def _name(extent: Extent, image: Image, shown: str) -> str:
-    assert extent.node is not None
-    return shown if storage_of(image) is extent.node else extent.node.name
+    """The name of the file that *extent* lives in: as the user named the image, or as the image names it."""
+    node = extent.node
+    assert node is not None
+    if storage_of(image) is node:
+        return shown
+    reference = _reference(image, node)
+    return (reference and full_name(shown, reference.name)) or node.name
+
+
+def _reference(image: Image, node: Node) -> Reference | None:
+    """What *image* says about its child *node*, a file of its data."""
+    path = os.path.realpath(node.name)
+    for reference in image.references:
+        full = full_name(image.name, reference.name)
+        if reference.role != "backing" and full is not None and os.path.realpath(full) == path:
+            return reference
+    return None
+
+
+def _is_extent(image: Image, node: Node) -> bool:
+    """Whether *node* is a file of plain data, whose holes are the guest's."""
+    reference = None if node is image.file else _reference(image, node)
+    return reference is not None and reference.role == "extent"
 
 
 def _mostly_holes(image: Image) -> bool:

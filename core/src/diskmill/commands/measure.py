@@ -8,15 +8,15 @@ from typing import Any
 
 from ..context import Context
 from ..creation import split_options
-from ..engine.walk import walk
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image
 from ..node import Image
 from ..options import validate
 from ..requests import MeasureRequest
 from ..results import Measurement
-from ..sizes import MAX_SIZE, SECTOR, parse_size, round_up
+from ..sizes import MAX_SIZE, SECTOR, parse_size, round_down, round_up
 from .convert import load_snapshot
+from .map import entries
 
 
 def measure(
@@ -61,7 +61,8 @@ def measure(
         request = MeasureRequest(
             size=round_up(size, SECTOR),
             options=validate(driver.options, own, when="create", driver=output_format),
-            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit),
+            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context),
+            bitmaps=_bitmaps(source),
         )
         result: Measurement | None = context.registry.call(driver, "measure", request=request)
     if result is None:
@@ -74,13 +75,21 @@ def _without_backing(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("backing_file", "backing_fmt")}
 
 
-def _data_bytes(source: Image, unit: int) -> int:
+def _data_bytes(source: Image, unit: int, context: Context) -> int:
     """Bytes in units of *unit* bytes that hold data of *source* which is not known to be zeros."""
     total = done = 0
-    for extent in walk(source, 0, source.size):
-        if extent.reads_as_zeros:
+    for entry in entries(source, 0, source.size, context):
+        if entry.zero or not entry.data:
             continue
-        first = max(extent.start // unit * unit, done)
-        done = max(round_up(extent.end, unit), done)
+        first = max(round_down(entry.start, unit), done)
+        done = max(round_up(entry.start + entry.length, unit), done)
         total += done - first
     return total
+
+
+def _bitmaps(source: Image | None) -> list[tuple[str, int]] | None:
+    """Name and granularity of each persistent bitmap; None where the source's format cannot have any."""
+    if source is None or "bitmaps" not in source.driver.capabilities:
+        return None
+    details = source.details() or {}
+    return [(str(one["name"]), int(one["granularity"])) for one in details.get("bitmaps", [])]

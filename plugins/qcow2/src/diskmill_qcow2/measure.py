@@ -5,6 +5,7 @@ The figures are those of ``qemu-img measure``: all metadata of the fully allocat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diskmill.results import Measurement
@@ -29,7 +30,10 @@ def measure(request: MeasureRequest) -> Measurement:
         data = size
     else:
         data = round_up(min(request.data_bytes(chosen.cluster_size), size), chosen.cluster_size)
-    return Measurement(full - size + data, full)
+    bitmaps = None
+    if request.bitmaps is not None and chosen.version >= 3:
+        bitmaps = _bitmap_bytes(request.size, request.bitmaps, chosen.cluster_size)
+    return Measurement(full - size + data, full, bitmaps)
 
 
 def fully_allocated(size: int, chosen: Parameters) -> int:
@@ -53,3 +57,14 @@ def _refcount_bytes(clusters: int, chosen: Parameters) -> int:
         if blocks + table == own:
             return own * chosen.cluster_size
         own = blocks + table
+
+
+def _bitmap_bytes(size: int, bitmaps: Sequence[tuple[str, int]], cluster: int) -> int:
+    """Bytes for persistent bitmaps of (name, granularity): their data, their tables, and the directory."""
+    total = directory = 0
+    for name, granularity in bitmaps:
+        bits = round_up(size, granularity) // granularity
+        clusters = round_up(bits, 8 * cluster) // (8 * cluster)
+        total += clusters * cluster + round_up(clusters * 8, cluster)
+        directory += round_up(24 + len(name.encode()), 8)
+    return total + round_up(directory, cluster)
