@@ -87,9 +87,8 @@ def convert(
         size = sum(image.size for image in images)
         counter.expect(size)
         if existing:
-            target = open_image(
-                output, output_format, context=target_context, writable=True, image_opts=target_image_opts
-            )
+            named = None if target_image_opts else output_format  # an option string names its driver itself
+            target = open_image(output, named, context=target_context, writable=True, image_opts=target_image_opts)
             if target.size < size:
                 target.close()
                 raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
