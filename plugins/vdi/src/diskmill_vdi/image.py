@@ -172,7 +172,10 @@ class VdiImage(BlockImage):
         every = repair == "all"
         end = self.check_blocks(result, drop=FREE if every else None, repair=every)
         counted = -(-(end - self.data_start) // self.stride)
-        if self.header.cBlocksAllocated != counted:
+        if every and self.table.dirty:
+            self.header.cBlocksAllocated = counted  # what the repair made of it
+            self.write_header()
+        elif self.header.cBlocksAllocated != counted:
             # Too small, and the next block that another program adds overwrites one; too large, and space is lost.
             lost = self.header.cBlocksAllocated > counted
             fixed = every or lost and bool(repair)
