@@ -83,7 +83,7 @@ def damaged(tmp_path: Path) -> Path:
         disk.write(0, b"a" * 2 * MiB)
     with image.open("r+b") as file:
         file.seek(512)
-        file.write(struct.pack("<III", 1, 1, 77))
+        file.write(struct.pack("<III", 0, 0, 77))
     return image
 
 

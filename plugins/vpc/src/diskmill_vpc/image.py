@@ -298,9 +298,10 @@ class VpcImage(BlockImage):
         end = max(end, self.used_end())
         sealed(FOOTER, self.footer)
         at = max(self.file.size - SECTOR, 0)
-        fine = at >= end and self.file.read(at, SECTOR) == FOOTER.pack(self.footer)
+        kept = FOOTER.pack(self.footer)
+        fine = at >= end and self.file.read(at, SECTOR) == kept and self.file.read(0, SECTOR) == kept
         if not fine:
-            text = "the footer at the end of the file is missing or differs from its copy at the beginning"
+            text = "the footer at the end of the file and its copy at the beginning are not both whole"
             result.findings.append(Finding("corruption", text, fixed=every))
             result.corruptions, result.corruptions_fixed = result.corruptions + 1, result.corruptions_fixed + every
         # Between the last block and the footer a few sectors may lie unused, for alignment.
@@ -311,8 +312,9 @@ class VpcImage(BlockImage):
             result.leaks, result.leaks_fixed = leaks, leaks if repair else 0
         if every and not fine or repair and leaks:
             self.write_tables()
-            self.file.write(end, FOOTER.pack(self.footer))
+            self.file.write(end, kept)
             self.barrier()
+            self.file.write(0, kept)
             if isinstance(self.file, Storage):
                 self.file.truncate(end + SECTOR)
         result.image_end_offset = end + SECTOR
