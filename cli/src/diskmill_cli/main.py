@@ -18,12 +18,24 @@ if TYPE_CHECKING:
 USAGE_ERROR = 1
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 """128 and the number of the signal, as a shell reports a program that the signal ended."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is half done is undone on the way out."""
 
 
 def main() -> None:
     """The console script ``diskmill``."""
+    import signal
+
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:], Session()))
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def run(words: Sequence[str], session: Session) -> int:
@@ -45,6 +57,9 @@ def run(words: Sequence[str], session: Session) -> int:
     except KeyboardInterrupt:
         session.error("interrupted")
         return INTERRUPTED
+    except Terminated:
+        session.error("terminated")
+        return TERMINATED
     return status
 
 

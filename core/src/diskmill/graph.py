@@ -14,7 +14,7 @@ from .context import Context
 from .drivers import FormatDriver, ProtocolDriver
 from .errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
 from .known import PACKAGES, recognise
-from .names import CHILDREN, Spec, child_options, display, parse_name, parse_options, relative_to
+from .names import CHILDREN, Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .node import Image, Node, Storage
 from .options import validate
 from .references import Reference
@@ -111,7 +111,7 @@ class _Opener:
         if name is not None and "file" not in spec and registry.has(ProtocolDriver.group, name):
             spec = {"driver": "raw", "file": spec}  # a protocol without a format: its bytes as they are
             name = "raw"
-        options = {key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)}
+        options = flatten({key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)})
         if spec.get("file") is not None:
             child = child_options(spec["file"])
         elif "filename" in options:

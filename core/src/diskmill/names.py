@@ -124,3 +124,14 @@ def display(spec: Mapping[str, Any]) -> str:
     ):
         return str(file["filename"])
     return "json:" + json.dumps(spec)
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> Spec:
+    """*options* without nesting, as drivers declare them: ``{"encrypt": {"format": x}}`` is ``encrypt.format=x``."""
+    result: Spec = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            result.update(flatten(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result
