@@ -117,6 +117,11 @@ def _run(words: Sequence[str], session: Session) -> int:
         error.cause += f"; see '{session.program} {name} --help'"
         raise
     session.quiet = arguments.has("quiet")
+    for names, format in (("image_opts", "format"), ("target_image_opts", "output_format")):
+        if arguments.has(names) and arguments.has(format):
+            raise UsageError(
+                f"a name that is an option string says its format itself: leave the format of '{name}' out"
+            )
     return command.run(arguments, session)
 
 

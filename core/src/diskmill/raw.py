@@ -30,7 +30,7 @@ class RawImage(Image):
         self, driver: FormatDriver, file: Node, *, name: str, writable: bool, offset: int = 0, size: int | None = None
     ) -> None:
         # Guest disks are whole sectors; the bytes after the end of the file read as zeros.
-        available = max(round_up(file.size, SECTOR) - offset, 0)
+        available = round_up(max(file.size - offset, 0), SECTOR)
         super().__init__(driver, file, name=name, size=available if size is None else size, writable=writable)
         self.window = offset
         self.blank = file.blank
@@ -85,7 +85,7 @@ class RawDriver(FormatDriver):
         file, options = request.file, request.options
         assert file is not None
         offset, size = int(options.get("offset", 0)), options.get("size")
-        available = max(round_up(file.size, SECTOR) - offset, 0)
+        available = round_up(max(file.size - offset, 0), SECTOR)
         if offset and offset > file.size or size is not None and int(size) > available:
             raise UsageError(f"the window of offset and size does not fit in {file.size} bytes", file=request.name)
         if size is not None and int(size) % SECTOR:

@@ -34,8 +34,6 @@ def run(arguments: Arguments, session: Session) -> int:
     if flush and flush < depth:
         raise UsageError("the flush interval cannot be smaller than the depth")
     drain = not arguments.has("no_drain")
-    if not drain and not flush:
-        raise UsageError("--no-drain is only available with --flush-interval")
     as_json = arguments.one("output") == "json"
     if not as_json:
         kind = "write" if write else "read"
@@ -44,7 +42,7 @@ def run(arguments: Arguments, session: Session) -> int:
             f"(starting at offset {offset}, step size {step})"
         )
         if flush:
-            session.print(f"Sending flush every {flush} {'requests' if not drain else 'requests, after all before it'}")
+            session.print(f"Sending flush every {flush} requests")
     result = bench(
         name,
         count=count,

@@ -23,6 +23,7 @@ MAX_THREADS = 16
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
     from diskmill.commands.convert import convert
+    from diskmill.errors import UsageError
     from diskmill.options import HelpAsked
 
     output_format = arguments.one("output_format") or "raw"
@@ -38,8 +39,9 @@ def run(arguments: Arguments, session: Session) -> int:
     _check(arguments)
     existing = arguments.has("existing")
     if existing and options:
-        session.warn("-o has no effect with -n: the output exists already")
-        options = {}
+        raise UsageError("-o has no effect with -n: the output exists already")
+    if arguments.has("backing") and not (arguments.has("backing_format") or options.get("backing_fmt")):
+        raise UsageError("a backing image needs its format: name it with -F")
     damage: list[DiskmillError] = []
 
     def salvage(offset: int, length: int, error: DiskmillError) -> None:
@@ -64,6 +66,8 @@ def run(arguments: Arguments, session: Session) -> int:
             rate=arguments.size("rate", "rate limit"),
             salvage=salvage if arguments.has("salvage") else None,
             snapshot=common.snapshot_of(arguments.one("snapshot")),
+            offload=arguments.has("offload"),
+            bitmaps=arguments.has("bitmaps"),
             image_opts=arguments.has("image_opts"),
             target_image_opts=arguments.has("target_image_opts"),
             context=context,
@@ -92,7 +96,6 @@ def _check(arguments: Arguments) -> None:
         ("offload", "compress", "cannot offload copying when compressing (-C and -c)"),
         ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),
         ("offload", "salvage", "cannot offload copying with --salvage"),
-        ("unordered", "compress", "out of order writes and compression exclude each other (-W and -c)"),
     ):
         if arguments.has(one) and arguments.has(other):
             raise UsageError(text)

@@ -21,7 +21,9 @@ def run(arguments: Arguments, session: Session) -> int:
     if backing is None:
         if not arguments.has("unsafe"):
             raise UsageError("must specify backing file (-b) or use simple rebase mode (-u)")
-        raise UsageError("must specify backing file (-b)")
+        backing = ""
+    if backing and not arguments.has("backing_format"):
+        raise UsageError("the backing image's format must be specified (-F)")
     with shown(arguments, session, "rebase") as report:
         rebase(
             name,

@@ -31,6 +31,8 @@ def amend(
     context = context or Context()
     if not options:
         raise UsageError("there is nothing to amend: give options with -o", file=name)
+    if "backing_file" in options or "backing_fmt" in options:
+        raise UsageError("the backing image is not amended: use rebase", file=name)
     with open_image(name, format, context=context, writable=True, image_opts=image_opts) as image:
         driver = image.driver
         assert isinstance(driver, FormatDriver)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..context import Context
-from ..errors import CheckUnsupportedError
+from ..errors import CheckUnsupportedError, UnsupportedError
 from ..graph import open_image
 from ..node import Image
 from ..results import CheckResult
@@ -32,6 +32,8 @@ def check(
     ) as image:
         if "check" not in image.driver.capabilities:
             raise CheckUnsupportedError(f"format '{image.driver.name}' does not support checks", file=name)
+        if repair and "repair" not in image.driver.capabilities:
+            raise UnsupportedError(f"format '{image.driver.name}' cannot be repaired by its driver", file=name)
         result = _ask(image, repair, context)
         if result.corruptions_fixed or result.leaks_fixed:
             image.flush()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
 from ..context import Context
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import UnsupportedError, UsageError
+from ..errors import StorageError, UnsupportedError, UsageError
 from ..graph import open_image, storage_of
+from ..names import parse_name
 from ..node import Image
 from .resize import set_size
 
@@ -68,8 +70,12 @@ def _layers(image: Image, base: str | None) -> list[Image]:
         raise UsageError("the image has no backing image", file=image.name)
     if base is None:
         return chain[:1]
-    with open_image(base, context=Context(), shallow=True) as wanted:
-        identity = storage_of(wanted).identity()
+    try:
+        # By its inode, not opened: this process holds the locks of the whole chain.
+        status = os.stat(str(parse_name(base).get("file", {}).get("filename", base)))
+    except OSError as error:
+        raise StorageError.from_os(error, base) from None
+    identity = (status.st_dev, status.st_ino)
     for depth, one in enumerate(chain):
         if depth and storage_of(one).identity() == identity:
             return chain[:depth]

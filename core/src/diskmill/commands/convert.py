@@ -38,6 +38,7 @@ def convert(
     salvage: Callable[[int, int, DiskmillError], None] | None = None,
     snapshot: str | None = None,
     offload: bool = False,
+    bitmaps: bool = False,
     image_opts: bool = False,
     target_image_opts: bool = False,
     context: Context | None = None,
@@ -60,6 +61,7 @@ def convert(
     :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
         *salvage*.
     :param rate: bytes a second; 0: as fast as it goes.
+    :param bitmaps: also copy persistent bitmaps: refused, no driver does that so far.
     :param snapshot: convert this internal snapshot, by id or name.
     :param context: for the sources; *target_context*: for the output, by default the same without flushes to disk
         (as qemu-img does; pass one with ``cache="writeback"`` to have them).
@@ -69,6 +71,10 @@ def convert(
     context = context or Context()
     target_context = target_context or replace(context, cache="unsafe")
     counter = Progress(progress)
+    options = dict(options or {})
+    # A backing image that is given as an option is one all the same: what stays in it must not be copied as zeros.
+    backing = options.pop("backing_file", None) or backing
+    backing_format = options.pop("backing_fmt", None) or backing_format
     if target_zero and not existing:
         raise UsageError("a new image reads as zeros anyhow: --target-is-zero goes with -n")
     if existing and (options or backing):
@@ -84,6 +90,11 @@ def convert(
         if not images:
             raise UsageError("there is nothing to convert: name at least one source image")
         refuse_self(images, output)
+        if bitmaps:
+            for driver in (*(image.driver for image in images), context.registry.format(output_format)):
+                if "bitmaps" not in driver.capabilities:
+                    raise UnsupportedError(f"format '{driver.name}' does not support persistent bitmaps", file=output)
+            raise UnsupportedError("copying persistent bitmaps is not supported", file=output)
         size = sum(image.size for image in images)
         counter.expect(size)
         if existing:
@@ -98,7 +109,7 @@ def convert(
                 output,
                 output_format,
                 size,
-                options or {},
+                options,
                 context=target_context,
                 backing=base,
                 compressed=compress,

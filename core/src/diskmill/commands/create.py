@@ -48,11 +48,15 @@ def create(
     context = context or Context()
     rest = dict(options or {})
     if "size" in rest:
+        if size is not None:
+            raise UsageError("the image's size is given twice, as an option and as a parameter", file=name)
         given = rest.pop("size")
-        if size is None:
-            size = given if isinstance(given, int) else parse_size(str(given))
-    backing = _one(name, "backing_file", backing, rest)
-    backing_format = _one(name, "backing_fmt", backing_format, rest)
+        size = given if isinstance(given, int) else parse_size(str(given))
+    named, kind = rest.pop("backing_file", None), rest.pop("backing_fmt", None)
+    backing = named if backing is None else backing
+    backing_format = kind if backing_format is None else backing_format
+    if backing_format is not None and not backing:
+        raise UsageError("a backing format goes with a backing image", file=name)
     driver = context.registry.format(format)
     if backing_format is not None:
         context.registry.format(backing_format)
@@ -75,14 +79,6 @@ def create(
         raise
     image.close()
     return Creation(name, format, size, _settings(driver, rest), base.name if base else None, backing_format)
-
-
-def _one(name: str, key: str, argument: str | None, options: dict[str, Any]) -> str | None:
-    """The backing image's name or format, given as an argument or among *options*, but once."""
-    option = options.pop(key, None)
-    if option is not None and argument is not None:
-        raise UsageError(f"the option '{key}' is given twice, as an option and as a parameter", file=name)
-    return str(option) if option is not None else argument
 
 
 def _backing(name: str, backing: str, format: str | None, unsafe: bool, context: Context) -> Backing:

@@ -111,7 +111,8 @@ def _name(extent: Extent, image: Image, shown: str) -> str:
     if storage_of(image) is node:
         return shown
     reference = _reference(image, node)
-    return (reference and full_name(shown, reference.name)) or node.name
+    full = full_name(shown, reference.name) if reference else None
+    return os.path.normpath(full) if full else node.name
 
 
 def _reference(image: Image, node: Node) -> Reference | None:

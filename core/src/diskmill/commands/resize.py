@@ -56,6 +56,11 @@ def set_size(image: Image, size: int, context: Context, preallocation: str = "of
     needed = "shrink" if size < image.size else "resize"
     if needed not in driver.capabilities:
         raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
+    modes = next((one.choices for one in driver.options if one.name == "preallocation"), ("off",))
+    if preallocation not in modes:
+        raise UnsupportedError(
+            f"format '{driver.name}' does not know the preallocation '{preallocation}'", file=image.name
+        )
     done = context.registry.call(driver, "resize", image=image, size=size, preallocation=preallocation)
     if done is None:
         raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
