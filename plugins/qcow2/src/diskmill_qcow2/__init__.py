@@ -15,7 +15,7 @@ from diskmill.options import Option
 if TYPE_CHECKING:
     from diskmill.options import Value
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import CheckResult, Measurement
+    from diskmill.results import CheckResult, Measurement, Snapshot
 
     from .image import Qcow2Image
 
@@ -28,7 +28,19 @@ class Qcow2Driver(FormatDriver):
     name = "qcow2"
     title = "QEMU's own format: snapshots, backing files, compression, bitmaps"
     capabilities = frozenset(
-        {"create", "write", "backing", "compression", "zero", "check", "resize", "preallocation", "encryption", "amend"}
+        {
+            "create",
+            "write",
+            "backing",
+            "compression",
+            "zero",
+            "check",
+            "resize",
+            "preallocation",
+            "encryption",
+            "amend",
+            "snapshots",
+        }
     )
     options = (
         Option("size", "size", "the guest disk's size in bytes", when=_BOTH),
@@ -95,13 +107,32 @@ class Qcow2Driver(FormatDriver):
 
     @hookimpl
     def amend(self, image: Qcow2Image, options: Mapping[str, Value], force: bool) -> bool | None:
-        """Key slots."""
-        if not all(name.startswith("encrypt.") for name in options):
-            return None
-        from .encryption import amend
+        """What the header says, and key slots."""
+        keys = {name: value for name, value in options.items() if name.startswith("encrypt.")}
+        rest = {name: value for name, value in options.items() if name not in keys}
+        if rest:
+            from .amend import amend
 
-        amend(image, options, force)
+            amend(image, rest)
+        if keys:
+            from .encryption import amend as amend_keys
+
+            amend_keys(image, keys, force)
         return True
+
+    @hookimpl
+    def empty(self, image: Qcow2Image) -> bool | None:
+        """Nothing of its own: the backing image shows."""
+        from .amend import empty
+
+        return empty(image)
+
+    @hookimpl
+    def snapshot(self, image: Qcow2Image, action: str, name: str) -> list[Snapshot]:
+        """Internal snapshots are listed and read."""
+        from .snapshots import act
+
+        return act(image, action, name)
 
     @hookimpl
     def measure(self, request: MeasureRequest) -> Measurement:

@@ -145,6 +145,12 @@ class Qcow2Image(Image):
             self._mapping = Mapping(self.file, self.header, self.name)
         return self._mapping
 
+    def load(self, l1_offset: int, l1_size: int, size: int) -> None:
+        """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
+        assert not self.writable
+        self._mapping = Mapping(self.file, self.header, self.name, l1_offset, l1_size)
+        self.size = size
+
     @property
     def codec(self) -> DeflateCodec | ZstdCodec:
         """What decodes compressed clusters."""
@@ -533,6 +539,10 @@ class Qcow2Image(Image):
         if version2 and self.header.backing_file is not None or self.external:
             return
         self._clear(offset, length, zero=not version2, keep=False)
+
+    def unmap(self, offset: int, length: int) -> None:
+        """Clusters are unallocated from now on: they read as the backing image does."""
+        self._clear(offset, length, zero=False, keep=False)
 
     def _clear(self, offset: int, length: int, *, zero: bool, keep: bool) -> None:
         """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone."""

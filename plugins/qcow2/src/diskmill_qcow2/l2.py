@@ -59,15 +59,18 @@ class Mapping:
     Not thread-safe: callers hold the image's lock.
     """
 
-    def __init__(self, file: Node, header: Header, name: str) -> None:
+    def __init__(
+        self, file: Node, header: Header, name: str, l1_offset: int | None = None, l1_size: int | None = None
+    ) -> None:
         self.file = file
         self.name = name
         self.cluster_size = header.cluster_size
         self.words = 2 if header.extended_l2 else 1
         self.count = header.l2_entries
         """Entries of an L2 table."""
-        self.l1 = tables.read(file, header.l1_table_offset, header.l1_size, 8, "big")
-        self.l1_offset = header.l1_table_offset
+        self.l1_offset = header.l1_table_offset if l1_offset is None else l1_offset
+        entries = header.l1_size if l1_size is None else l1_size
+        self.l1 = tables.read(file, self.l1_offset, entries, 8, "big")
         self.l1_dirty: set[int] = set()
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._dirty: set[int] = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diskmill.errors import ImageError
+from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diskmill.results import Snapshot
 
     from .header import Header
+    from .image import Qcow2Image
 
 
 @dataclass
@@ -56,6 +57,51 @@ class Entry:
             self.icount,
             self.disk_size,
         )
+
+
+def act(image: Qcow2Image, action: str, name: str) -> list[Snapshot]:
+    """List the snapshots, or ``load`` one: *image*, open for reading, then reads as the snapshot.
+
+    :raises UsageError: there is no snapshot with that id or name.
+    :raises UnsupportedError: another action.
+    """
+    entries, _ = read_table(image.file, image.header, image.name)
+    if action == "load":
+        _load(image, find(entries, name, image.name))
+    elif action != "list":
+        raise UnsupportedError(f"this driver cannot {action} internal snapshots", file=image.name)
+    return [entry.result() for entry in entries]
+
+
+def find(entries: list[Entry], name: str, file: str) -> Entry:
+    """The snapshot whose id, else whose name, is *name*.
+
+    :raises UsageError: there is none.
+    """
+    for key in ("id", "name"):
+        for entry in entries:
+            if getattr(entry, key) == name:
+                return entry
+    raise UsageError(f"there is no snapshot '{name}'", file=file)
+
+
+def _load(image: Qcow2Image, entry: Entry) -> None:
+    header, place = image.header, f"snapshot {entry.id}"
+    size = header.size if entry.disk_size is None else entry.disk_size // 512 * 512
+    length = entry.l1_size * 8
+    if (
+        length > c.MAX_L1_BYTES
+        or entry.l1_table_offset % image.unit
+        or entry.l1_table_offset + length > image.file.size
+    ):
+        raise ImageError(
+            f"its L1 table of {entry.l1_size} entries at offset {entry.l1_table_offset} cannot be",
+            file=image.name,
+            place=place,
+        )
+    if entry.l1_size < -(-size // (image.unit * header.l2_entries)):
+        raise ImageError(f"its L1 table is too small for {size} bytes", file=image.name, place=place)
+    image.load(entry.l1_table_offset, entry.l1_size, size)
 
 
 _NO_ICOUNT = (1 << 64) - 1
