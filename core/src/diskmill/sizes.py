@@ -21,7 +21,7 @@ MAX_SIZE = 2**63 - SECTOR
 """The largest guest disk, in bytes, that 64-bit signed file offsets can address."""
 
 _SUFFIXES = {"b": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1024 * TiB, "e": 1024 * 1024 * TiB}
-_SIZE = re.compile(r"\s*(\d+)(\.\d+)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+)(\.\d+)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
