@@ -116,7 +116,8 @@ class Placement(NamedTuple):
     engine fills the parts of it that the write does not cover with what the guest reads there now. Not fresh: the
     bytes are overwritten in place.
     ``stored``: bytes that an encoded payload takes; 0: verbatim.
-    ``cipher``: what encrypts the guest bytes just before they are written.
+    ``cipher``: what encrypts the guest bytes just before they are written; such a placement is whole cipher sectors, so
+    it too may begin before the range that was asked for, and end after it.
     """
 
     start: int
