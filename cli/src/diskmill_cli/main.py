@@ -97,6 +97,11 @@ def _run(words: Sequence[str], session: Session) -> int:
     if standard.has("version"):
         session.print(f"{session.program} {session.version}")
         return 0
+    if standard.has("trace"):
+        from .tracing import start
+
+        if start(standard.all("trace"), session):
+            return 0
     if standard.has("help") or not rest:
         from .manual import show_overview
 

@@ -1,0 +1,117 @@
+"""How the program reads its command line, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tools import diskmill, diskmill_json, qemu_img, run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    qemu_img("create", "-q", "-f", "raw", path, "1M")
+    return path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info", "-f", "raw", "--output", "json", "{}"],
+        ["info", "-fraw", "--output=json", "{}"],
+        ["info", "{}", "--out=json", "--form", "raw"],
+        ["info", "-Uf", "raw", "--output=human", "--output=json", "{}"],
+        ["info", "--output=json", "--", "{}"],
+    ],
+)
+def test_options_are_read_as_getopt_reads_them(raw: Path, words: list[str]) -> None:
+    assert json.loads(diskmill(*(word.format(raw) for word in words)).stdout)["format"] == "raw"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["info", "--f", "raw", "x"], "ambiguous"),
+        (["info", "--nope", "x"], "unrecognized option '--nope'"),
+        (["info", "-f"], "missing argument"),
+        (["info", "--image-opts=x", "x"], "takes no value"),
+        (["info", "--output=yaml", "x"], "'human' or 'json'"),
+        (["nope"], "command not found"),
+        ([], "not enough arguments"),
+        (["info", "nothere"], "No such file"),
+        (["info", "--trust", "nofolder", "x"], "to trust"),
+        (["check", "."], "neither a regular file"),
+        (["-T", "nope=1", "info", "x"], "invalid trace option"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: list[str], part: str, tmp_path: Path) -> None:
+    done = diskmill(*words, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("diskmill: ")
+    assert done.stderr.count("\n") == 1
+    assert part in done.stderr
+
+
+def test_info_of_several_images_is_an_array(raw: Path) -> None:
+    assert [one["virtual-size"] for one in diskmill_json("info", raw, raw)] == [1 << 20, 1 << 20]
+
+
+def test_progress_for_programs(raw: Path, tmp_path: Path) -> None:
+    done = diskmill("convert", "--progress=json", raw, tmp_path / "out.raw")
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert last["phase"] == "done"
+    assert last["bytes"] == last["total"] == 1 << 20
+    assert set(last) == {"bytes", "total", "rate", "remaining", "phase"}
+
+
+def test_a_trace_names_the_operations(raw: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace"
+    diskmill("-T", f"enable=op*,file={file}", "info", raw)
+    lines = file.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["open", "open"]
+    assert all(str(raw) in line and " done " in line for line in lines)
+    assert "create" in diskmill("-T", "help").stdout.split()
+
+
+def test_sigint_leaves_nothing_and_says_one_line(tmp_path: Path) -> None:
+    source, output = tmp_path / "disk.raw", tmp_path / "out.raw"
+    source.write_bytes(os.urandom(1 << 20) * 64)
+    words = [Path(sys.executable).with_name("diskmill"), "convert", "-r", "4M", source, output]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "diskmill: interrupted"
+    assert errors.splitlines()[0].endswith("/100%)")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.raw"]
+
+
+def test_a_closed_pipe_ends_quietly(raw: Path) -> None:
+    words = f"{Path(sys.executable).with_name('diskmill')} drivers --output=json | true"
+    done = run("bash", "-o", "pipefail", "-c", words, check=False)
+    assert done.stderr == ""
+
+
+def test_the_dropin_runs_as_a_program(raw: Path) -> None:
+    env = {"PYTHONPATH": str(ROOT / "dropin" / "src")}
+    program = "import diskmill_qemu_img; diskmill_qemu_img.main()"
+    assert run(sys.executable, "-c", program, "--version", env=env).stdout.startswith("qemu-img version 7.2.0 ")
+    help = run(sys.executable, "-c", program, "info", "-h", env=env).stdout
+    for sought in ("-U", "--backing-chain", "--target-is-zero", "Supported formats:", " raw"):
+        assert sought in help
+    failed = run(sys.executable, "-c", program, "info", "nothere", env=env, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("qemu-img: ")
