@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import qemu_img, run, tool
+from tools import qemu_img
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "dropin" / "src"), str(Path(__file__).parent)]
