@@ -78,6 +78,8 @@ class Machine:
         """*options*, and those without which the format makes no image: the key of an encrypted one, made quickly."""
         names = {option.name for option in FORMATS[format].options if "create" in option.when}
         given = dict(options or {})
+        if given.get("encryption") in (True, "on"):  # the old spelling of encrypt.format=aes
+            given.setdefault("encrypt.key-secret", "key")
         if "encrypt.format" in given:
             given.setdefault("encrypt.key-secret", "key")
             if given["encrypt.format"] == "luks":
