@@ -6,8 +6,8 @@ import os
 
 import pytest
 from diskmill_luks import afsplit, kdf
-from diskmill_luks.legacy import KEY_BYTES
 from diskmill_luks.blocks import SLACK, block_cipher
+from diskmill_luks.legacy import KEY_BYTES
 from diskmill_luks.sectors import BulkCipher
 from diskmill_luks.spec import MODES, Spec
 from hypothesis import given, settings
