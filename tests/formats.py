@@ -86,6 +86,8 @@ class Machine:
                 given.setdefault("encrypt.iter-time", 10)
         if "key-secret" in names:
             given = {"key-secret": "key", "iter-time": 10} | given
+            if "pbkdf-memory" in names:
+                given.setdefault("pbkdf-memory", 1024)
         return given
 
     def create(
@@ -112,6 +114,8 @@ class Machine:
         opened = {option.name for option in driver.options if "open" in option.when} if driver else set()
         if "key-secret" in opened:
             spec["key-secret"] = "key"
+            if "kdf-limit" in opened:
+                spec["kdf-limit"] = 1
         if "encrypt.key-secret" in opened and self.encrypted(name):
             spec["encrypt.key-secret"] = "key"
         return open_image(spec, format, context=self.context, writable=writable)
