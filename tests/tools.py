@@ -22,8 +22,12 @@ import pytest
 #: Where Debian keeps each tool that a test may ask for.
 PACKAGES: Mapping[str, str] = tomllib.loads(Path(__file__).with_name("tools.toml").read_text())
 
-#: System tools live where an ordinary user's PATH may not look.
-SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+_OURS = Path(sys.executable).parent
+#: System tools live where an ordinary user's PATH may not look; the drop-in `qemu-img` beside this Python is no oracle.
+SEARCH_PATH = os.pathsep.join(
+    [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if Path(folder) != _OURS]
+    + ["/usr/sbin", "/sbin"]
+)
 
 Argument = str | os.PathLike[str]
 

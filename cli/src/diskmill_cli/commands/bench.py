@@ -27,8 +27,8 @@ def run(arguments: Arguments, session: Session) -> int:
     write = arguments.has("write")
     pattern = arguments.number("pattern", "pattern byte", 0, 0, 255)
     flush = arguments.number("flush_interval", "flush interval", 0, 0, _MOST)
-    if not 0 < size <= _MOST or step > _MOST:
-        raise UsageError("buffer and step size must be 1 byte to 2 GiB")
+    if max(size, step) > _MOST:
+        raise UsageError("buffer and step size must be less than 2 GiB")
     if flush and not write:
         raise UsageError("--flush-interval is only available in write tests")
     if flush and flush < depth:

@@ -1,0 +1,52 @@
+"""qcow2 images after a crash at any write, and damaged ones: no wrong byte, no traceback."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from crashes import Workload, crash_states, random_workload
+from diskmill.sizes import KiB, MiB
+from formats import Machine
+from mutations import mutants, withstand
+
+SIZE = 3 * MiB
+LAYOUTS = [
+    {"cluster_size": 4096},
+    {"cluster_size": 512, "refcount_bits": 64},
+    {"cluster_size": 64 * KiB},
+    {"cluster_size": 16 * KiB, "extended_l2": True},
+    {"compat": "0.10", "cluster_size": 1024},
+]
+
+
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_crash_while_writing(options: dict[str, object], seed: int) -> None:
+    """What was flushed is there, nothing that never was, and space is lost at worst."""
+    chance = random.Random(seed)
+    machine = Machine()
+    machine.create("disk", "qcow2", SIZE, options)
+    image = machine.open("disk", "qcow2", writable=True)
+    load = Workload(image, bytearray(SIZE))
+    random_workload(load, chance, steps=25, longest=100 * KiB)
+    image.close()
+    for point, state in crash_states(load.before, load.journal, chance, 60):
+        machine.files["state"] = state
+        with machine.open("state", "qcow2") as after:
+            found = machine.context.registry.call(after.driver, "check", image=after, repair="")
+            assert not found.corruptions and not found.check_errors, found.findings
+            load.verify(point, after.read(0, after.size))
+
+
+@pytest.mark.parametrize("options", [{}, {"extended_l2": True, "cluster_size": 16 * KiB}], ids=["plain", "subclusters"])
+def test_damage_in_header_and_tables(options: dict[str, object]) -> None:
+    machine = Machine()
+    machine.create("sample", "qcow2", 700 * KiB, {"cluster_size": 16 * KiB, **options})
+    with machine.open("sample", "qcow2", writable=True) as image:
+        for cluster in (5, 3, 4, 9, 1):
+            image.write(cluster * 16 * KiB + 777, bytes([cluster]) * 3000)
+    data = bytes(machine.files["sample"])
+    regions = [(0, 128), *((at, 256) for at in range(16 * KiB, len(data), 16 * KiB))]
+    counts = withstand("qcow2", mutants(data, regions, seed=1, count=500))
+    assert counts["read"] > 20 and counts["refused"] > 20, counts
