@@ -21,8 +21,9 @@ from .walk import walk
 from .workers import Workers
 from .zeros import data_runs
 
-CHUNK = 512 * KiB
-"""Bytes in a task: small enough that a chunk is still in the processor's cache when it is written."""
+CHUNK = MiB
+"""Bytes in a task: small enough that what is read is still near the processor when it is written, large enough that
+Python's part of a task does not count."""
 _GATHER = 2 * MiB
 """The most stored bytes that are read at once for a chunk of compressed extents."""
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _WINDOW_BITS = 12
 """What other readers of the format allocate for deflate's window."""
-_DEFLATE_LEVEL = 1
+_DEFLATE_LEVEL = 2
+"""Of isal's 0 to 3: 2 is as fast as 1 to a few percent; 3 takes half as long again for half a percent of size."""
 _ZSTD_LEVEL = 1
 
 
