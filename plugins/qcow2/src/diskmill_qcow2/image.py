@@ -317,12 +317,23 @@ class Qcow2Image(Image):
     def refcounts(self) -> Refcounts:
         """Host cluster management, read when first asked for."""
         if self._refcounts is None:
-            from .refcounts import Refcounts
-
             check_refcount_table(self.header, self.file.size, self.name)
-            self._refcounts = Refcounts(self.file, self.header, self.name)
-            self._refcounts.protect(self._metadata())
+            self._refcounts = self.new_allocator()
         return self._refcounts
+
+    def new_allocator(self) -> Refcounts:
+        """Host cluster management as the disk has it, with nothing allocated yet."""
+        from .refcounts import Refcounts
+
+        refcounts = Refcounts(self.file, self.header, self.name)
+        refcounts.protect(self._metadata(refcounts))
+        return refcounts
+
+    def reload(self, header: Header) -> None:
+        """The tables on disk are others now, those that *header* names."""
+        vars(self.header).update(vars(header))
+        self.size = header.size
+        self._mapping = self._refcounts = None
 
     def begin(self, refcounts: Refcounts) -> None:
         """Called by ``create``: the image is new, and *refcounts* is its allocator."""
@@ -339,7 +350,7 @@ class Qcow2Image(Image):
             raise UnsupportedError("it was not closed properly: repair it with check -r all", file=self.name)
         check_refcount_table(self.header, self.file.size, self.name)
 
-    def _metadata(self) -> set[int]:
+    def _metadata(self, refcounts: Refcounts) -> set[int]:
         """The host clusters that hold metadata, as far as header, L1 and refcount table say."""
         header, size = self.header, self.unit
         places = [(0, size), (header.l1_table_offset, header.l1_size * 8)]
@@ -353,13 +364,14 @@ class Qcow2Image(Image):
         clusters = {
             cluster for offset, length in places for cluster in range(offset // size, -(-(offset + length) // size))
         }
-        assert self._refcounts is not None
-        clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in self._refcounts.table if entry)
+        clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in refcounts.table if entry)
         clusters.update((entry & c.OFFSET_MASK) // size for entry in self.mapping.l1 if entry)
         return clusters
 
-    def _begin(self) -> None:
-        """Before the first change: features that this driver does not keep up are cleared."""
+    def begin_change(self) -> None:
+        """Before guest data changes: features that this driver does not keep up are cleared."""
+        if self._begun:
+            return
         self._begun = True
         header = self.header
         kept = header.autoclear_features & c.RAW_EXTERNAL_DATA
@@ -370,8 +382,7 @@ class Qcow2Image(Image):
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters."""
-        if not self._begun:
-            self._begin()
+        self.begin_change()
         if self.volume is not None:  # whole sectors
             end = round_up(offset + length, self.volume.granularity)
             offset = round_down(offset, self.volume.granularity)
@@ -447,8 +458,7 @@ class Qcow2Image(Image):
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
         """Places for compressed clusters, packed one behind the other."""
-        if not self._begun:
-            self._begin()
+        self.begin_change()
         offsets = self.refcounts.allocate_bytes([stored for _, _, stored in units])
         return [
             Placement(start, self.unit, self.file, offset, fresh=True, stored=stored)
@@ -546,8 +556,7 @@ class Qcow2Image(Image):
 
     def _clear(self, offset: int, length: int, *, zero: bool, keep: bool) -> None:
         """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone."""
-        if not self._begun:
-            self._begin()
+        self.begin_change()
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
         extended = mapping.words == 2

@@ -322,17 +322,27 @@ class Refcounts:
         block = self._blocks.get(index)
         if block is not None:
             return block
-        offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
-        if not offset or offset % self.cluster_size or offset >= self.file.size:
-            raise ImageError(
-                f"it says that the refcount block is at offset {offset}",
-                file=self.name,
-                place=f"refcount table entry {index}",
-            )
+        offset = self.place(index)
+        if not offset:
+            raise self._misplaced(index, offset)
         data = self.file.read(offset, self.cluster_size)
         block = Block(unpack(data, self.bits), offset, new=False)
         self._keep(index, block)
         return block
+
+    def place(self, index: int) -> int:
+        """Where refcount block *index* is in the file; 0: there is none.
+
+        :raises ImageError: the refcount table has an impossible entry.
+        """
+        offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
+        if offset % self.cluster_size or offset >= self.file.size:
+            raise self._misplaced(index, offset)
+        return offset
+
+    def _misplaced(self, index: int, offset: int) -> ImageError:
+        cause = f"it says that the refcount block is at offset {offset}"
+        return ImageError(cause, file=self.name, place=f"refcount table entry {index}")
 
     def _keep(self, index: int, block: Block) -> None:
         most = max(CACHE_BYTES // (self.per_block * block.counts.itemsize), 2)
