@@ -18,7 +18,7 @@ from diskmill.references import Reference
 from diskmill.sizes import round_down, round_up
 
 from . import c_qcow2 as c
-from .header import Header, check_refcount_table, read_header
+from .header import Header, check_refcount_table, read_header, write_header
 from .l2 import Mapping
 
 if TYPE_CHECKING:
@@ -329,10 +329,9 @@ class Qcow2Image(Image):
         refcounts.protect(self._metadata(refcounts))
         return refcounts
 
-    def reload(self, header: Header) -> None:
-        """The tables on disk are others now, those that *header* names."""
-        vars(self.header).update(vars(header))
-        self.size = header.size
+    def reload(self) -> None:
+        """The tables on disk are others now, those that the header names."""
+        self.size = self.header.size
         self._mapping = self._refcounts = None
 
     def begin(self, refcounts: Refcounts) -> None:
@@ -465,6 +464,14 @@ class Qcow2Image(Image):
             for (start, _, stored), offset in zip(units, offsets, strict=True)
         ]
 
+    def publish_places(self, placements: Sequence[Placement]) -> None:
+        """As :meth:`publish`, but with extended L2 entries no subcluster is allocated yet."""
+        for placement in placements:
+            if placement.fresh:
+                at, count = placement.start // self.unit, placement.length // self.unit
+                self._set(at, count, placement.offset | c.COPIED, self.unit, 0)
+        self._relieve()
+
     def publish(self, placements: Sequence[Placement]) -> None:
         """Let the L2 tables, in memory, point to *placements*."""
         for placement in placements:
@@ -583,6 +590,24 @@ class Qcow2Image(Image):
             at += count
             self._relieve()
 
+    def drop_beyond(self, offset: int) -> None:
+        """Nothing is allocated any more in clusters that begin at or after guest *offset*."""
+        mapping = self.mapping
+        first, entry = divmod(-(-offset // self.unit), mapping.count)
+        if entry:
+            if first < len(mapping.l1) and mapping.get(first) is not None:
+                self._set(first * mapping.count + entry, mapping.count - entry, 0, 0, 0)
+            first += 1
+        for index in range(first, len(mapping.l1)):
+            table = mapping.get(index) if mapping.has(index) else None
+            if table is not None:
+                words = table.entries[:: mapping.words]
+                self._drop(words, array("Q", bytes(len(words) * 8)))
+                if table.offset:
+                    self._drop_table(table.offset)
+                mapping.remove(index)
+                self._relieve()
+
     def _relieve(self) -> None:
         """Write tables out before they fill the memory."""
         if self.mapping.crowded or self._refcounts is not None and self._refcounts.crowded:
@@ -658,7 +683,20 @@ class Qcow2Image(Image):
 
     def write_header(self) -> None:
         """Write the header area."""
-        self.file.write(0, self.header.pack())
+        if self.fresh:
+            self.file.write(0, self.header.pack())
+        else:
+            write_header(self.file, self.header, self.barrier)
+
+    def replace_header(self, header: Header) -> None:
+        """Let *header* be the image's, on disk too.
+
+        :raises UsageError: it does not fit in the first cluster; nothing is changed then.
+        """
+        header.pack()
+        vars(self.header).update(vars(header))
+        self.write_header()
+        self.barrier()
 
     def flush(self) -> None:
         """Everything published so far reaches the disk."""

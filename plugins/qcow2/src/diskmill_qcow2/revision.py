@@ -11,8 +11,8 @@ Source: the specification's sections "Host cluster management", "Cluster mapping
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from diskmill.sizes import MiB, round_up
 from . import c_qcow2 as c
 from .check import _CHUNK, Counts, unpack
 from .header import check_refcount_table
-from .refcounts import Refcounts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +51,7 @@ class Revision:
         self.file = image.file
         self.size = image.unit
         self.bits = image.header.cluster_bits
-        self.header = dataclasses.replace(image.header, extensions=list(image.header.extensions))
+        self.header = image.header.copy()
         self.old = image.header
         if refcount_order is not None:
             self.header.refcount_order = refcount_order
@@ -88,8 +87,7 @@ class Revision:
             part = offsets[at : at + together]
             raw = bytearray(len(part) * self.size)
             view = memoryview(raw)
-            edges = [0, *(np.flatnonzero(part[1:] != part[:-1] + np.uint64(self.size)) + 1).tolist(), len(part)]
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in _stretches(part, self.size):
                 self.file.read_into(int(part[low]), view[low * self.size : high * self.size])
             yield used[at : at + together], np.frombuffer(raw, ">u8").astype(np.uint64).reshape(len(part), -1)
 
@@ -172,10 +170,14 @@ class Revision:
         self.write_clusters(places, words.astype(">u8"))
         l1[indexes] = places << np.uint64(self.bits)
 
+    def blank(self, places: NDArray[Any]) -> None:
+        """Let the clusters *places* be zeros."""
+        for low, high in _stretches(places, 1):
+            self.file.zero(int(places[low]) * self.size, (high - low) * self.size)
+
     def write_clusters(self, places: NDArray[Any], rows: NDArray[Any]) -> None:
         """Write a row to each of the clusters *places*, neighbours with one call."""
-        edges = [0, *(np.flatnonzero(places[1:] != places[:-1] + np.uint64(1)) + 1).tolist(), len(places)]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in _stretches(places, 1):
             self.file.write(int(places[low]) * self.size, rows[low:high].tobytes())
 
     def share(self, l1: NDArray[Any], weight: int) -> NDArray[Any]:
@@ -237,13 +239,16 @@ class Revision:
         :raises UnsupportedError: one would be too large.
         :raises ImageError: one would be less than 0: they are wrong already.
         """
-        for index in sorted({*self.gained.chunks, *self.lost.chunks}):
+        chunks = {*self.gained.chunks, *self.lost.chunks}
+        if self.header.refcount_order != self.old.refcount_order:
+            chunks |= {*range(-(-len(self.allocator.table) * self.allocator.per_block // _CHUNK))}
+        for index in sorted(chunks):
             self._final(index * _CHUNK, _CHUNK)
 
     def _final(self, first: int, count: int) -> NDArray[Any]:
         """The refcounts of *count* clusters from *first* on in the new revision; they lie in one chunk."""
         stored = self.stored(first, count).astype(np.uint64)
-        final = stored + self.gained.slice(first, count) - self.lost.slice(first, count)
+        final: NDArray[Any] = stored + self.gained.slice(first, count) - self.lost.slice(first, count)
         wrong = final > np.uint64(1 << 63) if self.header.refcount_bits == 64 else final > np.uint64(1 << 62)
         if wrong.any():
             at = (first + int(np.flatnonzero(wrong)[0])) * self.size
@@ -269,8 +274,10 @@ class Revision:
             offset = old.place(index)
             upto = index + 1
             while (
-                upto < end and (upto - index) * self.size < _BATCH
-                and offset and old.place(upto) == offset + (upto - index) * self.size
+                upto < end
+                and (upto - index) * self.size < _BATCH
+                and offset
+                and old.place(upto) == offset + (upto - index) * self.size
             ):
                 upto += 1
             if offset:
@@ -352,7 +359,8 @@ class Revision:
             first, count = indexes[at] * per_block, (upto - at) * per_block
             final = self._finals(first, count)
             gone = np.flatnonzero((final == 0) & (self.stored(first, count) != 0))
-            freed += [(first + low, high - low) for low, high in _runs(gone)][: _MOST_FREED - len(freed)]
+            runs = [(first + int(gone[low]), high - low) for low, high in _stretches(gone, 1)]
+            freed += runs[: _MOST_FREED - len(freed)]
             rows = pack(final, bits).reshape(upto - at, self.size)
             self.write_clusters(np.array([places[index] for index in indexes[at:upto]], np.uint64), rows)
             at = upto
@@ -373,12 +381,11 @@ class Revision:
     def commit(self) -> None:
         """Write the refcounts, then switch to the new revision."""
         image = self.image
+        self.header.pack()  # it fits, or nothing is done
         freed = self._write_refcounts()
-        data = self.header.pack()
         image.barrier()
-        self.file.write(0, data)
-        image.barrier()
-        image.reload(self.header)
+        image.replace_header(self.header)
+        image.reload()
         for first, count in freed:
             self.file.discard(first * self.size, count * self.size)
 
@@ -393,13 +400,11 @@ def _look_up(chunks: dict[int, NDArray[Any]], clusters: NDArray[Any]) -> NDArray
     return found
 
 
-def _runs(numbers: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of the runs of ascending *numbers* that follow each other."""
-    if not len(numbers):
-        return
-    edges = np.flatnonzero(np.diff(numbers) != 1) + 1
-    for part in zip([0, *edges.tolist()], [*edges.tolist(), len(numbers)], strict=True):
-        yield int(numbers[part[0]]), int(numbers[part[1] - 1]) + 1
+def _stretches(numbers: NDArray[Any], step: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1), as indexes, of the stretches of *numbers* that count upwards by *step*."""
+    if len(numbers):
+        edges = np.flatnonzero(numbers[1:] != numbers[:-1] + numbers.dtype.type(step)) + 1
+        yield from pairwise([0, *edges.tolist(), len(numbers)])
 
 
 def pack(counts: NDArray[Any], bits: int) -> NDArray[Any]:
@@ -408,4 +413,6 @@ def pack(counts: NDArray[Any], bits: int) -> NDArray[Any]:
         return counts.astype(f">u{bits // 8}").view(np.uint8)
     per_byte = 8 // bits
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(counts.astype(np.uint8).reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8)
+    parts = counts.astype(np.uint8).reshape(-1, per_byte) << shifts
+    packed: NDArray[Any] = np.bitwise_or.reduce(parts, axis=1)
+    return packed

@@ -151,8 +151,9 @@ def _create(image: Qcow2Image, entries: list[Entry], length: int, name: str) -> 
         vm_clock_nsec=0,
         vm_state_size=0,
         disk_size=image.size,
+        icount=0,
     )
-    _put_table(revision, [*entries, entry], length)
+    put_table(revision, [*entries, entry], length)
     revision.commit()
     return [*entries, entry]
 
@@ -168,7 +169,7 @@ def _apply(image: Qcow2Image, entry: Entry) -> None:
         raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
     image.begin_change()
     revision = Revision(image)
-    there = revision.read_l1(entry.l1_table_offset, entry.l1_size)
+    there = revision.read_l1(*checked(image, entry))
     revision.refer(there, revision.gained)
     revision.refer(revision.l1, revision.lost)
     revision.verify()
@@ -184,16 +185,24 @@ def _delete(image: Qcow2Image, entries: list[Entry], length: int, name: str) -> 
     entry = next((entry for entry in entries if entry.name == name), None)
     if entry is None:
         raise UsageError(f"there is no snapshot named '{name}'", file=image.name)
-    _check(image, entry)
     rest = [other for other in entries if other is not entry]
     revision = Revision(image)
-    revision.refer(revision.read_l1(entry.l1_table_offset, entry.l1_size), revision.lost)
+    revision.refer(revision.read_l1(*checked(image, entry)), revision.lost)
     revision.verify()
     revision.set_l1(revision.own(revision.l1))
     revision.free(entry.l1_table_offset, entry.l1_size * 8)
-    _put_table(revision, rest, length)
+    put_table(revision, rest, length)
     revision.commit()
     return rest
+
+
+def checked(image: Qcow2Image, entry: Entry) -> tuple[int, int]:
+    """Where the L1 table of *entry* is, and how many entries it has.
+
+    :raises ImageError: it cannot be there.
+    """
+    _check(image, entry)
+    return entry.l1_table_offset, entry.l1_size
 
 
 def _number(text: str) -> int:
@@ -202,7 +211,7 @@ def _number(text: str) -> int:
     return int(digits[:18] or 0)
 
 
-def _put_table(revision: Revision, entries: list[Entry], old_length: int) -> None:
+def put_table(revision: Revision, entries: list[Entry], old_length: int) -> None:
     """Write the snapshot table anew."""
     header = revision.header
     data = pack_table(entries, header.size)
