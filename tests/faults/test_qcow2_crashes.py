@@ -1,8 +1,8 @@
 """Operations on qcow2 images in place, and the power gone in between: what is there is old or new, and consistent.
 
-Every change of every file is recorded. After each prefix of the record, with all of it on disk, and with only some of what
-came since the last barrier, the image opens, checks without corruption, and its disk and each of its snapshots read as
-before the operation or as after it.
+Every change of every file is recorded. After each prefix of the record, with all of it on disk, and with only some of
+the sectors that changed since the last barrier, the image opens, checks without corruption, and its disk and each of
+its snapshots read as before the operation or as after it.
 """
 
 from __future__ import annotations
