@@ -7,7 +7,7 @@ any part may be, in any order, and the last write may have been torn between two
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +51,48 @@ def crash_states(
             loose = loose[: chance.randrange(len(loose) + 1)]
         elif manner == "torn" and loose and loose[-1][0] == "write":
             _, offset, data = loose[-1]
-            loose[-1] = ("write", offset, data[: chance.randrange(len(data) // SECTOR + 1) * SECTOR - offset % SECTOR])
+            cut = chance.randrange(len(data) // SECTOR + 1) * SECTOR - offset % SECTOR
+            loose[-1] = ("write", offset, data[: max(cut, 0)])
         for change in loose:
             apply(state, change)
         yield point, state
+
+
+def crash_of_several(
+    before: Mapping[str, Content], journal: Sequence[tuple[str, Change]], chance: random.Random | None
+) -> dict[str, Content]:
+    """The files after a crash when all of *journal*, changes of several files, had been asked for.
+
+    A barrier holds for one file; the next change, of whatever file, was asked for after it had returned.
+
+    :param chance: which of the sectors that changed since each file's last barrier are on disk; None: all.
+    """
+    after = {}
+    for name, content in before.items():
+        changes = [change for file, change in journal if file == name]
+        barrier = max((at for at, change in enumerate(changes) if change[0] == "barrier"), default=0)
+        sure, loose = changes[:barrier], changes[barrier:]
+        if chance is not None:
+            keep = chance.random()
+            loose = [part for change in loose for part in _sectors(change) if chance.random() < keep]
+            chance.shuffle(loose)
+        after[name] = content.copy()
+        for change in sure + loose:
+            apply(after[name], change)
+    return after
+
+
+def _sectors(change: Change) -> Iterator[Change]:
+    """A write as the sectors that it is made of: only one is written whole or not at all."""
+    if change[0] != "write":
+        yield change
+        return
+    _, offset, data = change
+    at = 0
+    while at < len(data):
+        length = SECTOR - (offset + at) % SECTOR
+        yield "write", offset + at, data[at : at + length]
+        at += length
 
 
 @dataclass

@@ -128,27 +128,37 @@ class MemoryStorage(Storage):
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         self._changing()
-        if self.journal is not None:
-            self.journal.append(("write", offset, bytes(data)))
+        self._record("write", offset, bytes(data))
         self.content.write(offset, data)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self._changing()
-        if self.journal is not None:
-            self.journal.append(("zero", offset, length))
+        self._record("zero", offset, length)
         self.content.zero(offset, offset + length, unmap=unmap)
 
     def truncate(self, size: int) -> None:
         self._changing()
-        if self.journal is not None:
-            self.journal.append(("truncate", size))
+        self._record("truncate", size)
         self.content.truncate(size)
 
     def allocate(self, offset: int, length: int, mode: str) -> None:
         self._changing()
-        self.content.size = max(self.size, offset + length)
+        if self.size < offset + length:
+            self.truncate(offset + length)
         if mode == "full":
             self.zero(offset, length, unmap=False)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Where changes are recorded, what is discarded turns into something else: nobody may need it."""
+        length = min(length, self.size - offset)
+        if length > 0 and (self.journal is not None or self.driver.journal is not None):
+            self.write(offset, b"\xdd" * length)
+
+    def _record(self, *change: Any) -> None:
+        if self.journal is not None:
+            self.journal.append(change)
+        if self.driver.journal is not None:
+            self.driver.journal.append((file_key(self.name), change))
 
     def _changing(self) -> None:
         if not self.writable or self.closed:
@@ -164,8 +174,8 @@ class MemoryStorage(Storage):
         self.flush()
 
     def flush(self) -> None:
-        if self.journal is not None and self.journal[-1:] != [("barrier",)]:
-            self.journal.append(("barrier",))
+        if self.journal is None or self.journal[-1:] != [("barrier",)]:
+            self._record("barrier")
 
     def settle(self) -> None:
         if self.new:
@@ -186,6 +196,8 @@ class MemoryDriver(ProtocolDriver):
 
     def __init__(self) -> None:
         self.files: dict[str, Content] = {}
+        self.journal: list[tuple[str, tuple[Any, ...]]] | None = None
+        """Where set, gets every change of every file, with the file's key in front."""
 
     @hookimpl
     def open(self, request: OpenRequest) -> MemoryStorage:

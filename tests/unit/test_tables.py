@@ -43,6 +43,7 @@ def test_runs_say_what_the_table_says(find: object, case: tuple[array[int], int]
         assert run.length > 0
         assert run.step in (0, step)
         assert all(type(part) is int for part in run)
+        assert run.value or not run.step, "0 says that there is nothing; the next entry may by chance be the step"
         at += run.length
     assert expand(runs) == table.tolist()
 

@@ -75,7 +75,9 @@ def fill_run(table: array[int], index: int, count: int, value: int, step: int) -
 
 
 def runs(table: array[int], step: int) -> Iterator[Run]:
-    """The runs of *table*, in order, covering it whole.
+    """The runs of *table*, in order, covering it whole. A run that counts does not begin with 0.
+
+    In most formats 0 says that there is nothing, and the next entry may by chance be the step.
 
     :param step: by how much entries of neighbouring clusters differ: the cluster size where entries hold byte
         offsets, 1 where they hold cluster numbers, and so on.
@@ -96,7 +98,7 @@ def _runs_python(table: array[int], step: int) -> Iterator[Run]:
     stride: int | None = None  # not known before a run's second entry
     for index, value in enumerate(table[1:], 1):
         delta = value - previous
-        if delta == stride or (stride is None and (delta == 0 or delta == step)):
+        if delta == stride or (stride is None and (delta == 0 or delta == step and previous)):
             stride = delta
         else:
             yield Run(start, index - start, first, stride or 0)
@@ -115,7 +117,8 @@ def _runs_numpy(table: array[int], step: int) -> Iterator[Run]:
     link = (delta == 0).astype(numpy.uint8)
     if step:
         # Unsigned differences wrap around: 0xffffffff and then 0 is no step upwards.
-        link[(delta == numpy.array(step, dtype=values.dtype)) & (values[1:] > values[:-1])] = 2
+        upwards = (values[1:] > values[:-1]) & (values[:-1] != 0)
+        link[(delta == numpy.array(step, dtype=values.dtype)) & upwards] = 2
     joined = link != 0
     joined[1:] &= (link[1:] == link[:-1]) | (link[:-1] == 0)
     starts = numpy.flatnonzero(~joined) + 1

@@ -36,6 +36,7 @@ class Qcow2Driver(FormatDriver):
             "zero",
             "check",
             "resize",
+            "shrink",
             "preallocation",
             "encryption",
             "amend",
@@ -113,7 +114,7 @@ class Qcow2Driver(FormatDriver):
         if rest:
             from .amend import amend
 
-            amend(image, rest)
+            amend(image, rest, force)
         if keys:
             from .encryption import amend as amend_keys
 

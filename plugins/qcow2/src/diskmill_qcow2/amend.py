@@ -1,6 +1,7 @@
 """Changing options of an image in place, and emptying it.
 
-What lives in the header alone is one write of the header area. The other options are refused by name.
+What lives in the header alone is one write of the header area; another version or refcount width is a new revision of
+the metadata.
 """
 
 from __future__ import annotations
@@ -9,73 +10,96 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from diskmill.errors import UnsupportedError, UsageError
+from diskmill.errors import UsageError
 
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
     from diskmill.options import Value
 
+    from .header import Header
     from .image import Qcow2Image
 
-_HERE = {"backing_file", "backing_fmt", "lazy_refcounts", "size", "compat", "refcount_bits", "data_file_raw"}
 
-
-def amend(image: Qcow2Image, options: Mapping[str, Value]) -> None:
+def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
     """Apply *options* to *image*, all of them or none.
 
+    :param force: the disk may become smaller.
     :raises UnsupportedError: an option cannot be changed, or not to that value.
     :raises UsageError: the values do not go together.
     """
-    with image.lock:
-        _refuse(image, options)
-        image.flush()
-        _backing(image, options)
-        lazy = options.get("lazy_refcounts")
-        if lazy is not None:
-            image.header.compatible_features &= ~c.LAZY_REFCOUNTS
-            image.header.compatible_features |= c.LAZY_REFCOUNTS if lazy else 0
-        image.header.pack()  # it fits, or nothing is changed on disk
-        size = options.get("size")
-        if size is not None and int(size) != image.size:
-            from .resize import resize
-
-            resize(image, int(size), "off")
-        image.write_header()
-        image.flush()
-
-
-def _refuse(image: Qcow2Image, options: Mapping[str, Value]) -> None:
     header = image.header
-    for name in options:
-        if name not in _HERE:
-            raise UnsupportedError(f"the option '{name}' of a qcow2 image cannot be changed", file=image.name)
-    same = {
-        "compat": 2 if options.get("compat") in ("0.10", "v2") else 3,
-        "refcount_bits": options.get("refcount_bits"),
-        "data_file_raw": bool(options.get("data_file_raw")),
-    }
-    now = {
-        "compat": header.version,
-        "refcount_bits": header.refcount_bits,
-        "data_file_raw": bool(header.autoclear_features & c.RAW_EXTERNAL_DATA),
-    }
-    for name, value in now.items():
-        if name in options and same[name] != value:
-            raise UnsupportedError(f"changing '{name}' of a qcow2 image is not supported", file=image.name)
-    if options.get("lazy_refcounts") and header.version < 3:
+    with image.lock:
+        image.flush()
+        version = _version(options, header.version)
+        order = _refcount_order(image, options, version)
+        _refuse(image, options, version, force)
+        size = int(options.get("size") or image.size)
+        if version < header.version:
+            from .versions import refuse_downgrade
+
+            refuse_downgrade(image, size)
+        grows = size != image.size
+        if grows and header.version <= version == 2:
+            _resize(image, size)
+            grows = False
+        if version != header.version or order != header.refcount_order:
+            from .versions import rewrite
+
+            rewrite(image, version, order, lambda new: _header(new, options))
+        else:
+            new = header.copy()
+            _header(new, options)
+            image.replace_header(new)
+        if grows:
+            _resize(image, size)
+        image.flush()
+
+
+def _resize(image: Qcow2Image, size: int) -> None:
+    from .resize import resize
+
+    resize(image, size, "off")
+
+
+def _version(options: Mapping[str, Value], now: int) -> int:
+    if "compat" not in options:
+        return now
+    return 2 if options["compat"] in ("0.10", "v2") else 3
+
+
+def _refcount_order(image: Qcow2Image, options: Mapping[str, Value], version: int) -> int:
+    bits = int(options.get("refcount_bits", image.header.refcount_bits))
+    if bits & (bits - 1) or not 1 <= bits <= 64:
+        raise UsageError(f"refcount_bits must be a power of two from 1 to 64, not {bits}", file=image.name)
+    if version < 3 and bits != 16:
+        raise UsageError("compat=0.10 needs refcount_bits=16", file=image.name)
+    return bits.bit_length() - 1
+
+
+def _refuse(image: Qcow2Image, options: Mapping[str, Value], version: int, force: bool) -> None:
+    header = image.header
+    raw = bool(header.autoclear_features & c.RAW_EXTERNAL_DATA)
+    if options.get("lazy_refcounts") and version < 3:
         raise UsageError("lazy_refcounts needs compat=1.1 or later", file=image.name)
+    if "data_file" in options and not image.external:
+        raise UsageError("data_file is for images that have an external data file", file=image.name)
+    if options.get("data_file_raw") and not raw:
+        raise UsageError("data_file_raw can only be set when an image is made", file=image.name)
+    for name, what in (("backing_file", "backing file"), ("data_file", "data file")):
+        if len(os.fsencode(str(options.get(name, "")))) > c.MAX_BACKING_NAME:
+            raise UsageError(f"the {what} name is longer than {c.MAX_BACKING_NAME} bytes", file=image.name)
     backing = options.get("backing_file")
-    if backing and header.autoclear_features & c.RAW_EXTERNAL_DATA:
+    if backing and raw:
         raise UsageError("a backing file and data_file_raw cannot be used together", file=image.name)
-    if backing and len(os.fsencode(str(backing))) > c.MAX_BACKING_NAME:
-        raise UsageError(f"the backing file name is longer than {c.MAX_BACKING_NAME} bytes", file=image.name)
     if options.get("backing_fmt") and not (backing if backing is not None else header.backing_file):
         raise UsageError("backing_fmt needs a backing file", file=image.name)
+    if int(options.get("size") or image.size) < image.size and not force:
+        raise UsageError("the disk would become smaller: use resize --shrink, or --force", file=image.name)
 
 
-def _backing(image: Qcow2Image, options: Mapping[str, Value]) -> None:
-    header = image.header
+def _header(header: Header, options: Mapping[str, Value]) -> None:
+    """What *options* change in the header alone."""
     if "backing_file" in options:
         header.backing_file = str(options["backing_file"]) or None
         if not header.backing_file:
@@ -83,6 +107,14 @@ def _backing(image: Qcow2Image, options: Mapping[str, Value]) -> None:
     if "backing_fmt" in options:
         text = str(options["backing_fmt"])
         header.set_extension(c.EXT_BACKING_FORMAT, text.encode() if text else None)
+    if "lazy_refcounts" in options:
+        header.compatible_features &= ~c.LAZY_REFCOUNTS
+        header.compatible_features |= c.LAZY_REFCOUNTS if options["lazy_refcounts"] else 0
+    if "data_file" in options:
+        text = str(options["data_file"])
+        header.set_extension(c.EXT_DATA_FILE, os.fsencode(text) if text else None)
+    if "data_file_raw" in options and not options["data_file_raw"]:
+        header.autoclear_features &= ~c.RAW_EXTERNAL_DATA
 
 
 def empty(image: Qcow2Image) -> bool | None:

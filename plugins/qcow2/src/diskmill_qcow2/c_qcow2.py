@@ -128,6 +128,8 @@ MAX_SNAPSHOTS = 65536
 """A limit of QEMU."""
 MAX_SNAPSHOT_TABLE_BYTES = 64 * MiB
 """A limit of QEMU: 1024 bytes for each of the most snapshots."""
+MAX_SNAPSHOT_NAME = 255
+"""A limit of QEMU, in bytes; it cuts longer names off."""
 MAX_SNAPSHOT_EXTRA_DATA = 1 * KiB
 """A limit of QEMU."""
 

@@ -16,7 +16,7 @@ from diskmill.sizes import KiB, MiB, format_size
 
 from . import c_qcow2 as c
 from .encryption import install, prepare
-from .header import Header, feature_table
+from .header import Header
 from .image import Qcow2Image
 from .refcounts import Refcounts
 
@@ -186,8 +186,7 @@ def _header(chosen: Parameters, size: int) -> Header:
         header.set_extension(c.EXT_DATA_FILE, os.fsencode(chosen.data_file))
         if chosen.data_file_raw:
             header.autoclear_features |= c.RAW_EXTERNAL_DATA
-    if header.version > 2 and header.cluster_size > len(header.pack()) + len(feature_table()) + 8:
-        header.set_extension(c.EXT_FEATURE_TABLE, feature_table())
+    header.name_features()
     if header.backing_file is not None and len(os.fsencode(header.backing_file)) > c.MAX_BACKING_NAME:
         raise UsageError(f"the backing file name is longer than {c.MAX_BACKING_NAME} bytes")
     return header

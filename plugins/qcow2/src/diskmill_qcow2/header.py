@@ -6,15 +6,17 @@ Source: the specification's sections "Header" and "Header extensions"; the limit
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.sizes import MiB, round_down, round_up
+from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diskmill.node import Node
 
 _WORDS = {0: "incompatible", 1: "compatible", 2: "autoclear"}
@@ -47,6 +49,10 @@ class Header:
     backing_file: str | None = None
     rest: bytes = b""
     """Header bytes after the fields known here; they are preserved."""
+
+    def copy(self) -> Header:
+        """Another one that says the same."""
+        return replace(self, extensions=list(self.extensions))
 
     @property
     def cluster_size(self) -> int:
@@ -98,9 +104,10 @@ class Header:
         data = self.extension(c.EXT_DATA_FILE)
         return None if data is None else os.fsdecode(data)
 
-    def pack(self) -> bytes:
+    def pack(self, backing_at: int | None = None) -> bytes:
         """The header area, from the file's first byte to the end of the backing file name.
 
+        :param backing_at: leave the name out: it is at this offset.
         :raises UsageError: it does not fit in the first cluster.
         """
         record = c.HEADER.new(magic=c.QCOW_MAGIC, header_length=self._length())
@@ -114,9 +121,9 @@ class Header:
         extensions = b"".join(parts)
         if self.backing_file is not None:
             backing = os.fsencode(self.backing_file)
-            record.backing_file_offset = self._length() + len(extensions)
+            record.backing_file_offset = backing_at or self._length() + len(extensions)
             record.backing_file_size = len(backing)
-            extensions += backing
+            extensions += backing if backing_at is None else b""
         if self.version == 2:
             data = c.HEADER_V2.pack(record) + extensions
         else:
@@ -128,6 +135,11 @@ class Header:
             )
         return data
 
+    def name_features(self) -> None:
+        """Add the feature name table, where there is room for it."""
+        if self.version > 2 and self.cluster_size > len(self.pack()) + len(feature_table()) + 8:
+            self.set_extension(c.EXT_FEATURE_TABLE, feature_table())
+
     def _length(self) -> int:
         return c.HEADER_V2.size if self.version == 2 else c.HEADER_LENGTH + len(self.rest)
 
@@ -138,6 +150,39 @@ def feature_table() -> bytes:
         c.FEATURE_NAME.pack(c.FEATURE_NAME.new(type=kind, bit=bit, name=name.encode()))
         for kind, bit, name in c.FEATURES
     )
+
+
+def write_header(file: Node, header: Header, barrier: Callable[[], None]) -> None:
+    """Let the header area on disk be *header*; a crash leaves that or the one before, where there is room to do so.
+
+    Only a sector is written whole or not at all, so what lies in further sectors is not changed while the first one
+    has it read.
+    """
+    data, old = header.pack(), file.read(0, header.cluster_size)
+    first, rest = data[:SECTOR], data[SECTOR:]
+    if rest != old[SECTOR : len(data)]:
+        if old[SECTOR : len(data)].strip(b"\0"):
+            _write_short(file, header, max(len(data), len(old.rstrip(b"\0"))), barrier)
+        file.write(SECTOR, rest)
+        barrier()
+    file.write(0, first)
+
+
+def _write_short(file: Node, header: Header, free: int, barrier: Callable[[], None]) -> None:
+    """Write *header*, but all in the first sector: without feature names, and the backing file's name at *free*."""
+    short = header.copy()
+    short.set_extension(c.EXT_FEATURE_TABLE, None)
+    data = short.pack()
+    if len(data) > SECTOR and short.backing_file is not None:
+        name, free = os.fsencode(short.backing_file), round_up(free, SECTOR)
+        if free + len(name) > short.cluster_size:
+            return
+        data = short.pack(free)
+        file.write(free, name)
+        barrier()
+    if len(data) <= SECTOR:
+        file.write(0, data)
+        barrier()
 
 
 def read_header(file: Node, name: str) -> Header:

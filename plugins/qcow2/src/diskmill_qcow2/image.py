@@ -18,7 +18,7 @@ from diskmill.references import Reference
 from diskmill.sizes import round_down, round_up
 
 from . import c_qcow2 as c
-from .header import Header, check_refcount_table, read_header
+from .header import Header, check_refcount_table, read_header, write_header
 from .l2 import Mapping
 
 if TYPE_CHECKING:
@@ -317,12 +317,22 @@ class Qcow2Image(Image):
     def refcounts(self) -> Refcounts:
         """Host cluster management, read when first asked for."""
         if self._refcounts is None:
-            from .refcounts import Refcounts
-
             check_refcount_table(self.header, self.file.size, self.name)
-            self._refcounts = Refcounts(self.file, self.header, self.name)
-            self._refcounts.protect(self._metadata())
+            self._refcounts = self.new_allocator()
         return self._refcounts
+
+    def new_allocator(self) -> Refcounts:
+        """Host cluster management as the disk has it, with nothing allocated yet."""
+        from .refcounts import Refcounts
+
+        refcounts = Refcounts(self.file, self.header, self.name)
+        refcounts.protect(self._metadata(refcounts))
+        return refcounts
+
+    def reload(self) -> None:
+        """The tables on disk are others now, those that the header names."""
+        self.size = self.header.size
+        self._mapping = self._refcounts = None
 
     def begin(self, refcounts: Refcounts) -> None:
         """Called by ``create``: the image is new, and *refcounts* is its allocator."""
@@ -339,7 +349,7 @@ class Qcow2Image(Image):
             raise UnsupportedError("it was not closed properly: repair it with check -r all", file=self.name)
         check_refcount_table(self.header, self.file.size, self.name)
 
-    def _metadata(self) -> set[int]:
+    def _metadata(self, refcounts: Refcounts) -> set[int]:
         """The host clusters that hold metadata, as far as header, L1 and refcount table say."""
         header, size = self.header, self.unit
         places = [(0, size), (header.l1_table_offset, header.l1_size * 8)]
@@ -353,13 +363,14 @@ class Qcow2Image(Image):
         clusters = {
             cluster for offset, length in places for cluster in range(offset // size, -(-(offset + length) // size))
         }
-        assert self._refcounts is not None
-        clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in self._refcounts.table if entry)
+        clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in refcounts.table if entry)
         clusters.update((entry & c.OFFSET_MASK) // size for entry in self.mapping.l1 if entry)
         return clusters
 
-    def _begin(self) -> None:
-        """Before the first change: features that this driver does not keep up are cleared."""
+    def begin_change(self) -> None:
+        """Before guest data changes: features that this driver does not keep up are cleared."""
+        if self._begun:
+            return
         self._begun = True
         header = self.header
         kept = header.autoclear_features & c.RAW_EXTERNAL_DATA
@@ -370,8 +381,7 @@ class Qcow2Image(Image):
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters."""
-        if not self._begun:
-            self._begin()
+        self.begin_change()
         if self.volume is not None:  # whole sectors
             end = round_up(offset + length, self.volume.granularity)
             offset = round_down(offset, self.volume.granularity)
@@ -447,13 +457,20 @@ class Qcow2Image(Image):
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
         """Places for compressed clusters, packed one behind the other."""
-        if not self._begun:
-            self._begin()
+        self.begin_change()
         offsets = self.refcounts.allocate_bytes([stored for _, _, stored in units])
         return [
             Placement(start, self.unit, self.file, offset, fresh=True, stored=stored)
             for (start, _, stored), offset in zip(units, offsets, strict=True)
         ]
+
+    def publish_places(self, placements: Sequence[Placement]) -> None:
+        """As :meth:`publish`, but with extended L2 entries no subcluster is allocated yet."""
+        for placement in placements:
+            if placement.fresh:
+                at, count = placement.start // self.unit, placement.length // self.unit
+                self._set(at, count, placement.offset | c.COPIED, self.unit, 0)
+        self._relieve()
 
     def publish(self, placements: Sequence[Placement]) -> None:
         """Let the L2 tables, in memory, point to *placements*."""
@@ -546,8 +563,7 @@ class Qcow2Image(Image):
 
     def _clear(self, offset: int, length: int, *, zero: bool, keep: bool) -> None:
         """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone."""
-        if not self._begun:
-            self._begin()
+        self.begin_change()
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
         extended = mapping.words == 2
@@ -573,6 +589,24 @@ class Qcow2Image(Image):
                         self._set(at + run.at, run.length, plain, 0, bitmap)
             at += count
             self._relieve()
+
+    def drop_beyond(self, offset: int) -> None:
+        """Nothing is allocated any more in clusters that begin at or after guest *offset*."""
+        mapping = self.mapping
+        first, entry = divmod(-(-offset // self.unit), mapping.count)
+        if entry:
+            if first < len(mapping.l1) and mapping.get(first) is not None:
+                self._set(first * mapping.count + entry, mapping.count - entry, 0, 0, 0)
+            first += 1
+        for index in range(first, len(mapping.l1)):
+            table = mapping.get(index) if mapping.has(index) else None
+            if table is not None:
+                words = table.entries[:: mapping.words]
+                self._drop(words, array("Q", bytes(len(words) * 8)))
+                if table.offset:
+                    self._drop_table(table.offset)
+                mapping.remove(index)
+                self._relieve()
 
     def _relieve(self) -> None:
         """Write tables out before they fill the memory."""
@@ -649,7 +683,20 @@ class Qcow2Image(Image):
 
     def write_header(self) -> None:
         """Write the header area."""
-        self.file.write(0, self.header.pack())
+        if self.fresh:
+            self.file.write(0, self.header.pack())
+        else:
+            write_header(self.file, self.header, self.barrier)
+
+    def replace_header(self, header: Header) -> None:
+        """Let *header* be the image's, on disk too.
+
+        :raises UsageError: it does not fit in the first cluster; nothing is changed then.
+        """
+        header.pack()
+        vars(self.header).update(vars(header))
+        self.write_header()
+        self.barrier()
 
     def flush(self) -> None:
         """Everything published so far reaches the disk."""

@@ -152,8 +152,20 @@ class Mapping:
                 entries = entries[(low - begin * self.count) * self.words : (high - begin * self.count) * self.words]
             yield low, high - low, entries
 
+    def has(self, index: int) -> bool:
+        """Whether there is an L2 table *index*."""
+        return bool(self.l1[index] & c.OFFSET_MASK) or index in self._tables
+
+    def remove(self, index: int) -> None:
+        """There is no L2 table *index* any more; the caller drops its references."""
+        self._tables.pop(index, None)
+        self._dirty.discard(index)
+        if self.l1[index]:
+            self.l1[index] = 0
+            self.l1_dirty.add(index)
+
     def _absent(self, index: int) -> bool:
-        return not self.l1[index] & c.OFFSET_MASK and index not in self._tables
+        return not self.has(index)
 
     def _read(self, first: int, last: int) -> array[int]:
         """The entries of tables *first* to *last*, which all exist, one after the other."""

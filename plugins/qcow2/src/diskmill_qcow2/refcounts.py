@@ -267,26 +267,36 @@ class Refcounts:
         dropped, self._dropped = self._dropped, []
         freed: list[list[int]] = []
         for start, count in dropped:
-            for cluster in range(start, start + count):
-                block = self.block(cluster // self.per_block)
-                at = cluster % self.per_block
-                value = block.counts[at]
-                if not value:
-                    raise ImageError(
-                        "a cluster in use has no references: the image is damaged, check it",
-                        file=self.name,
-                        place=f"refcount of offset {cluster * self.cluster_size}",
-                    )
-                block.counts[at] = value - 1
-                block.mark(at, at + 1)
-                if value == 1:
-                    if cluster == self._packed // self.cluster_size:
+            end = start + count
+            while start < end:
+                index, at = divmod(start, self.per_block)
+                number = min(end - start, self.per_block - at)
+                for low, high in self._decrease(self.block(index), at, at + number):
+                    first, last = index * self.per_block + low, index * self.per_block + high
+                    if first <= self._packed // self.cluster_size < last:
                         self._packed = 0
-                    if freed and freed[-1][1] == cluster:
-                        freed[-1][1] += 1
+                    if freed and freed[-1][1] == first:
+                        freed[-1][1] = last
                     else:
-                        freed.append([cluster, cluster + 1])
+                        freed.append([first, last])
+                start += number
         return [(start, end - start) for start, end in freed]
+
+    def _decrease(self, block: Block, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """One less for entries *low* to *high* of *block*; the stretches (start, end) of those that are 0 now."""
+        counts = block.counts
+        block.mark(low, high)
+        for run in tables.runs(counts[low:high], 0):
+            start, end = low + run.at, low + run.at + run.length
+            if not run.value:
+                raise ImageError(
+                    "a cluster in use has no references: the image is damaged, check it",
+                    file=self.name,
+                    place=f"refcount entry {start} of the block at offset {block.offset}",
+                )
+            tables.fill_run(counts, start, run.length, run.value - 1, 0)
+            if run.value == 1:
+                yield start, end
 
     def offer(self, freed: Iterable[tuple[int, int]]) -> None:
         """Clusters that :meth:`release` freed may be used again: the disk knows."""
@@ -314,6 +324,16 @@ class Refcounts:
             return 0
         return self.block(index).counts[cluster % self.per_block]
 
+    def last(self) -> int:
+        """The last cluster that has references, as far as the blocks have heard."""
+        for index in reversed(range(len(self.table))):
+            if self.table[index]:
+                counts = self.block(index).counts
+                used = len(counts.tobytes().rstrip(b"\0"))
+                if used:
+                    return index * self.per_block + (used - 1) // counts.itemsize
+        return 0
+
     def block(self, index: int) -> Block:
         """Refcount block *index*, which exists.
 
@@ -322,17 +342,27 @@ class Refcounts:
         block = self._blocks.get(index)
         if block is not None:
             return block
-        offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
-        if not offset or offset % self.cluster_size or offset >= self.file.size:
-            raise ImageError(
-                f"it says that the refcount block is at offset {offset}",
-                file=self.name,
-                place=f"refcount table entry {index}",
-            )
+        offset = self.place(index)
+        if not offset:
+            raise self._misplaced(index, offset)
         data = self.file.read(offset, self.cluster_size)
         block = Block(unpack(data, self.bits), offset, new=False)
         self._keep(index, block)
         return block
+
+    def place(self, index: int) -> int:
+        """Where refcount block *index* is in the file; 0: there is none.
+
+        :raises ImageError: the refcount table has an impossible entry.
+        """
+        offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
+        if offset % self.cluster_size or offset >= self.file.size:
+            raise self._misplaced(index, offset)
+        return offset
+
+    def _misplaced(self, index: int, offset: int) -> ImageError:
+        cause = f"it says that the refcount block is at offset {offset}"
+        return ImageError(cause, file=self.name, place=f"refcount table entry {index}")
 
     def _keep(self, index: int, block: Block) -> None:
         most = max(CACHE_BYTES // (self.per_block * block.counts.itemsize), 2)

@@ -8,7 +8,7 @@ from diskmill import tables
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.extents import Kind
 from diskmill.node import Storage
-from diskmill.sizes import SECTOR, round_up
+from diskmill.sizes import SECTOR, round_down, round_up
 
 from . import c_qcow2 as c
 
@@ -24,24 +24,82 @@ def resize(image: Qcow2Image, size: int, preallocation: str) -> bool:
     """
     header = image.header
     size = round_up(size, SECTOR)
-    old = image.size
     if header.nb_snapshots and header.version < 3:
         raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
-    if size < old:
-        raise UnsupportedError("shrinking is not supported", file=image.name)
+    if size < image.size and preallocation != "off":
+        raise UsageError("preallocation is for growing images", file=image.name)
     with image.lock:
         image.flush()
-        _grow_l1(image, size)
-        header.size = size
-        image.write_header()
-        image.barrier()
-        image.size = size
+        if size < image.size:
+            _shrink(image, size)
+        elif size > image.size:
+            _grow(image, size, preallocation)
+        image.flush()
+    return True
+
+
+def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
+    """What is new reads as zeros; the header says so last."""
+    old = image.size
+    _forget_bitmaps(image, size)
+    image.drop_beyond(old)  # VM state that a snapshot left there, or what a disk that was once larger held
+    image.flush_tables()
+    _grow_l1(image, size)
+    image.size = size
+    try:
         if image.external and isinstance(image.data, Storage) and image.data.size < size:
             image.data.truncate(size)
+        _blank(image, old, min(round_up(old, image.unit), size))
+        if image.backing is not None and image.backing.size > old:
+            image.zero(old, min(image.backing.size, size) - old, unmap=False)
         if preallocation != "off":
             preallocate(image, old, size - old, preallocation)
         image.flush()
-    return True
+    except BaseException:
+        image.size = old
+        raise
+    _write_size(image, size)
+
+
+def _blank(image: Qcow2Image, start: int, end: int) -> None:
+    """Zeros from *start*, where the disk ended, to the *end* of that cluster: anything may be there."""
+    for extent in list(image.extents(start, end - start)):
+        if extent.kind in (Kind.DATA, Kind.ENCODED):
+            image.zero(extent.start, extent.length, unmap=False)
+
+
+def _shrink(image: Qcow2Image, size: int) -> None:
+    """The header says so first: then nothing can be missed."""
+    image.begin_change()
+    _write_size(image, size)
+    image.size = size
+    image.drop_beyond(size)
+    image.flush_tables()
+    if image.external:
+        if isinstance(image.data, Storage) and image.header.autoclear_features & c.RAW_EXTERNAL_DATA:
+            image.data.truncate(size)
+    elif isinstance(image.file, Storage) and image.file.blank:
+        end = (image.refcounts.last() + 1) * image.unit
+        if end < image.file.size:
+            image.file.truncate(end)
+
+
+def _write_size(image: Qcow2Image, size: int) -> None:
+    image.header.size = size
+    image.barrier()
+    image.write_header()
+    image.barrier()
+
+
+def _forget_bitmaps(image: Qcow2Image, size: int) -> None:
+    """Bitmaps whose tables are too small for *size* bytes are no longer valid."""
+    from .bitmaps import read_directory
+
+    for entry in read_directory(image.file, image.header, image.name):
+        covered = 8 * image.unit << entry.granularity_bits
+        if entry.bitmap_table_size != -(-size // covered):
+            image.begin_change()
+            return
 
 
 def _grow_l1(image: Qcow2Image, size: int) -> None:
@@ -71,11 +129,15 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
 def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
     """Give every unallocated cluster of guest bytes *offset* to *offset + length* a place in the file.
 
+    With extended L2 entries it only gets the place: its subclusters still read as before. Else it reads as zeros, so
+    there must be no backing image.
+
     :param mode: ``metadata`` only says where; ``falloc`` and ``full`` claim the space as well.
     """
     end = offset + length
     step = image.unit * image.header.l2_entries
-    at = offset // image.unit * image.unit
+    at = round_down(offset, image.unit)
+    sizes = {node: node.size if node.blank else end for node in (image.file, image.data) if node is not None}
     top = 0
     while at < end:
         upto = min((at // step + 1) * step, end)
@@ -83,12 +145,15 @@ def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
             holes = [extent for extent in image.extents(at, upto - at) if extent.kind is Kind.HOLE]
             for hole in holes:
                 placements = image.reserve(hole.start, hole.length)
-                image.publish(placements)
                 for placement in placements:
+                    stale = sizes[placement.node] - placement.offset
+                    if stale > 0:  # space that is used again
+                        placement.node.zero(placement.offset, min(stale, placement.length))
                     if placement.node is image.file:
                         top = max(top, placement.offset + placement.length)
                     if mode != "metadata" and isinstance(placement.node, Storage):
                         placement.node.allocate(placement.offset, placement.length, mode)
+                image.publish_places(placements)
         at = upto
     if isinstance(image.file, Storage) and image.file.size < top:
         image.file.truncate(top)

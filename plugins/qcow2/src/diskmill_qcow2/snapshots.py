@@ -5,6 +5,7 @@ Source: the specification's section "Snapshots"; limits are QEMU's.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from .header import Header
     from .image import Qcow2Image
+    from .revision import Revision
 
 
 @dataclass
@@ -60,17 +62,23 @@ class Entry:
 
 
 def act(image: Qcow2Image, action: str, name: str) -> list[Snapshot]:
-    """List the snapshots, or ``load`` one: *image*, open for reading, then reads as the snapshot.
+    """List the snapshots; ``create``, ``apply`` or ``delete`` one; or ``load`` one: *image*, open for reading, then
+    reads as the snapshot.
 
-    :raises UsageError: there is no snapshot with that id or name.
-    :raises UnsupportedError: another action.
+    :raises UsageError: there is no such snapshot, or one cannot be called so.
+    :raises UnsupportedError: the image cannot have snapshots, or its refcounts cannot count them.
     """
-    entries, _ = read_table(image.file, image.header, image.name)
-    if action == "load":
-        _load(image, find(entries, name, image.name))
-    elif action != "list":
-        raise UnsupportedError(f"this driver cannot {action} internal snapshots", file=image.name)
-    return [entry.result() for entry in entries]
+    with image.lock:
+        entries, length = read_table(image.file, image.header, image.name)
+        if action == "load":
+            _load(image, find(entries, name, image.name))
+        elif action == "create":
+            entries = _create(image, entries, length, name)
+        elif action == "apply":
+            _apply(image, find(entries, name, image.name))
+        elif action == "delete":
+            entries = _delete(image, entries, length, name)
+        return [entry.result() for entry in entries]
 
 
 def find(entries: list[Entry], name: str, file: str) -> Entry:
@@ -86,6 +94,14 @@ def find(entries: list[Entry], name: str, file: str) -> Entry:
 
 
 def _load(image: Qcow2Image, entry: Entry) -> None:
+    image.load(entry.l1_table_offset, entry.l1_size, _check(image, entry))
+
+
+def _check(image: Qcow2Image, entry: Entry) -> int:
+    """The guest disk's size in *entry*, whose L1 table can be where it says.
+
+    :raises ImageError: it cannot.
+    """
     header, place = image.header, f"snapshot {entry.id}"
     size = header.size if entry.disk_size is None else entry.disk_size // 512 * 512
     length = entry.l1_size * 8
@@ -101,8 +117,140 @@ def _load(image: Qcow2Image, entry: Entry) -> None:
         )
     if entry.l1_size < -(-size // (image.unit * header.l2_entries)):
         raise ImageError(f"its L1 table is too small for {size} bytes", file=image.name, place=place)
-    image.load(entry.l1_table_offset, entry.l1_size, size)
+    return size
 
+
+# -- taking, going back to, deleting --------------------------------------------------------------------------------
+
+
+def _create(image: Qcow2Image, entries: list[Entry], length: int, name: str) -> list[Entry]:
+    """The snapshot shares everything with the active L1 table, which so loses every COPIED flag."""
+    import time
+
+    from .revision import Revision
+
+    if image.external:
+        raise UnsupportedError("an image with an external data file has no internal snapshots", file=image.name)
+    if len(entries) >= c.MAX_SNAPSHOTS:
+        raise UnsupportedError(f"it has {len(entries)} snapshots: there can be no more", file=image.name)
+    if len(os.fsencode(name)) > c.MAX_SNAPSHOT_NAME:
+        raise UsageError(f"the snapshot's name is longer than {c.MAX_SNAPSHOT_NAME} bytes", file=image.name)
+    revision = Revision(image)
+    revision.refer(revision.l1, revision.gained)
+    revision.verify()
+    l1 = revision.share(revision.l1, weight=2)
+    revision.set_l1(l1)
+    second, rest = divmod(time.time_ns(), 1_000_000_000)
+    entry = Entry(
+        l1_table_offset=revision.put(l1.astype(">u8").tobytes()),
+        l1_size=len(l1),
+        id=str(max((_number(entry.id) for entry in entries), default=0) + 1),
+        name=name,
+        date_sec=second & 0xFFFFFFFF,
+        date_nsec=rest,
+        vm_clock_nsec=0,
+        vm_state_size=0,
+        disk_size=image.size,
+        icount=0,
+    )
+    put_table(revision, [*entries, entry], length)
+    revision.commit()
+    return [*entries, entry]
+
+
+def _apply(image: Qcow2Image, entry: Entry) -> None:
+    """The active L1 table becomes a copy of the snapshot's, and the disk as large as it was then."""
+    from .revision import Revision
+
+    if image.external:
+        raise UnsupportedError("an image with an external data file has no internal snapshots", file=image.name)
+    size = _check(image, entry)
+    if size != image.size and image.header.version < 3:
+        raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
+    image.begin_change()
+    revision = Revision(image)
+    there = revision.read_l1(*checked(image, entry))
+    revision.refer(there, revision.gained)
+    revision.refer(revision.l1, revision.lost)
+    revision.verify()
+    revision.set_l1(revision.share(there, weight=1))
+    revision.header.size = size
+    revision.commit()
+
+
+def _delete(image: Qcow2Image, entries: list[Entry], length: int, name: str) -> list[Entry]:
+    """What the snapshot alone used is free; what the active L1 table has alone now gets its COPIED flag."""
+    from .revision import Revision
+
+    entry = next((entry for entry in entries if entry.name == name), None)
+    if entry is None:
+        raise UsageError(f"there is no snapshot named '{name}'", file=image.name)
+    rest = [other for other in entries if other is not entry]
+    revision = Revision(image)
+    revision.refer(revision.read_l1(*checked(image, entry)), revision.lost)
+    revision.verify()
+    revision.set_l1(revision.own(revision.l1))
+    revision.free(entry.l1_table_offset, entry.l1_size * 8)
+    put_table(revision, rest, length)
+    revision.commit()
+    return rest
+
+
+def checked(image: Qcow2Image, entry: Entry) -> tuple[int, int]:
+    """Where the L1 table of *entry* is, and how many entries it has.
+
+    :raises ImageError: it cannot be there.
+    """
+    _check(image, entry)
+    return entry.l1_table_offset, entry.l1_size
+
+
+def _number(text: str) -> int:
+    """The number that *text* begins with; 0 where it does not."""
+    digits = text[: len(text) - len(text.lstrip("0123456789"))]
+    return int(digits[:18] or 0)
+
+
+def put_table(revision: Revision, entries: list[Entry], old_length: int) -> None:
+    """Write the snapshot table anew."""
+    header = revision.header
+    data = pack_table(entries, header.size)
+    if len(data) > c.MAX_SNAPSHOT_TABLE_BYTES:
+        raise UnsupportedError("the snapshot table is full", file=revision.image.name)
+    if old_length:
+        revision.free(header.snapshots_offset, old_length)
+    header.snapshots_offset = revision.put(data)
+    header.nb_snapshots = len(entries)
+
+
+def pack_table(entries: list[Entry], disk_size: int) -> bytes:
+    """The snapshot table, every entry with the extra data of version 3.
+
+    :param disk_size: for entries that do not tell theirs.
+    """
+    parts = []
+    for entry in entries:
+        icount = _NO_ICOUNT if entry.icount is None else entry.icount
+        size = disk_size if entry.disk_size is None else entry.disk_size
+        extra = b"".join(value.to_bytes(8, "big") for value in (entry.vm_state_size, size, icount)) + entry.extra
+        key, name = os.fsencode(entry.id), os.fsencode(entry.name)
+        record = c.SNAPSHOT.new(
+            l1_table_offset=entry.l1_table_offset,
+            l1_size=entry.l1_size,
+            id_size=len(key),
+            name_size=len(name),
+            date_sec=entry.date_sec,
+            date_nsec=entry.date_nsec,
+            vm_clock_nsec=entry.vm_clock_nsec,
+            vm_state_size=entry.vm_state_size if entry.vm_state_size < 1 << 32 else 0,
+            extra_data_size=len(extra),
+        )
+        data = c.SNAPSHOT.pack(record) + extra + key + name
+        parts.append(data.ljust(round_up(len(data), 8), b"\0"))
+    return b"".join(parts)
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
 
 _NO_ICOUNT = (1 << 64) - 1
 
@@ -138,8 +286,8 @@ def read_table(file: Node, header: Header, name: str) -> tuple[list[Entry], int]
             Entry(
                 l1_table_offset=record.l1_table_offset,
                 l1_size=record.l1_size,
-                id=rest[: record.id_size].decode("utf-8", "replace"),
-                name=rest[record.id_size :].decode("utf-8", "replace"),
+                id=os.fsdecode(rest[: record.id_size]),
+                name=os.fsdecode(rest[record.id_size :]),
                 date_sec=record.date_sec,
                 date_nsec=record.date_nsec,
                 vm_clock_nsec=record.vm_clock_nsec,
