@@ -6,7 +6,8 @@ or that it is nowhere. :class:`BlockTable` keeps such a table in pages, so that 
 
 New blocks lie behind everything else in the file, in space that reads as zeros. So an entry may reach the disk as soon
 as the file is that long: until guest bytes follow, the block reads as it did before. That is why blocks need not be
-copied on write, and the engine's unit can be small however large the blocks are.
+copied on write, and the engine's unit can be small however large the blocks are. Where a new block must not read as
+zeros first (over a backing image, or encrypted), the engine writes it whole, and only then the table names it.
 """
 
 from __future__ import annotations
@@ -54,13 +55,22 @@ class BlockTable:
         self.count = count
         self.width = width
         self.order = order
+        self.page = PAGE
+        """Entries in a page."""
+        self.kept = _PAGES
+        """How many pages are kept in memory."""
         self._make_room = make_room
         self._pages: dict[int, array[int]] = {}
-        self._dirty: set[int] = set()
+        self._dirty: dict[int, tuple[int, int]] = {}
+        """Number of a page → its entries that the disk does not have yet: the first, and the one after the last."""
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return self.count
+
+    def _place(self, number: int) -> int | None:
+        """Where in the file page *number* is; None: nowhere, all its entries are 0."""
+        return self.offset + number * self.page * self.width
 
     def _page(self, number: int) -> array[int]:
         page = self._pages.get(number)
@@ -70,23 +80,27 @@ class BlockTable:
         with self._lock:
             page = self._pages.get(number)
             if page is None:
-                if len(self._pages) >= _PAGES:
+                if len(self._pages) >= self.kept:
                     for old in [old for old in self._pages if old not in self._dirty]:
                         del self._pages[old]
-                count = min(PAGE, self.count - number * PAGE)
-                page = tables.read(self.node, self.offset + number * PAGE * self.width, count, self.width, self.order)
+                count = min(self.page, self.count - number * self.page)
+                place = self._place(number)
+                if place is None:
+                    page = tables.filled(count, self.width)
+                else:
+                    page = tables.read(self.node, place, count, self.width, self.order)
                 self._pages[number] = page
             return page
 
     def get(self, index: int) -> int:
         """The entry of block *index*."""
-        return self._page(index // PAGE)[index % PAGE]
+        return self._page(index // self.page)[index % self.page]
 
     def runs(self, first: int, end: int, step: int) -> Iterator[Run]:
         """The runs of entries *first* to *end - 1*, in order; see :func:`diskmill.tables.runs`."""
-        for number in range(first // PAGE, -(-end // PAGE)):
-            base = number * PAGE
-            low, high = max(first - base, 0), min(end - base, PAGE)
+        for number in range(first // self.page, -(-end // self.page)):
+            base = number * self.page
+            low, high = max(first - base, 0), min(end - base, self.page)
             page = self._page(number)
             if high - low == 1:  # what most writes ask
                 yield Run(base + low, 1, page[low], 0)
@@ -97,13 +111,14 @@ class BlockTable:
     def set(self, index: int, count: int, value: int, step: int) -> None:
         """Let *count* entries from *index* on be value, value + step, …"""
         while count:
-            number, at = divmod(index, PAGE)
-            part = min(count, PAGE - at)
+            number, at = divmod(index, self.page)
+            part = min(count, self.page - at)
             with self._lock:
                 tables.fill_run(self._page(number), at, part, value, step)
-                self._dirty.add(number)
+                low, high = self._dirty.get(number, (at, at))
+                self._dirty[number] = min(low, at), max(high, at + part)
             index, count, value = index + part, count - part, value + part * step
-            if len(self._dirty) >= _PAGES:
+            if len(self._dirty) >= self.kept:
                 self._make_room()
 
     @property
@@ -112,11 +127,12 @@ class BlockTable:
         return bool(self._dirty)
 
     def write_back(self) -> None:
-        """Write the pages that changed."""
+        """Write what changed."""
         with self._lock:
-            for number in sorted(self._dirty):
-                at = self.offset + number * PAGE * self.width
-                self.node.write(at, tables.to_bytes(self._pages[number], self.order))
+            for number, (low, high) in sorted(self._dirty.items()):
+                place = self._place(number)
+                assert place is not None
+                self.node.write(place + low * self.width, tables.to_bytes(self._pages[number][low:high], self.order))
             self._dirty.clear()
 
 
@@ -128,6 +144,7 @@ class BlockImage(Image):
     :param empty: the entries that stand for no block, with what the guest reads there (``HOLE`` or ``ZERO``).
     :param step: by how much the entries of blocks that follow each other in the file differ.
     :param data_start: the file offset before which no block can be.
+    :param whole: new blocks are the engine's unit, which it writes whole before the table names them.
     """
 
     def __init__(
@@ -143,6 +160,7 @@ class BlockImage(Image):
         empty: Mapping[int, Kind],
         step: int,
         data_start: int,
+        whole: bool = False,
     ) -> None:
         super().__init__(driver, file, name=name, size=size, writable=writable)
         self.table = table
@@ -150,7 +168,8 @@ class BlockImage(Image):
         self.empty = empty
         self.step = step
         self.data_start = data_start
-        self.unit = gcd(block_size, 4 * KiB)
+        self.whole = whole
+        self.unit = block_size if whole else gcd(block_size, 4 * KiB)
         self.end: int | None = None
         """Where in the file the next new block can go; None: nobody had to know yet."""
 
@@ -170,6 +189,18 @@ class BlockImage(Image):
     def overwritten(self, block: int, count: int, entry: int) -> None:
         """Guest bytes of *count* blocks from *block* on, whose entries count from *entry*, are about to change."""
 
+    def fill(self, block: int, count: int, entry: int) -> None:
+        """The new places of *count* blocks, of which the table knows nothing yet, shall read as the blocks do now.
+
+        Asked only without ``whole``. They read as zeros, which is right where there is no backing image.
+        """
+        if self.backing is not None:
+            raise UnsupportedError("a differencing image can only be read", file=self.name)
+
+    def encoded(self, block: int, entry: int) -> Extent:
+        """The extent of *block*, which *entry* says is stored encoded: for drivers that tell such blocks apart."""
+        raise NotImplementedError
+
     def used_end(self) -> int:
         """The file offset behind everything but blocks that the image keeps in the file."""
         return self.data_start
@@ -185,7 +216,9 @@ class BlockImage(Image):
         held: Extent | None = None
         for block, count, kind, position in self._located(offset // self.block_size, -(-end // self.block_size)):
             start, stop = max(block * self.block_size, offset), min((block + count) * self.block_size, end)
-            if kind is Kind.DATA:
+            if kind is Kind.ENCODED:
+                extent = self.encoded(block, position).clip(start, stop)
+            elif kind is Kind.DATA:
                 at = position + start - block * self.block_size
                 if held is not None and held.kind is kind and held.offset + held.length == at:
                     held = held._replace(length=held.length + stop - start)
@@ -205,12 +238,12 @@ class BlockImage(Image):
     def _located(self, first: int, end: int) -> Iterator[tuple[int, int, Kind, int]]:
         """(first block, count, kind, file offset) for stretches of blocks *first* to *end - 1*.
 
-        Blocks of one stretch of data follow each other in the file.
+        Blocks of one stretch of data follow each other in the file. Encoded blocks come one by one, with their entry.
         """
         dense = self.position(self.step) - self.position(0) == self.block_size
         for block, count, entry, step, kind in self._told_apart(first, end):
             if kind is not Kind.DATA:
-                yield block, count, kind, 0
+                yield block, count, kind, entry
                 continue
             self.check_place(block, count, entry, step)
             if count == 1 or dense and step:
@@ -275,11 +308,16 @@ class BlockImage(Image):
                 pieces = [(block, count, position)]
             else:
                 pieces = self._allocate(block, count)
+                if self.whole:
+                    for first, many, at in pieces:
+                        start, length = first * block_size, many * block_size
+                        placements.append(Placement(start, length, self.file, at, fresh=True))
+                    continue
             for first, many, at in pieces:
                 start, stop = max(first * block_size, offset), min((first + many) * block_size, end)
                 at += start - first * block_size
                 last = placements[-1] if placements else None
-                if last is not None and last.offset + last.length == at:
+                if last is not None and not last.fresh and last.offset + last.length == at:
                     placements[-1] = last._replace(length=last.length + stop - start)
                 else:
                     placements.append(Placement(start, stop - start, self.file, at))
@@ -287,16 +325,16 @@ class BlockImage(Image):
 
     def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
         """New places for *count* blocks from *block* on: (first block, count, file offset)."""
-        if self.backing is not None:
-            raise UnsupportedError("a differencing image can only be read", file=self.name)
         end = self.find_end()
         entry = self.entry_at(end, count)
         position, last = self.position(entry), self.position(entry + (count - 1) * self.step)
         self.end = last + self.block_size
-        if not self.file.blank:  # a device holds what was there before
-            self.file.zero(end, self.end - end)
-        self.overwritten(block, count, entry)
-        self.table.set(block, count, entry, self.step)
+        if not self.whole:
+            if not self.file.blank:  # a device holds what was there before
+                self.file.zero(end, self.end - end)
+            self.fill(block, count, entry)
+            self.overwritten(block, count, entry)
+            self.table.set(block, count, entry, self.step)
         if last - position == (count - 1) * self.block_size:
             return [(block, count, position)]
         return [(block + index, 1, self.position(entry + index * self.step)) for index in range(count)]
@@ -309,6 +347,9 @@ class BlockImage(Image):
                 if kind is Kind.DATA:
                     self.check_place(block, count, entry, step)
                     end = max(end, self.position(entry + (count - 1) * step) + self.block_size)
+                elif kind is Kind.ENCODED:
+                    extent = self.encoded(block, entry)
+                    end = max(end, extent.offset + extent.stored)
             if self.file.blank and isinstance(self.file, Storage):
                 self.cut(self.file, end)
             self.end = end
@@ -320,7 +361,11 @@ class BlockImage(Image):
             file.truncate(end)
 
     def publish(self, placements: Sequence[Placement]) -> None:
-        """The entries are in the table since the places were reserved: new blocks read as zeros, as before."""
+        """Name new whole blocks; without ``whole`` the entries are there since the places were reserved."""
+        for place in placements:
+            if place.fresh:
+                count = place.length // self.block_size
+                self.table.set(place.start // self.block_size, count, self.entry_at(place.offset, count), self.step)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
         for extent in list(self.extents(offset, length)):

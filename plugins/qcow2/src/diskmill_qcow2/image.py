@@ -24,11 +24,12 @@ from .l2 import Mapping
 if TYPE_CHECKING:
     from diskmill.context import Context
     from diskmill.crypto import Volume
+    from diskmill.deflate import DeflateCodec
     from diskmill.drivers import FormatDriver
     from diskmill.options import Value
     from diskmill.requests import OpenRequest
 
-    from .compression import DeflateCodec, ZstdCodec
+    from .compression import ZstdCodec
     from .refcounts import Refcounts
 
 _ALL = 0xFFFFFFFF

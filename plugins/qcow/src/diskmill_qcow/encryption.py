@@ -1,0 +1,38 @@
+"""Encrypted images: AES, by whatever crypto driver of that name is installed.
+
+Sectors are numbered by their offset in the guest disk, and compressed clusters are never encrypted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from diskmill.crypto import CryptoRequest, Volume, sub_options
+from diskmill.errors import UsageError
+
+if TYPE_CHECKING:
+    from diskmill.context import Context
+    from diskmill.options import Value
+
+CIPHER = "aes"
+"""The crypto driver, and the only value of ``encrypt.format``."""
+_PREFIX = "encrypt."
+
+
+def asked(options: Mapping[str, Value], name: str) -> bool:
+    """Whether the create *options* ask for an encrypted image called *name*."""
+    if options.get("encryption") or options.get(_PREFIX + "format"):
+        return True
+    own = sub_options(options, _PREFIX)
+    if own:
+        raise UsageError(f"the option '{_PREFIX}{next(iter(own))}' needs {_PREFIX}format", file=name)
+    return False
+
+
+def unlock(options: Mapping[str, Value], context: Context, name: str, *, hook: str, shallow: bool = False) -> Volume:
+    """The cipher of the image called *name*, by ``crypto_open`` or, where it is new, ``crypto_create``."""
+    own = sub_options(options, _PREFIX)
+    request = CryptoRequest(name, context, own, numbers="guest", shallow=shallow, prefix=_PREFIX)
+    registry = context.registry
+    return cast(Volume, registry.call(registry.crypto(CIPHER), hook, request=request))
