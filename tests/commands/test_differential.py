@@ -54,9 +54,16 @@ def cases() -> Iterator[Case]:
         for variant in [text] if "{f}" not in text and "{w}" not in text else _variants(text):
             rest, _, known = variant.partition(" !")
             line, _, makes = rest.partition("=> ")
-            key, _, only = known.strip().partition("@")  # !key@format: only where the line is about that format
-            applies = not only or any(re.search(rf"\b{one}\b", line) for one in only.split(","))
-            yield Case(line.strip(), makes.split(), key if key and applies else None)
+            yield Case(line.strip(), makes.split(), _difference(line, known))
+
+
+def _difference(line: str, known: str) -> str | None:
+    """The key in *known* that holds for *line*: of `key@format`, only where the line is about that format."""
+    for one in filter(None, known.split(" !")):
+        key, _, only = one.strip().partition("@")
+        if not only or any(re.search(rf"\b{format}\b", line) for format in only.split(",")):
+            return key
+    return None
 
 
 def _variants(text: str) -> list[str]:

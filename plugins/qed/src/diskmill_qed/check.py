@@ -1,7 +1,8 @@
 """Checking and repairing QED images.
 
 Nothing but the tables says what is used: each cluster of header, tables and data may be named once, inside the file.
-What nothing names is a leak. The format has no list of free clusters, so a leak goes only where it is the file's end.
+What nothing names is a leak. The format has no list of free clusters, so what is at the file's end moves to such places,
+and the file becomes shorter.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ def check(image: QedImage, repair: str) -> CheckResult:
     with image.lock:
         if repair:
             image.knock_out()
-        return _Check(image, repair).run()
+        result = _Check(image, repair).run()
+        if repair and result.corruptions == result.corruptions_fixed and not result.check_errors:
+            leaks = _Leaks(image, "leaks").run()
+            result.leaks, result.leaks_fixed = leaks.leaks, leaks.leaks_fixed
+        return result
+
+
+def mend(image: QedImage) -> CheckResult:
+    """Repair what an image that was not closed cleanly needs before it is written. Lost space stays lost."""
+    return _Check(image, "all").run()
 
 
 class _Check:
@@ -46,15 +56,13 @@ class _Check:
         self.table_size: int = image.header.table_size
         self.every = repair == "all"
         self.repair = bool(repair)
-        self.result = CheckResult()
+        self.result = CheckResult(allocated_clusters=0, fragmented_clusters=0)
         self.first = True
         """The first pass: the one that tells what is wrong with single entries."""
         self.low = 0
         self.seen = bytearray()
         self.beyond: int | None = None
         """The first cluster behind this pass that something names."""
-        self.last = 0
-        """The cluster behind the last one that is named."""
 
     def run(self) -> CheckResult:
         image, result = self.image, self.result
@@ -88,22 +96,13 @@ class _Check:
         return result
 
     def finish(self, clusters: int) -> None:
-        """Bring repairs to disk; cut off the file's end where nothing names it; take the mark away."""
+        """Bring repairs to disk; take the mark away."""
         image, result = self.image, self.result
         if not self.repair:
             return
-        if self.new > self.end:
-            image.end = self.new
         image.write_tables()
         image.forget_places()
-        if result.corruptions > result.corruptions_fixed or result.check_errors:
-            return  # what seems lost may be named by what cannot be read
-        spare = clusters - self.last
-        if spare and self.new == self.end and not image.header.compat_features and isinstance(self.file, Storage):
-            image.barrier()
-            self.file.truncate(self.last * self.cluster)
-            result.leaks_fixed += spare
-        if image.dirty:
+        if image.dirty and result.corruptions == result.corruptions_fixed and not result.check_errors:
             image.barrier()
             image.header.features &= ~c.QED_F_NEED_CHECK
             image.write_header()
@@ -120,7 +119,6 @@ class _Check:
 
     def walk(self) -> None:
         image = self.image
-        self.result.allocated_clusters = self.result.fragmented_clusters = 0
         self.claim(0, image.data_start // self.cluster)
         over = self.claim(image.l1_offset // self.cluster, self.table_size)
         if over:
@@ -223,7 +221,6 @@ class _Check:
 
     def claim(self, cluster: int, count: int) -> int:
         """*count* clusters from *cluster* on are used; how many of them were already. Those of this pass only."""
-        self.last = max(self.last, cluster + count)
         low, high = max(cluster - self.low, 0), min(cluster + count - self.low, len(self.seen))
         if cluster + count - self.low > len(self.seen):
             after = max(cluster, self.low + len(self.seen))
@@ -237,8 +234,59 @@ class _Check:
     def copy(self, offset: int, size: int) -> int:
         """A copy of *size* bytes at the file's end, for what names them a second time; gives its place."""
         place = self.new
-        for at in range(0, size, MiB):
-            self.file.write(place + at, self.file.read(offset + at, min(MiB, size - at)))
+        self.write_copy(offset, place, size)
         self.new = self.image.end = place + round_up(size, self.cluster)
         self.budget -= size
         return place
+
+    def write_copy(self, offset: int, place: int, size: int) -> None:
+        for at in range(0, size, MiB):
+            self.file.write(place + at, self.file.read(offset + at, min(MiB, size - at)))
+
+
+class _Leaks(_Check):
+    """Gives space back, of an image whose tables are sound."""
+
+    def finish(self, clusters: int) -> None:
+        """Move what lies behind the place where the file could end; then cut it there."""
+        image, result = self.image, self.result
+        compact = len(self.seen) == clusters and image.l1_end <= (clusters - result.leaks) * self.cluster
+        # Features that are not known may use what the tables do not name.
+        if result.corruptions or not result.leaks or not compact or image.header.compat_features:
+            return
+        if isinstance(self.file, Storage):
+            last = self.move(clusters - result.leaks)
+            image.write_tables()
+            image.barrier()
+            self.file.truncate(last * self.cluster)
+            image.forget_places()
+            result.leaks_fixed = min(clusters - last, result.leaks)
+
+    def move(self, limit: int) -> int:
+        """Find places before cluster *limit* for all that lies behind it; gives where the file can end then."""
+        image, size, last = self.image, self.cluster, limit
+        tables = [(run.at, run.value // size) for run in self.levels.l1.runs(0, len(self.levels.l1), 0) if run.value]
+        slot = 0
+        for index, cluster in tables:
+            if cluster + self.table_size > limit:
+                slot = self.seen.find(bytes(self.table_size), slot, limit) if slot >= 0 else slot
+                if slot < 0:  # it stays, and with it the lost space before it
+                    last = max(last, cluster + self.table_size)
+                    continue
+                self.relocate(cluster, slot, self.table_size)
+                self.levels.l1.set(index, 1, slot * size, 0)
+        slot = 0
+        for index, _ in tables:
+            first = index * self.levels.l2_entries
+            for block, count, entry, _, kind in image._told_apart(first, first + self.levels.l2_entries):
+                if kind is Kind.DATA:
+                    for at in range(max(limit - entry // size, 0), count):
+                        slot = self.seen.find(0, slot, limit)
+                        self.relocate(entry // size + at, slot, 1)
+                        self.levels.set(block + at, 1, slot * size, 0)
+        return last
+
+    def relocate(self, cluster: int, slot: int, count: int) -> None:
+        """Copy *count* clusters from *cluster* on to *slot*, which nothing names."""
+        self.write_copy(cluster * self.cluster, slot * self.cluster, count * self.cluster)
+        self.seen[slot : slot + count] = b"\1" * count

@@ -91,9 +91,9 @@ class QedImage(TwoLevelImage):
         if self._begun:
             return
         if self.dirty:
-            from .check import check
+            from .check import mend
 
-            result = check(self, "all")
+            result = mend(self)
             if self.dirty:
                 cause = next((one.text for one in result.findings if not one.fixed), "its tables cannot be read")
                 raise ImageError(f"it was not closed cleanly and cannot be repaired: {cause}", file=self.name)
