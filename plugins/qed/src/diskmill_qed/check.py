@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SLOTS = 1 << 26
 """How many clusters of the file are looked at in one pass: a byte of memory each."""
 _MAX_PASSES = 64
+_COPIES = 64 * MiB
+"""How many bytes a repair may copy at least; if the file is larger, as many as that has."""
 _FINDINGS = 1000
 """Findings are told in words up to this many; beyond, they are only counted."""
 
@@ -73,7 +75,8 @@ class _Check:
         if self.torn is not None and self.every and isinstance(self.file, Storage):
             self.file.truncate(whole)
         self.end = round_down(self.file.size, self.cluster)
-        self.budget = self.end  # copies take no more than that: an image may name one cluster a million times
+        # Copies take no more than that: an image may name one cluster a million times.
+        self.budget = max(self.end, _COPIES)
         self.new = self.end
         clusters = self.end // self.cluster
         for _ in range(_MAX_PASSES):
