@@ -8,6 +8,7 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill.errors import UnsupportedError, UsageError
+from diskmill.extents import Kind
 from diskmill.sizes import KiB, MiB
 from formats import FORMATS, Machine, formats, fragments, pattern, refused, variants
 
@@ -102,6 +103,58 @@ def test_compressed(format: str) -> None:
         assert bytes(machine.files["back"]) == data
         done += 1
     assert done
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+def test_onto_a_backing_image(format: str, compress: bool) -> None:
+    """What the source left to its backing image stays there, however large the units of either are."""
+    if compress and "compression" not in FORMATS[format].capabilities:
+        return
+    machine = Machine()
+    machine.put("base", pattern(1, SIZE))
+    model = bytearray(pattern(1, SIZE))
+    machine.create("source", "qcow", SIZE, backing=machine.backing("base", "raw"))
+    with machine.open("source", "qcow", writable=True) as image:
+        for offset, data in [*fragments(3, SIZE, 64 * KiB), (2 * MiB - 700, bytes(9000))]:
+            image.write(offset, data)
+            model[offset : offset + len(data)] = data
+    try:
+        convert(
+            machine, "source", "qcow", "disk", format, backing="memory:base", backing_format="raw", compress=compress
+        )
+    except UsageError as error:
+        refused(error, "backing")  # some formats can only stand on their own kind
+        return
+    holds(machine, "disk", format, bytes(model))
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+def test_rebase_onto_a_first_backing_image(format: str, unsafe: bool) -> None:
+    """What read as zeros goes on doing so, unless the user vouches that it need not."""
+    machine = Machine()
+    machine.put("base", pattern(1, SIZE))
+    machine.create("disk", format, SIZE)
+    model = bytearray(SIZE)
+    with machine.open("disk", format, writable=True) as image:
+        for offset, data in fragments(3, SIZE, 64 * KiB):
+            image.write(offset, data)
+            model[offset : offset + len(data)] = data
+        kept = [(one.start, one.end) for one in image.extents(0, SIZE) if one.kind is not Kind.HOLE]
+    try:
+        diskmill.rebase(
+            "memory:disk", "memory:base", backing_format="raw", format=format, unsafe=unsafe, context=machine.context
+        )
+    except UnsupportedError as error:
+        refused(error, "backing")
+        holds(machine, "disk", format, bytes(model))
+        return
+    if unsafe:
+        model, own = bytearray(pattern(1, SIZE)), model
+        for start, end in kept:
+            model[start:end] = own[start:end]
+    holds(machine, "disk", format, bytes(model))
 
 
 @pytest.mark.parametrize("format", [name for name in formats("create", "write") if plain(name)])

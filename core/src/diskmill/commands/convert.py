@@ -15,7 +15,9 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..graph import open_image
+from ..names import parse_name, relative_to
 from ..node import Image, Node, Storage
+from ..references import Reference
 from ..requests import Backing
 
 
@@ -104,16 +106,18 @@ def convert(
                 target.close()
                 raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
         else:
-            base = _backing(stack, backing, backing_format, context)
+            base = _backing(stack, backing, backing_format, output, context)
             target = create_image(
                 output,
                 output_format,
                 size,
                 options,
                 context=target_context,
-                backing=base,
+                backing=base and Backing(str(backing), backing_format or base.driver.name, base.size, base.details()),
                 compressed=compress,
             )
+            if base is not None:  # what a unit of the target holds beside the source's data comes from there
+                target.attach(Reference("backing", str(backing)), base)
         try:
             if compress and "compression" not in target.driver.capabilities:
                 raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=output)
@@ -147,11 +151,13 @@ def load_snapshot(image: Image, name: str, context: Context) -> None:
     context.registry.call(image.driver, "snapshot", image=image, action="load", name=name)
 
 
-def _backing(stack: ExitStack, name: str | None, format: str | None, context: Context) -> Backing | None:
+def _backing(stack: ExitStack, name: str | None, format: str | None, output: str, context: Context) -> Image | None:
+    """The backing image *name* of *output*; a relative name is relative to the output's folder."""
     if name is None:
         return None
-    base = stack.enter_context(open_image(name, format, context=context))
-    return Backing(name, format or base.driver.name, base.size, base.details())
+    own = parse_name(output)["file"].get("filename")
+    spec = relative_to(parse_name(name), os.path.dirname(str(own)))
+    return stack.enter_context(open_image(spec, format, context=context))
 
 
 def refuse_self(images: Sequence[Image], output: str) -> None:

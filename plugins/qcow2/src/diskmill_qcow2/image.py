@@ -547,9 +547,9 @@ class Qcow2Image(Image):
         version2 = self.header.version < 3
         if self.external and self.header.autoclear_features & c.RAW_EXTERNAL_DATA:
             raise UnsupportedError("a raw external data file has no zero clusters", file=self.name)
-        if version2 and self.header.backing_file is not None:
+        if version2 and (self.header.backing_file is not None or not unmap):
             raise UnsupportedError("version 2 has no zero clusters", file=self.name)
-        self._clear(offset, length, zero=not version2, keep=not unmap and not version2)
+        self._clear(offset, length, zero=not version2, keep=not unmap)
 
     def discard_units(self, offset: int, length: int) -> None:
         """Clusters read as zeros from now on, where the version can say so; their space is given back."""
@@ -569,7 +569,8 @@ class Qcow2Image(Image):
         at, last = offset // size, -(-(offset + length) // size)
         extended = mapping.words == 2
         plain, bitmap = (0, c.ALL_ZEROS if zero else 0) if extended else (c.ZERO if zero else 0, 0)
-        covered = self.backing is not None or self.header.backing_file is not None
+        # Zeros that are to stay are said in so many words also where nothing shows through: a backing image may come.
+        covered = self.backing is not None or self.header.backing_file is not None or keep
         while at < last:
             index, entry = divmod(at, mapping.count)
             count = min(last - at, mapping.count - entry)

@@ -1,0 +1,129 @@
+"""QED images that are damaged, and what a crash leaves of them while they are written over a backing image, or
+repaired."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+import pytest
+from crashes import Workload, crash_states, random_workload
+from diskmill.sizes import KiB, MiB
+from formats import Machine
+from mutations import mutants, withstand
+from twins import Content, MemoryStorage
+
+SIZE = 2 * MiB
+
+
+def image_of(machine: Machine, name: str, options: dict[str, Any], *, backing: str | None = None) -> bytearray:
+    """A fragmented image; what its disk holds."""
+    base = machine.backing(backing, "raw") if backing else None
+    machine.create(name, "qed", SIZE, options, backing=base)
+    model = bytearray(bytes(machine.files[backing]) if backing else bytes(SIZE))
+    with machine.open(name, "qed", writable=True) as image:
+        for number in (5, 3, 4, 9, 1, 30, 31, 2):
+            piece = bytes([number]) * 5000
+            image.write(number * 64 * KiB + 512, piece)
+            model[number * 64 * KiB + 512 : number * 64 * KiB + 5512] = piece
+        image.zero(16 * 64 * KiB, 3 * 64 * KiB)
+        model[16 * 64 * KiB : 19 * 64 * KiB] = bytes(3 * 64 * KiB)
+    return model
+
+
+@pytest.mark.parametrize("options", [{"cluster_size": 4096, "table_size": 1}, {"cluster_size": 64 * KiB}], ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_damage_in_header_and_tables(options: dict[str, Any], seed: int) -> None:
+    machine = Machine()
+    image_of(machine, "sample", options)
+    data = bytes(machine.files["sample"])
+    cluster = options["cluster_size"]
+    (l2,) = struct.unpack_from("<Q", data, cluster)
+    regions = [(0, 64), (cluster, 64), (l2, 600)]
+    counts = withstand("qed", mutants(data, regions, seed=seed, count=600))
+    assert counts["read"] > 20 and counts["refused"] > 20 and counts["written"] > 20, counts
+
+
+def test_every_repaired_image_is_sound() -> None:
+    """Whatever was wrong: what a repair leaves, a check finds nothing in, and it takes writes."""
+    machine = Machine()
+    image_of(machine, "sample", {"cluster_size": 4096, "table_size": 2})
+    data = bytes(machine.files["sample"])
+    (l2,) = struct.unpack_from("<Q", data, 4096)
+    used = [at for at in range(l2, l2 + 8192, 8) if data[at : at + 8].strip(b"\0")]
+    chance = random.Random(1)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(chance.randrange(1, 6)):
+            place = chance.choice([*used, 4096, 4104, 4112, l2 + 4096])
+            value = chance.choice([0, 1, l2, 4096, 8192, len(data), len(data) - 4096, chance.getrandbits(20) * 512])
+            struct.pack_into("<Q", damaged, place, value)
+        machine.put("disk", bytes(damaged[: len(data) - chance.choice((0, 0, 0, 1000, 9000))]))
+        with machine.open("disk", "qed", writable=True) as image:
+            done = machine.context.registry.call(image.driver, "check", image=image, repair="all")
+            assert done.corruptions == done.corruptions_fixed, done.findings
+        with machine.open("disk", "qed", writable=True) as image:
+            found = machine.context.registry.call(image.driver, "check", image=image, repair="")
+            assert not found.corruptions, found.findings
+            before = image.read(0, SIZE)
+            image.write(9 * 64 * KiB, b"new" * 30_000)
+            assert image.read(0, SIZE) == before[: 9 * 64 * KiB] + b"new" * 30_000 + before[9 * 64 * KiB + 90_000 :]
+        machine_check = machine.open("disk", "qed")
+        with machine_check as image:
+            found = machine.context.registry.call(image.driver, "check", image=image, repair="")
+            assert not found.corruptions, found.findings
+
+
+@pytest.mark.parametrize("cluster", [16 * KiB, 4 * MiB])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_crash_while_writing_over_a_backing_image(cluster: int, seed: int) -> None:
+    """Also where clusters are larger than the engine writes whole: never zeros where the backing image has data."""
+    chance = random.Random(seed)
+    machine = Machine()
+    machine.put("base", chance.randbytes(SIZE))
+    options = {"cluster_size": cluster, "table_size": 1}
+    machine.create("disk", "qed", SIZE, options, backing=machine.backing("base", "raw"))
+    image = machine.open("disk", "qed", writable=True)
+    load = Workload(image, bytearray(bytes(machine.files["base"])))
+    random_workload(load, chance, steps=30, longest=60 * KiB)
+    load.flush()
+    image.close()
+    for point, state in crash_states(load.before, load.journal, chance, 60):
+        machine.files["state"] = state
+        with machine.open("state", "qed") as after:
+            found = machine.context.registry.call(after.driver, "check", image=after, repair="")
+            assert not found.corruptions and not found.check_errors, found.findings
+            load.verify(point, after.read(0, after.size))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_crash_while_repairing(seed: int) -> None:
+    """Copies for shared places, and clusters that move: all that was there is there, at every moment."""
+    chance = random.Random(seed)
+    machine = Machine()
+    model = image_of(machine, "disk", {"cluster_size": 4096, "table_size": 2})
+    data = bytearray(bytes(machine.files["disk"]))
+    (l2,) = struct.unpack_from("<Q", data, 4096)
+    entries = [block for block, entry in enumerate(struct.unpack_from("<1024Q", data, l2)) if entry > 1]
+    for block in chance.sample(entries, 6):  # lost
+        struct.pack_into("<Q", data, l2 + block * 8, 0)
+        model[block * 4096 : block * 4096 + 4096] = bytes(4096)
+    if seed % 2:  # shared
+        one, other = chance.sample(entries, 2)
+        data[l2 + one * 8 : l2 + one * 8 + 8] = data[l2 + other * 8 : l2 + other * 8 + 8]
+        model[one * 4096 : one * 4096 + 4096] = model[other * 4096 : other * 4096 + 4096]
+    machine.put("disk", bytes(data))
+    image = machine.open("disk", "qed", writable=True)
+    storage = image.file
+    assert isinstance(storage, MemoryStorage)
+    before: Content = storage.content.copy()
+    storage.journal = []
+    result = machine.context.registry.call(image.driver, "check", image=image, repair="all")
+    assert result.leaks == result.leaks_fixed > 0
+    image.close()
+    for _, state in crash_states(before, storage.journal, chance, 100):
+        machine.files["state"] = state
+        with machine.open("state", "qed") as after:
+            assert after.read(0, SIZE) == model
+    machine.check("disk", "qed")
