@@ -1,6 +1,7 @@
-"""VDI, VHD, Parallels, QED and qcow images after a crash at any write: what was flushed is there, and nothing that never was.
+"""VDI, VHD, Parallels, QED and qcow images after a crash at any write.
 
-A check may find lost space; and of a Parallels image, that nobody closed it.
+What was flushed is there, and nothing that never was. A check may find lost space; and of a Parallels image, that
+nobody closed it.
 """
 
 from __future__ import annotations

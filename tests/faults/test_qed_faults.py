@@ -32,7 +32,9 @@ def image_of(machine: Machine, name: str, options: dict[str, Any], *, backing: s
     return model
 
 
-@pytest.mark.parametrize("options", [{"cluster_size": 4096, "table_size": 1}, {"cluster_size": 64 * KiB}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"cluster_size": 4096, "table_size": 1}, {"cluster_size": 16 * KiB, "table_size": 2}], ids=str
+)
 @pytest.mark.parametrize("seed", range(2))
 def test_damage_in_header_and_tables(options: dict[str, Any], seed: int) -> None:
     machine = Machine()

@@ -1,4 +1,4 @@
-"""VDI, VHD, Parallels, QED and qcow against qemu-img: the same bytes both ways, the same answers to the same questions."""
+"""VDI, VHD, Parallels, QED and qcow against qemu-img: the same bytes both ways, the same answers."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ def convert(
                 size,
                 options,
                 context=target_context,
-                backing=base and Backing(str(backing), backing_format or base.driver.name, base.size, base.details()),
+                backing=None
+                if base is None
+                else Backing(str(backing), backing_format or base.driver.name, base.size, base.details()),
                 compressed=compress,
             )
             if base is not None:  # what a unit of the target holds beside the source's data comes from there

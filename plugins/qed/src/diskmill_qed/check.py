@@ -1,8 +1,8 @@
 """Checking and repairing QED images.
 
 Nothing but the tables says what is used: each cluster of header, tables and data may be named once, inside the file.
-What nothing names is a leak. The format has no list of free clusters, so what is at the file's end moves to such places,
-and the file becomes shorter.
+What nothing names is a leak. The format has no list of free clusters, so to give one back, what is at the file's end
+moves there, and the file becomes shorter.
 """
 
 from __future__ import annotations
