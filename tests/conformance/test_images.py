@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from diskmill.commands.resize import set_size
 from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
 from diskmill.extents import Extent, Kind
@@ -399,6 +400,19 @@ def test_a_disk_grows_with_zeros(format: str) -> None:
     with machine.open("disk", format) as image:
         assert image.read(3 * GiB - 513, 513) == b"\0" + b"y" * 512
         assert image.read(0, size) == model
+    machine.check("disk", format)
+
+
+@pytest.mark.parametrize("format", formats("create", "write", "backing", "resize"))
+def test_a_disk_grows_with_zeros_over_a_longer_backing_image(format: str) -> None:
+    machine = Machine()
+    unit = min(unit_of(machine, format), 256 * KiB)
+    model = overlay(machine, format, unit + 512, 3 * unit)
+    with machine.open("disk", format, writable=True) as image:
+        set_size(image, 4 * unit, machine.context)
+    with machine.open("disk", format) as image:
+        assert image.size >= 4 * unit
+        reads_as(image, model)
     machine.check("disk", format)
 
 

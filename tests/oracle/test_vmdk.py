@@ -178,6 +178,69 @@ def test_libvmdk_sees_every_file_of_a_split_disk(tmp_path: Path) -> None:
         assert re.findall(r"Filename:\s+(\S+)", told) == [f"disk-{letter}00{number}.vmdk" for number in (1, 2, 3)]
 
 
+# -- what others may write --------------------------------------------------------------------------------------------
+
+
+def reheaded(image: Path, **fields: int) -> None:
+    """Change fields of the sparse extent header of *image*."""
+    at = {"flags": (8, "<I"), "grainSize": (20, "<Q"), "rgdOffset": (48, "<Q"), "gdOffset": (56, "<Q")}
+    data = bytearray(image.read_bytes())
+    for name, value in fields.items():
+        struct.pack_into(at[name][1], data, at[name][0], value)
+    image.write_bytes(data)
+
+
+def test_grains_of_any_size_are_read_but_large_ones_not_written(tmp_path: Path) -> None:
+    """A grain of a gigabyte would have to be held in memory to be written."""
+    image = tmp_path / "disk.vmdk"
+    diskmill.create(str(image), MiB, format="vmdk")
+    reheaded(image, grainSize=1 << 21)
+    assert read_all(image) == bytes(MiB)
+    with pytest.raises(UnsupportedError, match="can only be read"):
+        open_image(str(image), "vmdk", context=Context(), writable=True)
+    reheaded(image, grainSize=4096)
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(MiB - 5, b"large")
+    assert read_all(image) == b"large".rjust(MiB, b"\0")
+    qemu_img("convert", "-f", "vmdk", "-O", "raw", image, tmp_path / "raw")
+    assert (tmp_path / "raw").read_bytes() == b"large".rjust(MiB, b"\0")
+
+
+def test_a_sparse_extent_may_have_its_header_at_the_end(tmp_path: Path) -> None:
+    raw, image = source(tmp_path, TABLE + 3 * GRAIN), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    whole = image.read_bytes()
+    marker, end = struct.pack("<QII", 1, 0, 3).ljust(SECTOR, b"\0"), bytes(SECTOR)
+    image.write_bytes(whole + marker + whole[:SECTOR] + end)
+    reheaded(image, gdOffset=2**64 - 1)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert read_all(image) == raw.read_bytes()
+    with pytest.raises(UnsupportedError, match="written once"):
+        open_image(str(image), "vmdk", context=Context(), writable=True)
+
+
+@pytest.mark.parametrize("flags", [1, 3], ids=["without", "the same"])
+def test_a_disk_without_a_redundant_directory_is_written_too(flags: int, tmp_path: Path) -> None:
+    raw, image = source(tmp_path, 2 * TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    _, primary, _ = directories(image)
+    reheaded(image, flags=flags, rgdOffset=primary // SECTOR)
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(TABLE, b"new" * GRAIN)
+    with raw.open("r+b") as model:
+        model.seek(TABLE)
+        model.write(b"new" * GRAIN)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert diskmill.check(str(image)).findings == []
+
+
+def test_more_extents_than_can_be_opened_are_not_made(tmp_path: Path) -> None:
+    for subformat in ("twoGbMaxExtentSparse", "twoGbMaxExtentFlat"):
+        with pytest.raises(DiskmillError, match="more than 4095 extents"):
+            diskmill.create(str(tmp_path / "disk.vmdk"), 4096 * SPLIT, format="vmdk", options={"subformat": subformat})
+    assert os.listdir(tmp_path) == []
+
+
 # -- streamOptimized ------------------------------------------------------------------------------------------------
 
 
@@ -599,6 +662,100 @@ def test_check_finds_and_repairs_a_table_from_its_copy(which: str, tmp_path: Pat
     assert (result.corruptions_fixed, result.corruptions) == (1, 0)
     assert diskmill.check(str(image)).corruptions == 0
     assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+@pytest.mark.parametrize("damage", ["nothing", "header", "guest data", "beyond the end", "other table"])
+@pytest.mark.parametrize("which", ["primary", "redundant"])
+def test_damaged_directories_are_not_written_through_but_repaired(which: str, damage: str, tmp_path: Path) -> None:
+    """An entry of a grain directory that leads elsewhere must not make a table overwrite what is there."""
+    raw, image = source(tmp_path, 3 * TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    redundant, primary, _ = directories(image)
+    data = bytearray(image.read_bytes())
+    first = int.from_bytes(data[entry(data, primary, 0) :][:4], "little")  # where the first grain is
+    one, other = (primary, redundant) if which == "primary" else (redundant, primary)
+    to = {"nothing": 0, "header": 1, "guest data": first, "beyond the end": 1 << 30}
+    to["other table"] = int.from_bytes(data[other + 8 : other + 12], "little")
+    data[one + 4 : one + 8] = to[damage].to_bytes(4, "little")
+    image.write_bytes(data)
+    with (
+        pytest.raises(DiskmillError, match=r"grain (table|directory)"),
+        open_image(str(image), "vmdk", context=Context(), writable=True) as disk,
+    ):
+        disk.write(TABLE + 5 * GRAIN, b"new" * GRAIN)
+    assert image.read_bytes()[21 * SECTOR :] == data[21 * SECTOR :]  # header and descriptor say that it was begun
+    assert diskmill.check(str(image)).corruptions > 0
+    result = diskmill.check(str(image), repair="all")
+    if damage == "other table":  # it is not told whose that table is
+        assert result.corruptions > 0
+        return
+    assert result.corruptions_fixed > 0
+    assert diskmill.check(str(image)).findings == []
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+def test_a_repair_gives_up_no_grain_of_either_table(tmp_path: Path) -> None:
+    raw, image = source(tmp_path, TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    redundant, primary, _ = directories(image)
+    data = bytearray(image.read_bytes())
+    for directory, grain in ((primary, 0), (redundant, 511)):
+        at = entry(data, directory, grain)
+        assert any(data[at : at + 4])
+        data[at : at + 4] = bytes(4)
+    image.write_bytes(data)
+    assert diskmill.check(str(image), repair="all").corruptions_fixed == 2
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+def test_grains_that_lie_in_the_metadata_are_found_and_not_written(tmp_path: Path) -> None:
+    raw, image = source(tmp_path, TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    redundant, primary, _ = directories(image)
+    data = bytearray(image.read_bytes())
+    for directory in (primary, redundant):
+        at = entry(data, directory, 0)
+        data[at : at + 4] = (primary // SECTOR).to_bytes(4, "little")
+    image.write_bytes(data)
+    assert any("where the metadata is" in finding.text for finding in diskmill.check(str(image)).findings)
+    with (
+        pytest.raises(DiskmillError, match="where the metadata is"),
+        open_image(str(image), "vmdk", context=Context(), writable=True) as disk,
+    ):
+        disk.write(0, b"x" * SECTOR)
+    assert image.read_bytes()[primary:] == data[primary:]
+
+
+def test_a_sparse_file_that_was_cut_short_is_an_error_and_not_zeros(tmp_path: Path) -> None:
+    raw, image = sparse_file(tmp_path / "raw", 3 * GRAIN + SECTOR, {0: b"x" * (3 * GRAIN + SECTOR)}), tmp_path / "disk"
+    convert(raw, image)
+    whole = image.read_bytes()
+    image.write_bytes(whole[: -GRAIN + SECTOR])  # up to the end of the disk: nothing is missing
+    assert read_all(image) == raw.read_bytes()
+    assert diskmill.check(str(image)).corruptions == 0
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(3 * GRAIN, b"y")
+    assert read_all(image) == raw.read_bytes()[: 3 * GRAIN] + b"y" + b"x" * (SECTOR - 1)
+    for missing in (GRAIN - SECTOR + 1, GRAIN + 1, 3 * GRAIN):
+        image.write_bytes(whole[:-missing])
+        assert diskmill.check(str(image)).corruptions > 0
+        with pytest.raises(DiskmillError, match="not all inside the file"):
+            read_all(image)
+
+
+def test_a_writer_that_was_killed_is_told_until_a_check_has_looked(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    diskmill.create(str(image), MiB, format="vmdk")
+    script = (
+        "import os, sys, diskmill; from diskmill.graph import open_image; from diskmill.context import Context\n"
+        f"disk = open_image({str(image)!r}, context=Context(), writable=True); disk.write(0, b'x'); disk.flush()\n"
+        "os._exit(0)"
+    )
+    run(sys.executable, "-c", script)
+    assert diskmill_json("info", image)["dirty-flag"] is True
+    assert diskmill.check(str(image), repair="all").corruptions == 0
+    assert diskmill_json("info", image)["dirty-flag"] is False
+    assert read_all(image) == b"x".ljust(MiB, b"\0")
 
 
 def test_check_finds_a_grain_that_is_used_twice(tmp_path: Path) -> None:

@@ -166,6 +166,31 @@ def test_the_content_id_changes_where_it_stands_and_nothing_else(tmp_path: Path)
     assert [line.rstrip(b"\n") for line in lines[:2] + lines[3:]] == before[:2] + before[3:]
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+def test_values_change_whatever_the_line_ends(line_end: str, tmp_path: Path) -> None:
+    path = put(tmp_path, descriptor(FLAT).replace("\n", line_end))
+    with open_image(str(path), context=Context(), writable=True) as image:
+        image.write(0, b"x")
+    told = diskmill.info(str(path)).specific
+    assert told is not None and told["cid"] != 0x0BADCAFE
+    diskmill.resize(str(path), 2 * MiB)
+    with open_image(str(path), context=Context()) as image:
+        assert image.read(0, image.size) == b"x" + DATA[1:] + bytes(MiB)
+
+
+def test_an_embedded_descriptor_need_not_say_what_the_header_says(tmp_path: Path) -> None:
+    """As when a tool, or a crash, leaves its extent line in disorder: it can mean nothing but the file itself."""
+    path = tmp_path / "disk.vmdk"
+    diskmill.create(str(path), MiB, format="vmdk")
+    data = path.read_bytes()
+    assert data.count(b"RW 2048 SPARSE") == 1
+    path.write_bytes(data.replace(b"RW 2048 SPARSE", b"RW S048 SPARSE"))
+    with open_image(str(path), context=Context(), writable=True) as image:
+        image.write(0, DATA)
+    qemu_img("convert", "-f", "vmdk", "-O", "raw", path, tmp_path / "raw")
+    assert (tmp_path / "raw").read_bytes() == read_all(path) == DATA
+
+
 # -- what is refused ------------------------------------------------------------------------------------------------
 
 DAMAGED = {

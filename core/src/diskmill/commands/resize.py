@@ -61,6 +61,10 @@ def set_size(image: Image, size: int, context: Context, preallocation: str = "of
         raise UnsupportedError(
             f"format '{driver.name}' does not know the preallocation '{preallocation}'", file=image.name
         )
+    old = image.size
     done = context.registry.call(driver, "resize", image=image, size=size, preallocation=preallocation)
     if done is None:
         raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
+    if image.backing is not None and image.backing.size > old:
+        # What a longer backing image holds there was never part of this disk.
+        image.zero(old, max(min(image.size, image.backing.size) - old, 0))

@@ -64,6 +64,8 @@ class _Checker:
                 self.found(f"grain table {index}: {error.cause}")
         if isinstance(part, HostedPart):
             self.redundant(part)
+            if repair and not self.result.corruptions:
+                part.declare_clean()
         if isinstance(part, CompressedPart):
             self.markers(part)
 
@@ -84,10 +86,13 @@ class _Checker:
             if not length:
                 continue
             last = value + (length - 1) * run.step
-            if last * SECTOR >= part.node.size:
-                self.found(f"grains {base + at} to {base + at + length - 1} lie beyond the end of the file", length)
+            which = f"grains {base + at} to {base + at + length - 1}"
+            if last * SECTOR + (1 if part.compressed else part.used(base + at + length - 1)) > part.node.size:
+                self.found(f"{which} are not all inside the file", length)
+            elif isinstance(part, HostedPart) and value < part.header.overHead:
+                self.found(f"{which} lie where the metadata is", length)
             elif length > 1 and not run.step:
-                self.found(f"grains {base + at} to {base + at + length - 1} are one and the same", length - 1)
+                self.found(f"{which} are one and the same", length - 1)
             elif self.used is not None and not part.compressed:
                 self.mark(base + at, value // self.grain, length)
 
@@ -101,11 +106,14 @@ class _Checker:
     # -- the redundant tables -----------------------------------------------------------------------------------
 
     def redundant(self, part: HostedPart) -> None:
-        redundant = part.redundant
+        try:
+            redundant = part.redundant
+        except ImageError as error:
+            self.found(f"the redundant grain directory: {error.cause}")
+            return
         if redundant is None:
             return
-        for index, sector in enumerate(part.directory):
-            other = redundant[index]
+        for index, (sector, other) in enumerate(zip(part.directory, redundant, strict=True)):
             if part.special(sector) is not None or part.special(other) is not None:
                 if sector != other:
                     self.found(f"only one of the grain directories has grain table {index}")
@@ -117,40 +125,43 @@ class _Checker:
                 self.found(f"the redundant copy of grain table {index} lies beyond the end of the file")
 
     def repair(self, part: HostedPart) -> None:
-        """Where the two tables differ and one is damaged, the other one holds; else the primary one."""
-        redundant = part.redundant
-        if redundant is None:
-            return
+        """Where two tables differ and one is damaged, the other one holds. Where both could be, no grain of either is
+        given up, and the primary one decides.
+        """
         try:
-            directory = part.directory
+            directory, redundant = part.directory, part.redundant
         except ImageError:
             return
+        if redundant is None:
+            return
         for index, (sector, other) in enumerate(zip(directory, redundant, strict=True)):
-            if part.special(sector) is not None or part.special(other) is not None:
-                continue
             one, two = self.sound(part, index, sector), self.sound(part, index, other)
-            if one == two or one is None and two is None:
+            if one == two:
                 continue
-            good = one if one is not None else two
+            good = one or two
+            if one is not None and two is not None:
+                good = array("I", [entry or copy for entry, copy in zip(one, two, strict=True)])
             assert good is not None
-            target = other if one is not None else sector
-            if (target * SECTOR) + part.table_bytes > part.node.size or target < 1:
-                continue  # the directory itself is damaged there: writing would hit something else
-            part.node.write(target * SECTOR, tables.to_bytes(good, "little"))
-            part.forget()
-            self.result.corruptions_fixed += 1
-            which = "the redundant copy" if one is not None else "the table itself"
-            if len(self.result.findings) < _TOLD:
-                self.result.findings.append(Finding("corruption", f"grain table {index}: {which} was restored"))
+            for which, entries, table in (("", directory, one), (" redundant", redundant, two)):
+                if table != good:
+                    part.place_copy(entries, index, good)
+                    self.result.corruptions_fixed += 1
+                    if len(self.result.findings) < _TOLD:
+                        text = f"{part.name}: the{which} grain table {index} was restored"
+                        self.result.findings.append(Finding("corruption", text))
+        part.turn_to_copies()
 
     def sound(self, part: HostedPart, index: int, sector: int) -> array[int] | None:
-        """The table at *sector*; None where it is damaged."""
+        """The table at *sector*; None where there is none, or it is damaged."""
+        if part.special(sector) is not None:
+            return None
         try:
             entries = part.read_tables(index, sector, 1)
         except ImageError:
             return None
-        end = -(-part.node.size // SECTOR)
-        return entries if max(entries) < end else None
+        places = [entry for entry in entries if part.special(entry) is None]
+        low, high = part.header.overHead, -(-part.node.size // SECTOR)
+        return entries if all(low <= place < high for place in places) else None
 
     # -- compressed grains --------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from diskmill.sizes import MAX_SIZE, SECTOR
 
 LIMIT = 1 << 20
 """The longest descriptor that is read, in bytes."""
-MAX_EXTENTS = 8192
-"""The most extents that a descriptor may list: 16 TiB in files of 2 GiB."""
+MAX_EXTENTS = 4095
+"""The most extents that a descriptor may list, nearly 8 TiB in files of 2 GiB: with its own file it is 4096 files."""
 NO_PARENT = 0xFFFFFFFF
 """As ``parentCID``: there is no parent."""
 
@@ -30,10 +30,10 @@ _EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z]+)(?:\s+"([^"]*
 _ACCESS = re.compile(r"(?:RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
 _ENTRY = re.compile(r"([A-Za-z0-9_.]+)\s*=\s*(.*?)\s*$", re.DOTALL)
 _ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([^"\r\n]*)', re.IGNORECASE | re.MULTILINE)
-# Keys whose value must be a number, to be found where it stands when it changes.
-_CID = re.compile(rb"(?im)^([ \t]*CID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
-_PARENT_CID = re.compile(rb"(?im)^([ \t]*parentCID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
-_EXTENT_SIZE = re.compile(rb"(?im)^([ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+)(\d+)")
+# Numbers, to be found where they stand when they change. A line may end with a carriage return alone.
+_CID = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*CID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
+_PARENT_CID = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*parentCID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
+_EXTENT_SIZE = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,14 @@ class Descriptor:
         """Bytes in the guest disk."""
         return sum(line.sectors for line in self.extents) * SECTOR
 
+    @property
+    def cid_digits(self) -> int:
+        """How many digits the CID has where it stands: another one with as many moves nothing behind it."""
+        match = _CID.search(self.raw)
+        return len(match.group(2)) if match else 8
+
     def with_cid(self, cid: int) -> bytes:
-        """The bytes, with another CID: as long as before where that can be."""
+        """The bytes, with another CID."""
         return _replaced(_CID, self.raw, cid)
 
     def with_parent_cid(self, cid: int) -> bytes:
@@ -111,18 +117,20 @@ def _hexadecimal(text: str | None) -> int | None:
 
 
 def _replaced(pattern: re.Pattern[bytes], raw: bytes, value: int) -> bytes:
-    return pattern.sub(lambda match: match.group(1) + b"%08x" % value, raw, count=1)
+    return pattern.sub(lambda match: match.group(1) + b"%0*x" % (len(match.group(2)), value), raw, count=1)
 
 
-def parse(raw: bytes, *, file: str) -> Descriptor:
+def parse(raw: bytes, *, file: str, extents: bool = True) -> Descriptor:
     """The descriptor in *raw*, which goes up to the first zero byte.
 
     :param file: named in errors.
+    :param extents: whether the extent section counts. It does not where it can only mean the file that the descriptor
+        is embedded in, about which the extent's own header says it all.
     :raises ImageError: a line of the extent section makes no sense.
     """
     raw = raw[:LIMIT].partition(b"\0")[0]
     entries: dict[str, str] = {}
-    extents: list[ExtentLine] = []
+    lines: list[ExtentLine] = []
     text = _decoded(raw).removeprefix("\ufeff")
     # Not splitlines(): it splits at characters that may stand in a file name.
     for number, line in enumerate(re.split(r"\r*\n|\r", text), 1):
@@ -130,9 +138,10 @@ def parse(raw: bytes, *, file: str) -> Descriptor:
         if not line or line.startswith("#"):
             continue
         if _ACCESS.match(line):
-            if len(extents) == MAX_EXTENTS:
+            if len(lines) == MAX_EXTENTS:
                 raise ImageError(f"more than {MAX_EXTENTS} extents", file=file, place="descriptor")
-            extents.append(_extent(line, number, file))
+            if extents:
+                lines.append(_extent(line, number, file))
             continue
         match = _ENTRY.match(line)
         if match is not None:
@@ -140,7 +149,7 @@ def parse(raw: bytes, *, file: str) -> Descriptor:
             if len(value) >= 2 and value[0] == value[-1] == '"':
                 value = value[1:-1]
             entries.setdefault(match.group(1).lower(), value)
-    descriptor = Descriptor(raw, entries, extents)
+    descriptor = Descriptor(raw, entries, lines)
     if descriptor.size > MAX_SIZE:
         raise ImageError(f"the extents add up to {descriptor.size} bytes", file=file, place="descriptor")
     return descriptor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diskmill import tables
 from diskmill.errors import ImageError
 from diskmill.extents import Codec, Extent, Kind
-from diskmill.sizes import SECTOR
+from diskmill.sizes import SECTOR, MiB
 
 from .parts import Part
 
@@ -25,8 +25,8 @@ MAX_DIRECTORY = 1 << 22
 """The most entries of a grain directory: what the largest seSparse disk, 64 TiB, needs."""
 MAX_GRAIN = 1 << 30
 """The largest grain, in bytes."""
-MAX_COMPRESSED_GRAIN = 1 << 24
-"""The largest grain that may be compressed: it is held in memory whole."""
+MAX_HELD_GRAIN = 2 * MiB
+"""The largest grain that may be compressed, or written: it is held in memory whole."""
 _AT_ONCE = 1 << 15
 """Entries that are looked at together."""
 
@@ -85,7 +85,7 @@ class GrainPart(Part):
         """The sectors of the grain tables; 0: there is none, 1: all its grains are zeros (where ``zeroed``)."""
         if self._directory is None:
             directory = self.read_directory(self.directory_offset)
-            _refuse_duplicates(directory, self.name)
+            refuse_duplicates(directory, self.name)
             self._directory = directory
         return self._directory
 
@@ -157,6 +157,11 @@ class GrainPart(Part):
                 yield from self._in_tables(index, sector, upto - index, low, high)
                 index = upto
 
+    def used(self, grain: int) -> int:
+        """Bytes of *grain* that are the guest's: the last one of a disk may go on beyond its end, and in the file be
+        no longer than needed."""
+        return min(self.unit, self.end - self.start - grain * self.unit)
+
     def special(self, sector: int) -> Kind | None:
         """What the entry *sector* means where it is no place."""
         if sector == 0:
@@ -189,12 +194,9 @@ class GrainPart(Part):
                 at, length, value = at + count, length - count, value + stride
             if not length:
                 continue
-            if (value + (length - 1) * stride) * SECTOR >= size:
-                raise ImageError(
-                    "it points beyond the end of the file",
-                    file=self.name,
-                    place=f"grain {base // unit + at + (length - 1 if stride else 0)}",
-                )
+            last = base // unit + at + (length - 1 if stride else 0)
+            if (value + (length - 1) * stride) * SECTOR + self.used(last) > size:
+                raise ImageError("it is not all inside the file", file=self.name, place=f"grain {last}")
             if stride or length == 1:
                 yield Extent(self.start + base + at * unit, length * unit, Kind.DATA, self.node, value * SECTOR)
                 continue
@@ -218,7 +220,7 @@ class CompressedPart(GrainPart):
         super().__init__(*args, **keywords)
         self.codec = codec
         self.markers = markers
-        if self.unit > MAX_COMPRESSED_GRAIN:
+        if self.unit > MAX_HELD_GRAIN:
             raise ImageError(f"a compressed grain of {self.unit} bytes", file=self.name, place="header")
         # What a grain may take at most: deflate makes what it cannot compress a little larger.
         self.longest = self.unit + self.unit // 8 + 2 * SECTOR
@@ -261,7 +263,7 @@ class CompressedPart(GrainPart):
         return {"cluster-size": self.unit, "compressed": True}
 
 
-def _refuse_duplicates(directory: array[int], name: str) -> None:
+def refuse_duplicates(directory: array[int], name: str) -> None:
     """Two parts of the disk in one table is damage; and it would let a small file claim a table of any length."""
     if len(directory) > 1 << 17:
         import numpy

@@ -15,7 +15,7 @@ from diskmill.extents import Placement
 from diskmill.node import Node, Storage
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
-from .grains import GrainPart
+from .grains import MAX_HELD_GRAIN, GrainPart, refuse_duplicates
 from .parts import Part
 from .structures import (
     COWD_MAGIC,
@@ -75,22 +75,42 @@ def is_compressed(header: Record) -> bool:
     return bool(header.compressAlgorithm == DEFLATE)
 
 
+def require_writable(header: Record, *, name: str) -> None:
+    """
+    :raises UnsupportedError: the extent can only be read.
+    """
+    why = None
+    if is_compressed(header) or header.gdOffset == GD_AT_END:
+        why = "a streamOptimized image cannot be changed: it is written once, in order"
+    elif header.version == 3:
+        why = "a sparse extent of version 3 (changed block tracking) can only be read"
+    elif header.grainSize * SECTOR > MAX_HELD_GRAIN:
+        why = f"a sparse extent with grains of {header.grainSize * SECTOR} bytes can only be read"
+    if why is not None:
+        raise UnsupportedError(why, file=name)
+
+
 def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool = False) -> Part:
     """The part that the extent in *node* is.
 
     :param scan: find compressed grains by their markers.
     """
-    if isinstance(node, Storage) and node.forward and not is_compressed(header):
-        raise UnsupportedError("only streamOptimized images can be read from a pipe", file=name)
     if is_compressed(header):
         from .stream import open_stream
 
         return open_stream(node, header, start, name=name, scan=scan)
+    if isinstance(node, Storage) and node.forward:
+        raise UnsupportedError("only streamOptimized images can be read from a pipe", file=name)
+    if header.gdOffset == GD_AT_END:  # a stream of grains that are not compressed: written once, like any stream
+        valid = footer_of(node, header, name=name)
+        if header.flags & FLAG_MARKERS:
+            raise UnsupportedError("markers before grains that are not compressed", file=name)
+        return GrainPart(node, start, valid.capacity * SECTOR, **geometry(valid, node, name))
     return HostedPart(node, header, start, name=name)
 
 
 def footer_of(node: Node, header: Record, *, name: str) -> Record:
-    """The valid header of a compressed extent: its footer, where the header says so."""
+    """The valid header of an extent: its footer, where the header says so."""
     if header.gdOffset != GD_AT_END:
         return header
     # Footer marker, footer and end-of-stream marker are the last three sectors.
@@ -140,7 +160,8 @@ class HostedPart(GrainPart):
         super().__init__(node, start, header.capacity * SECTOR, **keywords)
         self.header = header
         self.redundant_offset: int | None = None
-        if header.flags & FLAG_REDUNDANT and header.rgdOffset:
+        # Where both offsets are the same there is one directory.
+        if header.flags & FLAG_REDUNDANT and header.rgdOffset not in (0, header.gdOffset):
             self.redundant_offset = min(header.rgdOffset, MAX_SIZE // SECTOR) * SECTOR
             if self.redundant_offset + self.count * self.width > node.size:
                 raise ImageError("the redundant grain directory lies beyond the end of the file", file=name)
@@ -154,7 +175,9 @@ class HostedPart(GrainPart):
     def redundant(self) -> array[int] | None:
         """The redundant grain directory; None where there is none."""
         if self._redundant is None and self.redundant_offset is not None:
-            self._redundant = self.read_directory(self.redundant_offset)
+            redundant = self.read_directory(self.redundant_offset)
+            refuse_duplicates(self.directory + redundant, self.name)
+            self._redundant = redundant
         return self._redundant
 
     # -- space --------------------------------------------------------------------------------------------------
@@ -174,13 +197,13 @@ class HostedPart(GrainPart):
         """The sector after everything that is in use."""
         grain, overhead = self.unit // SECTOR, int(self.header.overHead)
         end = max(-(-self.node.size // SECTOR), overhead)
-        if end % grain == 0 and overhead % grain == 0:
-            return end
-        # The last grain may go on beyond the end of the file.
-        for index in range(self.count):
+        # The disk's last grain alone may go on beyond the end of the file.
+        last = (self.end - self.start - 1) // self.unit
+        if last >= 0:
+            index, at = divmod(last, self.per_table)
             sector = self.directory[index]
             if self.special(sector) is None:
-                end = max(end, max(self.entries(index, sector, 1)) + grain)
+                end = max(end, self.entries(index, sector, 1)[at] + grain)
         return end
 
     def table(self, index: int) -> array[int]:
@@ -192,8 +215,11 @@ class HostedPart(GrainPart):
         kind = self.special(sector)
         if kind is None:
             table = self.read_tables(index, sector, 1)
+            self._require_sound(index, table)
         else:
             # There is no such table in the file: it gets places, which the directory names once it is there.
+            if self.redundant is not None and self.redundant[index] != sector:
+                raise self._unlike_copy(index)
             table = tables.filled(self.per_table, 4, sector)
             self.directory[index] = self.take(self.table_sectors)
             if self.redundant is not None:
@@ -206,6 +232,35 @@ class HostedPart(GrainPart):
         self.changed[index] = table
         self._recent = (0, array("I"))
         return table
+
+    def _require_sound(self, index: int, table: array[int]) -> None:
+        """Refuse to write where a damaged directory would make us overwrite something else than grain table *index*."""
+        place = f"grain table {index}"
+        pairs = [(self.directory_offset, self.directory[index])]
+        if self.redundant is not None:
+            assert self.redundant_offset is not None
+            other = self.redundant[index]
+            if self.special(other) is not None or not self._is_copy(table, other, self.read_tables(index, other, 1)):
+                raise self._unlike_copy(index)
+            pairs.append((self.redundant_offset, other))
+        header = self.header
+        taken = [(0, 1), (header.descriptorOffset, header.descriptorSize)]
+        taken += [(offset // SECTOR, -(-self.count * self.width // SECTOR)) for offset, _ in pairs]
+        for _, sector in pairs:
+            if any(sector < at + count and at < sector + self.table_sectors for at, count in taken):
+                raise ImageError("it lies where other metadata is", file=self.name, place=place)
+
+    def _unlike_copy(self, index: int) -> ImageError:
+        text = "it and its redundant copy differ: check and repair the image first"
+        return ImageError(text, file=self.name, place=f"grain table {index}")
+
+    def _is_copy(self, table: array[int], sector: int, copy: array[int]) -> bool:
+        """Whether *copy*, at *sector*, is a copy of *table*; among the metadata, one that a crash left behind too."""
+        if copy == table:
+            return True
+        return sector + self.table_sectors <= self.header.overHead and all(
+            one == other or min(one, other) <= 1 for one, other in zip(table, copy, strict=True)
+        )
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -237,6 +292,8 @@ class HostedPart(GrainPart):
             count = length if run.step else 1
             begin, end = max(grain * unit, low), min((grain + count) * unit, high)
             offset = value * SECTOR + begin - grain * unit
+            if value < self.header.overHead:
+                raise ImageError("it lies where the metadata is", file=self.name, place=f"grain {grain}")
             if value * SECTOR >= self.node.size:
                 raise ImageError("it points beyond the end of the file", file=self.name, place=f"grain {grain}")
             result.append(Placement(self.start + begin, end - begin, self.node, offset))
@@ -293,11 +350,14 @@ class HostedPart(GrainPart):
             self._write_tables(self.redundant, dirty)
         if self._placed:
             self.node.barrier()
-            self.node.write(self.directory_offset, tables.to_bytes(self.directory, "little"))
-            if self.redundant is not None and self.redundant_offset is not None:
-                self.node.write(self.redundant_offset, tables.to_bytes(self.redundant, "little"))
+            self._write_directories()
         self._dirty.clear()
         self._placed.clear()
+
+    def _write_directories(self) -> None:
+        self.node.write(self.directory_offset, tables.to_bytes(self.directory, "little"))
+        if self.redundant is not None and self.redundant_offset is not None:
+            self.node.write(self.redundant_offset, tables.to_bytes(self.redundant, "little"))
 
     def _write_tables(self, directory: array[int], indexes: Sequence[int]) -> None:
         """Write changed grain tables to where *directory* has them, neighbours at once."""
@@ -322,12 +382,35 @@ class HostedPart(GrainPart):
             self.node.barrier()
             self._mark(False)
 
-    # -- check and resize ---------------------------------------------------------------------------------------
+    # -- repair and resize ---------------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """The tables in the file are not what they were."""
         self._recent = (0, array("I"))
         self.changed.clear()
+
+    def place_copy(self, directory: array[int], index: int, table: array[int]) -> None:
+        """Let *directory*, the primary or the redundant one, have *table* as its table *index*, in a new place: what
+        lies where a damaged entry points to is not known."""
+        sector = self.take(self.table_sectors)
+        self.node.write(sector * SECTOR, tables.to_bytes(table, "little").ljust(self.table_sectors * SECTOR, b"\0"))
+        directory[index] = sector
+        self._placed.add(index)
+
+    def turn_to_copies(self) -> None:
+        """The tables that were placed anew count from now on."""
+        if self._placed:
+            self.node.barrier()
+            self._write_directories()
+            self._placed.clear()
+            self.forget()
+
+    def declare_clean(self) -> None:
+        """Take back what a writer that never ended said in the header."""
+        if self.header.uncleanShutdown:
+            self.header.uncleanShutdown = 0
+            self.node.barrier()
+            self.node.write(SPARSE_HEADER.offsets["uncleanShutdown"], b"\0")
 
     def empty(self) -> None:
         """Point to no grain any more; then the file ends where they began."""
@@ -352,7 +435,16 @@ class HostedPart(GrainPart):
             self._next = None
 
     def trim(self) -> None:
-        """Entries of the last table that lie beyond the end of the disk come to mean something when it grows."""
+        """What lies beyond the end of the disk comes to mean something when it grows: the rest of the last grain, and
+        the entries behind it."""
+        used = (self.end - self.start) % self.unit
+        if used:
+            (extent,) = self.extents(self.end - SECTOR, SECTOR)
+            end = extent.offset + SECTOR
+            if extent.node is not None and any(self.node.read(end, self.unit - used)):
+                sector = self.take(self.unit // SECTOR)
+                self.node.write(sector * SECTOR, self.node.read(end - used, used).ljust(self.unit, b"\0"))
+                self._set(self.end - used, self.unit, sector, 0)
         used = -(-(self.end - self.start) // self.unit) % self.per_table
         if used and self.special(self.directory[-1]) is None and any(self.table(self.count - 1)[used:]):
             tables.fill_run(self.table(self.count - 1), used, self.per_table - used, 0, 0)

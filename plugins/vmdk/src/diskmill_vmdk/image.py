@@ -53,7 +53,7 @@ class VmdkImage(Image):
         self._starts: list[int] = []
         self.changed = False
         self._parent_matches = True
-        self._below = False
+        self._overlay: VmdkImage | None = None
         self._attached: dict[int, Node] = {}
 
     # -- putting it together ------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class VmdkImage(Image):
             super().attach(reference, node)
             self._parent_matches = isinstance(node, VmdkImage) and node.cid == self.parent_cid
             if isinstance(node, VmdkImage):
-                node._below = True
+                node._overlay = self
             return
         from .opening import open_extent
 
@@ -177,9 +177,17 @@ class VmdkImage(Image):
             return
         self.changed = True
         if self.descriptor is not None and self.descriptor.cid is not None:
-            cid = new_cid()
+            cid = new_cid(self.descriptor.cid_digits)
             self.write_descriptor(self.descriptor.with_cid(cid))
             self.cid = cid
+            if self._overlay is not None:
+                self._overlay.follow(cid)
+
+    def follow(self, cid: int) -> None:
+        """The parent is written through this very graph, with what is here (commit): the two still fit, from now on."""
+        if self.writable and self._parent_matches and self._overlay is None and self.descriptor is not None:
+            self.write_descriptor(self.descriptor.with_parent_cid(cid))
+            self.parent_cid = cid
 
     def write_descriptor(self, raw: bytes) -> None:
         """Put *raw* in the descriptor's place.
@@ -202,7 +210,7 @@ class VmdkImage(Image):
         else:
             # Filled up with line ends where it was longer: no reader minds them.
             self.file.write(0, raw.ljust(len(old), b"\n"))
-        self.descriptor = parse(raw, file=self.name)
+        self.descriptor = parse(raw, file=self.name, extents=bool(self.descriptor.extents))
 
     def flush(self) -> None:
         with self.lock:
@@ -218,13 +226,6 @@ class VmdkImage(Image):
             for part in self.parts:
                 part.flush()
                 part.finish()
-        parent = self.backing
-        if not isinstance(parent, VmdkImage) or parent.cid == self.parent_cid or self.descriptor is None:
-            return
-        if self._parent_matches and not self._below:
-            # The parent was written through this very graph, with what is here (commit): the two still fit.
-            self.write_descriptor(self.descriptor.with_parent_cid(parent.cid))
-            self.parent_cid = parent.cid
 
     def empty(self) -> bool:
         """Give up all that the image holds itself: it then reads as its backing image.
@@ -276,9 +277,9 @@ class VmdkImage(Image):
         return told | part.details()
 
 
-def new_cid() -> int:
-    """A content id that is not taken for "no parent"."""
-    return int.from_bytes(os.urandom(4), "little") % 0xFFFFFFFE
+def new_cid(digits: int = 8) -> int:
+    """A content id that is not taken for "no parent", of no more than *digits* digits where that is room enough."""
+    return int.from_bytes(os.urandom(4), "little") % min(1 << 4 * max(digits, 6), 0xFFFFFFFE)
 
 
 def _joined(extents: Iterable[Extent]) -> Iterator[Extent]:

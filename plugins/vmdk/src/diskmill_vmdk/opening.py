@@ -10,7 +10,7 @@ from diskmill.references import Reference
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, ExtentLine, parse
-from .hosted import is_compressed, open_hosted, read_header
+from .hosted import open_hosted, read_header, require_writable
 from .image import VmdkImage
 from .parts import FlatPart, MissingPart, Part, ZeroPart
 from .structures import COWD_MAGIC, SPARSE_MAGIC
@@ -58,17 +58,15 @@ def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> Vmdk
         at, room = header.descriptorOffset * SECTOR, min(header.descriptorSize * SECTOR, LIMIT)
         if at > MAX_SIZE or at + room > round_up(file.size, SECTOR):
             raise ImageError("the descriptor lies beyond the end of the file", file=name, place="header")
-        descriptor = parse(file.read(at, room), file=name)
+        descriptor = parse(file.read(at, room), file=name, extents=not header.capacity)
         if not descriptor.entries:
             descriptor = None  # an extent of a larger disk: the room for a descriptor is empty
     if descriptor is not None and not header.capacity:
         kind = (descriptor.create_type or "").lower()
         if kind not in OWN_CREATE_TYPES and descriptor.extents:
             return _open_descriptor(driver, request, file, descriptor, at=at, room=room)
-    if request.writable and is_compressed(header):
-        raise UnsupportedError("a streamOptimized image cannot be changed: it is written once, in order", file=name)
-    if request.writable and header.version == 3:
-        raise UnsupportedError("a sparse extent of version 3 (changed block tracking) can only be read", file=name)
+    if request.writable:
+        require_writable(header, name=name)
     part = open_hosted(file, header, 0, name=name, scan=bool(request.options.get("scan")))
     image = VmdkImage(
         driver,
@@ -178,8 +176,8 @@ def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool) -> 
         part = open_cowd(node, start, name=name)
     else:
         header = read_header(node, name=name)
-        if writable and (is_compressed(header) or header.version == 3):
-            raise UnsupportedError("compressed or version 3 extents can only be read", file=name)
+        if writable and line.access == "RW":
+            require_writable(header, name=name)
         part = open_hosted(node, header, start, name=name)
         part.writable = part.writable and line.access == "RW"
     if writable and line.access == "RW" and not part.writable:

@@ -62,6 +62,7 @@ def _grow_sparse(part: HostedPart, size: int) -> None:
     header = part.header
     part.trim()
     part.flush()
+    part.node.barrier()
     if count > old:
         directory_sectors = -(-count * part.width // SECTOR)
         table_sectors = part.table_sectors
@@ -78,14 +79,14 @@ def _grow_sparse(part: HostedPart, size: int) -> None:
             places.append((at, directory))
         if places[-1][0] >= LAST_SECTOR:
             raise UnsupportedError("the file of a sparse extent cannot grow beyond 2 TiB", file=part.name)
-        # The file ends with whole grains, for whoever appends to it.
-        end = part.take(0)
-        if part.node.size < end * SECTOR:
-            part.node.truncate(end * SECTOR)
-        part.node.barrier()
         header.gdOffset = places[-1][0]
         if len(places) == 2:
             header.rgdOffset = places[0][0]
         part.moved(places[-1], places[0] if len(places) == 2 else None)
+    # The file ends with whole grains, for whoever appends to it.
+    end = part.take(0)
+    if part.node.size < end * SECTOR:
+        part.node.truncate(end * SECTOR)
+    part.node.barrier()
     header.capacity = size // SECTOR
     part.node.write(0, SPARSE_HEADER.pack(header))

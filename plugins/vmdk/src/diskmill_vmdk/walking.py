@@ -15,7 +15,7 @@ from diskmill.extents import Extent, Kind
 from diskmill.node import Buffer, Node, ReadBuffer, Storage
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
-from .grains import MAX_COMPRESSED_GRAIN
+from .grains import MAX_HELD_GRAIN
 from .parts import Part
 from .stream import GrainCodec
 from .structures import END_OF_STREAM, FOOTER, GD_AT_END, MARKER
@@ -67,7 +67,7 @@ class WalkedPart(Part):
     def __init__(self, node: Node, header: Record, start: int, *, name: str) -> None:
         super().__init__(node, start, header.capacity * SECTOR, name=name)
         self.unit = header.grainSize * SECTOR
-        if self.unit > MAX_COMPRESSED_GRAIN:
+        if self.unit > MAX_HELD_GRAIN:
             raise ImageError(f"a compressed grain of {self.unit} bytes", file=name, place="header")
         if not 1 <= header.overHead <= MAX_SIZE // SECTOR:
             raise ImageError(f"{header.overHead} sectors of metadata", file=name, place="header")
