@@ -27,14 +27,16 @@ FORMAT = Option(
 IMAGE_OPTS = Option(
     "image_opts", ("--image-opts",), "Names are option strings: driver=qcow2,file.filename=…", panel=_IMAGE
 )
-TARGET_FORMAT = Option(
-    "output_format", ("-O", "--target-format", "--output-format"), "The output's format.", "FMT", panel=_TARGET
-)
+TARGET_FORMAT = Option("output_format", ("-O", "--target-format"), "The output's format.", "FMT", panel=_TARGET)
 BACKING_FORMAT = Option(
     "backing_format", ("-F", "--backing-format"), "The backing image's format.", "FMT", panel=_TARGET
 )
 OPTIONS = Option(
-    "options", ("-o", "--options"), "Options of the format, name=value,…; 'help' lists them.", "OPTS", panel=_TARGET
+    "options",
+    ("-o", "--options", "--target-format-options"),
+    "Options of the format, name=value,…; 'help' lists them.",
+    "OPTS",
+    panel=_TARGET,
 )
 OBJECT = Option(
     "object", ("--object",), "A secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT.", "OBJ", panel=_ACCESS
@@ -47,7 +49,7 @@ CACHE = Option(
     panel=_ACCESS,
 )
 SOURCE_CACHE = Option(
-    "source_cache", ("-T", "--source-cache"), "The cache mode for what is read.", "MODE", panel=_ACCESS
+    "source_cache", ("-T", "--cache", "--source-cache"), "The cache mode for what is read.", "MODE", panel=_ACCESS
 )
 SHARE = Option(
     "share",
@@ -130,9 +132,13 @@ def driver_options(arguments: Arguments) -> dict[str, str]:
     """The ``-o`` options, of all times it was given.
 
     :raises HelpAsked: one of them is ``help`` or ``?``.
+    :raises UsageError: a list is empty, or begins or ends with a comma.
     """
     from diskmill.options import split
 
+    for text in arguments.all("options"):
+        if not text or text.startswith(",") or text.replace(",,", "").endswith(","):
+            raise UsageError(f"invalid option list '{text}'")
     return dict(pair for text in arguments.all("options") for pair in split(text))
 
 

@@ -5,6 +5,7 @@ Only the asked command's module is imported, and what that needs: start-up is a 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,12 +27,14 @@ class Terminated(BaseException):
     """SIGTERM came: what is half done is undone on the way out."""
 
 
-def main() -> None:
-    """The console script ``diskmill``."""
+def main(session: Session | None = None) -> None:
+    """The console script ``diskmill``, or the one that *session* makes of it."""
     import signal
 
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:], Session()))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be any bytes; they go out as they came in
+        sys.stdout.reconfigure(errors="surrogateescape")
+    sys.exit(run(sys.argv[1:], session or Session()))
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -88,20 +91,27 @@ def _guarded(words: Sequence[str], session: Session) -> int:
 
 
 def _run(words: Sequence[str], session: Session) -> int:
+    standard, rest = _standard(words)
+    if standard.has("version"):
+        session.print(f"{session.program} {session.version}")
+        return 0
+    if not standard.has("trace"):
+        return _command(standard, rest, session)
+    from contextlib import ExitStack
+
+    from .tracing import start
+
+    with ExitStack() as until:
+        return 0 if start(standard.all("trace"), session, until) else _command(standard, rest, session)
+
+
+def _command(standard: Arguments, rest: list[str], session: Session) -> int:
+    """Run the command that *rest* begins with."""
     from diskmill.errors import UsageError
 
     from .arguments import HelpWanted, parse
     from .commands import NAMES
 
-    standard, rest = _standard(words)
-    if standard.has("version"):
-        session.print(f"{session.program} {session.version}")
-        return 0
-    if standard.has("trace"):
-        from .tracing import start
-
-        if start(standard.all("trace"), session):
-            return 0
     if standard.has("help") or not rest:
         from .manual import show_overview
 

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 
 def to_json(value: Any) -> str:
-    """*value* as indented JSON, members in the order in which QEMU prints them."""
+    """*value* as indented JSON, members in the order in which QEMU prints them: ASCII, and U+FFFD for a byte of a
+    name that is not UTF-8."""
     import json
+    import re
 
     from diskmill.qapi import ordered
 
-    return json.dumps(ordered(value), indent=4, ensure_ascii=False)
+    text = json.dumps(ordered(value), indent=4, ensure_ascii=False)
+    text = text.encode(errors="surrogateescape").decode(errors="replace")
+    return re.sub("[^ -~\n]", lambda match: "\\u007F" if match[0] == "\x7f" else json.dumps(match[0])[1:-1], text)
 
 
 def tree(value: Any, indent: int = 4) -> Iterator[str]:

@@ -40,6 +40,14 @@ class _State:
     def finish(self) -> None:
         """After success."""
 
+    def stop(self) -> None:
+        """Whatever happened."""
+
+    def answer(self, number: int, frame: object) -> None:
+        """A signal asks how far it is."""
+        sys.stderr.write(f"    ({self.percent:3.2f}/100%)\n")
+        sys.stderr.flush()
+
 
 class _Percent(_State):
     """qemu-img's lines: rewritten in place, at most one for each hundredth."""
@@ -80,6 +88,9 @@ class _Json(_State):
             if now < self._last + 0.1:
                 return
             self._last = now
+        self._print(self.phase)
+
+    def answer(self, number: int, frame: object) -> None:
         self._print(self.phase)
 
     def finish(self) -> None:
@@ -131,6 +142,9 @@ class _Bar(_State):
     def stop(self) -> None:
         self._bar.stop()
 
+    def answer(self, number: int, frame: object) -> None:
+        self._bar.refresh()
+
 
 @contextlib.contextmanager
 def shown(arguments: Arguments, session: Session, phase: str) -> Iterator[Report]:
@@ -139,14 +153,13 @@ def shown(arguments: Arguments, session: Session, phase: str) -> Iterator[Report
     Without ``-p`` nothing is shown until the process gets SIGUSR1 (or SIGINFO).
     """
     state = _state(arguments, session, phase)
-    before = _on_signal(lambda *_: sys.stderr.write(f"    ({state.percent:3.2f}/100%)\n"))
+    before = _on_signal(state.answer)
     try:
         state.start()
         yield state
         state.finish()
     finally:
-        if isinstance(state, _Bar):
-            state.stop()
+        state.stop()
         for number, handler in before:
             signal.signal(number, handler)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from diskmill.options import HelpAsked, split
 
 _MAX = 1 << 20
 """Bytes of a secret file that are read at most; keys and passphrases are far smaller."""
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _KNOWN = ("id", "data", "file", "format", "keyid", "iv")
 
 
@@ -28,6 +30,8 @@ def read_secrets(definitions: Sequence[str]) -> dict[str, bytes]:
         key = properties.get("id")
         if not key:
             raise UsageError("a secret object needs an id")
+        if not _ID.fullmatch(key):
+            raise UsageError(f"invalid id '{key}': a letter, then letters, digits, '-', '.' and '_'")
         if key in secrets:
             raise UsageError(f"the object id '{key}' is given twice")
         unknown = sorted(set(properties) - set(_KNOWN))

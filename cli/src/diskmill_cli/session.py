@@ -40,9 +40,17 @@ class Session:
         return not self.plain and (asked or f"_{self.program.replace('-', '_').upper()}_COMPLETE" in os.environ)
 
     def print(self, text: str, end: str = "\n") -> None:
-        """Write a line of results, unless ``-q`` forbids."""
-        if not self.quiet:
-            sys.stdout.write(text + end)
+        """Write a line of results, unless ``-q`` forbids.
+
+        Names out of images cannot command a terminal; a program gets them to the letter.
+        """
+        if self.quiet:
+            return
+        if sys.stdout.isatty():
+            from diskmill.errors import printable
+
+            text = "\n".join(printable(line) for line in text.split("\n"))
+        sys.stdout.write(text + end)
 
     def error(self, text: str) -> None:
         """Write an error message, one line."""
@@ -55,10 +63,10 @@ class Session:
         self.error(f"warning: {text}")
 
     def json(self, value: Any) -> None:
-        """Print *value* as JSON. ``-q`` does not silence what was asked for in so many words."""
+        """Print *value* as JSON, unless ``-q`` forbids."""
         from .output import to_json
 
-        sys.stdout.write(to_json(value) + "\n")
+        self.print(to_json(value))
 
     def fancy(self, arguments: Arguments) -> bool:
         """Whether results go to a person at a terminal."""

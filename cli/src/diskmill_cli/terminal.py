@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from diskmill.errors import printable
 from diskmill.sizes import format_size
 from rich import box
 from rich.console import Console, Group
@@ -29,6 +30,11 @@ _MEANING = {
 }
 
 
+def _text(text: str, style: str = "") -> Text:
+    """*text* out of an image: no markup, and nothing that the terminal would obey."""
+    return Text(printable(text), style)
+
+
 def _pairs() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold cyan")
@@ -49,12 +55,12 @@ def show_info(found: Sequence[ImageInfo], console: Console) -> None:
             parts += [Text(), snapshot_table(one.snapshots)]
         if one.specific:
             parts += [Text(), _specific(one)]
-        console.print(Panel(Group(*parts), title=Text(one.filename, "bold"), title_align="left", expand=False))
+        console.print(Panel(Group(*parts), title=_text(one.filename, "bold"), title_align="left", expand=False))
 
 
 def _facts(one: ImageInfo) -> Table:
     table = _pairs()
-    table.add_row("format", Text(one.format, "bold"))
+    table.add_row("format", _text(one.format, "bold"))
     table.add_row("virtual size", _both(one.virtual_size))
     table.add_row("on disk", "unknown" if one.actual_size is None else _both(one.actual_size))
     if one.cluster_size is not None:
@@ -66,8 +72,8 @@ def _facts(one: ImageInfo) -> Table:
     if one.backing_filename is not None:
         full = one.full_backing_filename
         where = "" if full in (None, one.backing_filename) else f" ({full})"
-        table.add_row("backing image", Text(f"{one.backing_filename}{where}"))
-        table.add_row("its format", Text(one.backing_filename_format or "not recorded"))
+        table.add_row("backing image", _text(f"{one.backing_filename}{where}"))
+        table.add_row("its format", _text(one.backing_filename_format or "not recorded"))
     return table
 
 
@@ -80,11 +86,11 @@ def _specific(one: ImageInfo) -> Tree:
 def _grow(tree: Tree, value: Any) -> None:
     pairs = value.items() if isinstance(value, Mapping) else ((f"[{index}]", one) for index, one in enumerate(value))
     for key, one in pairs:
-        label = Text(key.replace("-", " "), "cyan")
+        label = _text(key.replace("-", " "), "cyan")
         if isinstance(one, Mapping | list | tuple):
             _grow(tree.add(label), one)
         else:
-            tree.add(label.append(f"  {scalar(one)}", "default"))
+            tree.add(label.append(printable(f"  {scalar(one)}"), "default"))
 
 
 def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
@@ -95,7 +101,7 @@ def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
     table.add_column("VM state", justify="right")
     table.add_column("VM clock", justify="right")
     for one in snapshots:
-        table.add_row(Text(one.id), Text(one.name, "bold"), date(one), format_size(one.vm_state_size), clock(one))
+        table.add_row(_text(one.id), _text(one.name, "bold"), date(one), format_size(one.vm_state_size), clock(one))
     return table
 
 
@@ -118,7 +124,7 @@ def show_map(entries: Sequence[MapEntry], console: Console) -> None:
         text = Text(_MEANING[kind] + (", compressed" if entry.compressed else ""), _STYLES[kind])
         where = "" if entry.offset is None else hex(entry.offset)
         table.add_row(
-            hex(entry.start), format_size(entry.length), text, str(entry.depth), where, Text(entry.filename or "")
+            hex(entry.start), format_size(entry.length), text, str(entry.depth), where, _text(entry.filename or "")
         )
     console.print(table)
 
@@ -154,7 +160,9 @@ def show_check(result: CheckResult, console: Console) -> None:
     order = {"corruption": 0, "error": 1, "leak": 2}
     for finding in sorted(result.findings, key=lambda one: order.get(one.kind, 3)):
         mark = "fixed " if finding.fixed else ""
-        console.print(Text(f"{mark}{finding.kind}: {finding.text}", "green" if finding.fixed else styles[finding.kind]))
+        console.print(
+            _text(f"{mark}{finding.kind}: {finding.text}", "green" if finding.fixed else styles[finding.kind])
+        )
     if result.corruptions or result.check_errors:
         verdict = Text(f"{result.corruptions} corruptions, {result.check_errors} errors", "bold red")
     elif result.leaks:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError, UsageError
 from diskmill.registry import default_registry
-from diskmill.trace import attach, events
+from diskmill.trace import events, traced
 
 if TYPE_CHECKING:
     from .session import Session
 
 
-def start(texts: Sequence[str], session: Session) -> bool:
-    """Begin to trace as *texts* ask. True where only the list of events was asked for, and has been printed.
+def start(texts: Sequence[str], session: Session, until: ExitStack) -> bool:
+    """Trace as *texts* ask, up to the end of *until*. True where only the list of events was wanted, and was printed.
 
     :raises UsageError: a malformed text.
     """
@@ -35,11 +36,15 @@ def start(texts: Sequence[str], session: Session) -> bool:
                 target = value
             else:
                 raise UsageError(f"invalid trace option '{part}'")
+    known = set(events())
+    for pattern in patterns:
+        if pattern not in known and not any(mark in pattern for mark in "*?["):
+            session.warn(f"trace event '{pattern}' does not exist")
     try:
-        out = open(target, "a", encoding="utf-8") if target else sys.stderr  # noqa: SIM115  open to the program's end
+        out = until.enter_context(open(target, "a", encoding="utf-8")) if target else sys.stderr
     except OSError as error:
         raise StorageError.from_os(error, str(target)) from None
-    attach(default_registry().plugins, patterns, lambda line: print(line, file=out, flush=True))
+    until.enter_context(traced(default_registry().plugins, patterns, lambda line: print(line, file=out, flush=True)))
     return False
 
 
@@ -49,5 +54,6 @@ def _listed(path: str) -> list[str]:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the events file '{path}': {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot read the events file '{path}': {why}") from None
     return [line for line in lines if line and not line.startswith("#")]

@@ -26,8 +26,14 @@ class DiskmillError(Exception):
     def __str__(self) -> str:
         parts = [f"'{self.file}'" if self.file is not None else None, self.place, self.cause]
         # A name that came out of an image may hold line ends or terminal escapes: the message stays one plain line.
-        line = ": ".join(part for part in parts if part)
-        return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+        return printable(": ".join(part for part in parts if part))
+
+
+def printable(text: str) -> str:
+    """*text* with whatever a terminal would obey, line ends included, replaced by U+FFFD."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 class UsageError(DiskmillError):

@@ -56,6 +56,8 @@ def open_image(
         if spec.get("driver", format) != format:
             raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
         spec["driver"] = format
+    if writable and context.share:
+        raise UsageError("an image that other processes may write (-U) can only be read", file=display(spec))
     opener = _Opener(context, shallow=shallow, backing=backing, writable_backing=writable_backing)
     try:
         return opener.image(spec, writable=writable)

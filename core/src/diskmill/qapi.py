@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .commands.bench import BenchResult
-    from .results import CheckResult, Comparison, ImageInfo, MapEntry, Measurement, Snapshot
+    from .results import CheckResult, Comparison, ImageInfo, Limits, MapEntry, Measurement, Snapshot
 
 
 def _given(**members: Any) -> dict[str, Any]:
@@ -33,8 +33,14 @@ def image_info(info: ImageInfo) -> dict[str, Any]:
         full_backing_filename=info.full_backing_filename,
         backing_filename_format=info.backing_filename_format,
         snapshots=[snapshot(one) for one in info.snapshots] or None,
+        limits=None if info.limits is None else limits(info.limits),
         format_specific=None if info.specific is None else {"type": info.format, "data": info.specific},
     )
+
+
+def limits(one: Limits) -> dict[str, Any]:
+    """``BlockLimitsInfo``."""
+    return _given(**vars(one))
 
 
 def snapshot(one: Snapshot) -> dict[str, Any]:

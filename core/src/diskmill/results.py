@@ -81,8 +81,20 @@ class MapEntry:
 
 
 @dataclass
+class Limits:
+    """QAPI ``BlockLimitsInfo``: what requests must, and what they best keep to. Bytes; None: nothing special."""
+
+    request_alignment: int
+    max_iov: int
+    min_mem_alignment: int
+    opt_mem_alignment: int
+    discard_alignment: int | None = None
+    write_zeroes_alignment: int | None = None
+
+
+@dataclass
 class ImageInfo:
-    """QAPI ``ImageInfo`` (its JSON form is in ``json``)."""
+    """QAPI ``ImageInfo``; :mod:`diskmill.qapi` has its JSON form."""
 
     filename: str
     format: str
@@ -96,6 +108,7 @@ class ImageInfo:
     full_backing_filename: str | None = None
     backing_filename_format: str | None = None
     snapshots: list[Snapshot] = field(default_factory=list)
+    limits: Limits | None = None
     specific: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
 

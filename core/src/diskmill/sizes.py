@@ -21,7 +21,7 @@ MAX_SIZE = 2**63 - SECTOR
 """The largest guest disk, in bytes, that 64-bit signed file offsets can address."""
 
 _SUFFIXES = {"b": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1024 * TiB, "e": 1024 * 1024 * TiB}
-_SIZE = re.compile(r"\s*(\d+)(\.\d+)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"\s*\+?(\d+)(\.\d*)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
@@ -44,7 +44,7 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
             raise UsageError(f"invalid {what} '{text}': a fraction needs a unit")
         value = int(whole) * scale
         if fraction:
-            value += int(float(fraction) * scale)
+            value += int(float(f"0{fraction}") * scale)
     if value > MAX_SIZE:
         raise UsageError(f"invalid {what} '{text}': the largest is {MAX_SIZE} bytes")
     return value

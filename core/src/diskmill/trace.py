@@ -1,13 +1,14 @@
 """Tracing: a plugin that is not a driver, with a wrapper around every hook, so it sees each operation of every format.
 
-Events are the hooks' names. A program registers a :class:`Tracer` itself (``registry.plugins.register``).
+Events are the hooks' names. A program traces itself with :func:`traced`.
 """
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -61,6 +62,12 @@ def _short(value: Any) -> str:
     return repr(name if isinstance(name, str) else value if isinstance(value, str | int) else type(value).__name__)
 
 
-def attach(manager: pluggy.PluginManager, patterns: Sequence[str], write: Callable[[str], None]) -> None:
-    """Register a tracer of *patterns* with *manager*."""
-    manager.register(Tracer(patterns, write), "trace")
+@contextmanager
+def traced(manager: pluggy.PluginManager, patterns: Sequence[str], write: Callable[[str], None]) -> Iterator[None]:
+    """Trace what matches *patterns* meanwhile: one line to *write* for each operation that *manager* calls."""
+    tracer = Tracer(patterns, write)
+    manager.register(tracer)
+    try:
+        yield
+    finally:
+        manager.unregister(tracer)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from diskmill_cli import __version__
-from diskmill_cli.main import run
+from diskmill_cli.main import main as run
 from diskmill_cli.session import Session
 
 FOLLOWS = "7.2.0"
@@ -25,4 +23,4 @@ class QemuImg(Session):
 
 def main() -> None:
     """The console script ``qemu-img``."""
-    sys.exit(run(sys.argv[1:], QemuImg()))
+    run(QemuImg())

@@ -48,7 +48,7 @@ COMMAND = Command(
     (
         common.FORMAT,
         common.IMAGE_OPTS,
-        common.OPTIONS._replace(panel="The image"),
+        common.OPTIONS._replace(flags=("-o", "--options"), panel="The image"),
         Option("force", ("--force",), "Allow what can make data unreachable.", panel="The image"),
         common.CACHE,
         common.PROGRESS,

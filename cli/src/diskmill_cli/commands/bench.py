@@ -19,7 +19,7 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.errors import UsageError
 
     name = arguments.operand()
-    count = arguments.number("count", "request count", 75000, 1, _MOST)
+    count = arguments.number("count", "request count", 75000, 0, _MOST)
     depth = arguments.number("depth", "queue depth", 64, 1, _MOST)
     size = arguments.size("size", "buffer size", 4096)
     step = arguments.size("step", "step size") or size
@@ -33,6 +33,9 @@ def run(arguments: Arguments, session: Session) -> int:
         raise UsageError("--flush-interval is only available in write tests")
     if flush and flush < depth:
         raise UsageError("the flush interval cannot be smaller than the depth")
+    native = arguments.has("native") or arguments.one("aio") == "native"
+    if native and arguments.one("cache") not in ("none", "directsync"):
+        raise UsageError("native requests need a cache mode (-t) of none or directsync")
     drain = not arguments.has("no_drain")
     as_json = arguments.one("output") == "json"
     if not as_json:

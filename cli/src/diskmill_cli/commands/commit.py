@@ -39,7 +39,7 @@ COMMAND = Command(
         common.FORMAT,
         common.IMAGE_OPTS,
         Option("base", ("-b", "--base"), "An image further down the chain to write into.", "NAME", panel="The image"),
-        Option("keep", ("-d", "--keep-backing"), "Do not empty the overlay afterwards.", panel="The image"),
+        Option("keep", ("-d", "--drop"), "Do not empty the overlay afterwards: it will be dropped.", panel="The image"),
         Option("rate", ("-r", "--rate-limit"), "The most bytes a second.", "RATE", panel="The copying"),
         common.CACHE,
         common.PROGRESS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .. import common
@@ -28,7 +29,7 @@ def run(arguments: Arguments, session: Session) -> int:
 
     output_format = arguments.one("output_format") or "raw"
     context = common.context_of(arguments, session, key="source_cache")
-    target_context = common.context_of(arguments, session, cache="unsafe")
+    target_context = replace(common.context_of(arguments, session, cache="unsafe"), share=False)
     try:
         options = common.driver_options(arguments)
     except HelpAsked:
@@ -112,11 +113,11 @@ COMMAND = Command(
         common.FORMAT._replace(flags=("-f", "--format", "--source-format")),
         common.IMAGE_OPTS._replace(flags=("--image-opts", "--source-image-opts")),
         common.SNAPSHOT,
-        common.TARGET_FORMAT._replace(flags=("-O", "--target-format")),
-        common.OPTIONS._replace(flags=("-o", "--options", "--target-options")),
+        common.TARGET_FORMAT,
+        common.OPTIONS,
         Option("target_image_opts", ("--target-image-opts",), "The output's name is an option string.", panel=_TARGET),
         Option("compress", ("-c", "--compress"), "Store the data compressed.", panel=_TARGET),
-        Option("backing", ("-B", "--backing"), "Copy only what differs from this image.", "NAME", panel=_TARGET),
+        Option("backing", ("-B", "-b", "--backing"), "Copy only what differs from this image.", "NAME", panel=_TARGET),
         common.BACKING_FORMAT,
         Option("existing", ("-n", "--no-create"), "Write into an image that exists.", panel=_TARGET),
         Option("target_zero", ("--target-is-zero",), "That image reads as zeros throughout.", panel=_TARGET),
@@ -124,12 +125,12 @@ COMMAND = Command(
         Option("skip_broken", ("--skip-broken-bitmaps",), "Leave out inconsistent bitmaps.", panel=_TARGET),
         Option("sparse", ("-S", "--sparse-size"), "The shortest run of zeros to leave out; 4k.", "SIZE", panel=_COPY),
         Option("threads", ("-m", "--parallel"), "How many threads work.", "N", panel=_COPY),
-        Option("unordered", ("-W", "--oob"), "Write in any order: faster, and not reproducible.", panel=_COPY),
+        Option("unordered", ("-W", "--oob-writes"), "Write in any order: faster, and not reproducible.", panel=_COPY),
         Option("rate", ("-r", "--rate-limit"), "The most bytes a second.", "RATE", panel=_COPY),
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
-        common.CACHE,
-        common.SOURCE_CACHE,
+        common.CACHE._replace(flags=("-t", "--target-cache")),
+        common.SOURCE_CACHE._replace(flags=("-T", "--source-cache")),
         common.PROGRESS,
         common.QUIET,
         *common.ACCESS,

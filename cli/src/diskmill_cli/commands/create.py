@@ -41,10 +41,11 @@ def run(arguments: Arguments, session: Session) -> int:
     )
     words = [f"Formatting '{made.filename}', fmt={made.format}", f"size={made.size}"]
     if made.backing_filename is not None:
-        words.append(f"backing_file={made.backing_filename}")
+        words.append(f"backing_file={made.backing_filename.replace(',', ',,')}")
         words += [f"backing_fmt={made.backing_format}"] if made.backing_format else []
     for key, value in made.options.items():
-        words.append(f"{key}={'on' if value is True else 'off' if value is False else value}")
+        text = "on" if value is True else "off" if value is False else str(value)
+        words.append(f"{key}={text.replace(',', ',,')}")
     session.print(" ".join(words))
     return 0
 
@@ -55,7 +56,7 @@ COMMAND = Command(
     "NAME [SIZE]",
     (
         common.FORMAT._replace(help="The new image's format; raw if not given."),
-        common.OPTIONS,
+        common.OPTIONS._replace(flags=("-o", "--options")),
         Option("backing", ("-b", "--backing"), "The image that the new one stands on.", "NAME", panel="The output"),
         common.BACKING_FORMAT._replace(flags=("-F", "-B", "--backing-format")),
         Option(

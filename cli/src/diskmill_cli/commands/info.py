@@ -23,12 +23,13 @@ def run(arguments: Arguments, session: Session) -> int:
     context = common.context_of(arguments, session)
     format, image_opts = arguments.one("format"), arguments.has("image_opts")
     chain = arguments.has("backing_chain")
+    limits = arguments.has("limits")
     found: list[ImageInfo] = []
     for name in arguments.operands:
         if chain:
-            found += info_chain(name, format=format, image_opts=image_opts, context=context)
+            found += info_chain(name, format=format, limits=limits, image_opts=image_opts, context=context)
         else:
-            found.append(info(name, format=format, image_opts=image_opts, context=context))
+            found.append(info(name, format=format, limits=limits, image_opts=image_opts, context=context))
     if arguments.one("output") == "json":
         from diskmill.qapi import image_info
 
@@ -68,6 +69,11 @@ def lines(one: ImageInfo) -> Iterator[str]:
         yield f"backing file: {one.backing_filename}{where}"
         if one.backing_filename_format is not None:
             yield f"backing file format: {one.backing_filename_format}"
+    if one.limits is not None:
+        from diskmill.qapi import limits
+
+        yield "Block limits:"
+        yield from tree(limits(one.limits))
     if one.snapshots:
         yield "Snapshot list:"
         yield from snapshot_lines(one.snapshots)
@@ -86,6 +92,7 @@ COMMAND = Command(
         Option(
             "backing_chain", ("--backing-chain",), "Tell about every image of the backing chain.", panel="The image"
         ),
+        Option("limits", ("--limits",), "Also tell what requests should keep to.", panel="What is shown"),
         common.OUTPUT,
         *common.ACCESS,
     ),

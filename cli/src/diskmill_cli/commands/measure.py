@@ -56,7 +56,7 @@ COMMAND = Command(
     "Tell how large an image would be.",
     "[NAME]",
     (
-        common.FORMAT,
+        common.FORMAT._replace(flags=("-f", "--format", "--source-format")),
         common.IMAGE_OPTS,
         common.SNAPSHOT,
         Option("size", ("-s", "--size"), "Measure for an empty disk of this size.", "SIZE", panel="The image"),

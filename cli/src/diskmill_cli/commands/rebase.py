@@ -28,7 +28,7 @@ def run(arguments: Arguments, session: Session) -> int:
         rebase(
             name,
             backing,
-            backing_format=arguments.one("backing_format"),
+            backing_format=arguments.one("backing_format") if backing else None,
             unsafe=arguments.has("unsafe"),
             compress=arguments.has("compress"),
             format=arguments.one("format"),
@@ -52,7 +52,7 @@ COMMAND = Command(
         Option("unsafe", ("-u", "--backing-unsafe"), "Only change the name that is written.", panel="The image"),
         Option("compress", ("-c", "--compress"), "Store what is copied compressed.", panel="The image"),
         common.CACHE,
-        common.SOURCE_CACHE._replace(flags=("-T", "--backing-cache", "--source-cache")),
+        common.SOURCE_CACHE._replace(flags=("-T", "--backing-cache")),
         common.PROGRESS,
         common.QUIET,
         *common.ACCESS,

@@ -59,6 +59,8 @@ def bench(
     with open_image(name, format, context=context, writable=write, image_opts=image_opts) as image:
         if size > image.size:
             raise UsageError(f"requests of {size} bytes do not fit in {image.size} bytes", file=name)
+        if offset > image.size - size:
+            raise UsageError(f"the first request, at {offset}, does not fit in {image.size} bytes", file=name)
         run = _Run(image, count, size, step or size, offset, write, pattern, flush_interval, drain)
         threads = [threading.Thread(target=run.work, daemon=True) for _ in range(min(depth, MAX_THREADS, count))]
         begin = time.perf_counter()

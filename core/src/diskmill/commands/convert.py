@@ -71,7 +71,7 @@ def convert(
     :raises DiskmillError: whatever went wrong.
     """
     context = context or Context()
-    target_context = target_context or replace(context, cache="unsafe")
+    target_context = target_context or replace(context, cache="unsafe", share=False)
     counter = Progress(progress)
     options = dict(options or {})
     # A backing image that is given as an option is one all the same: what stays in it must not be copied as zeros.
@@ -79,8 +79,8 @@ def convert(
     backing_format = options.pop("backing_fmt", None) or backing_format
     if target_zero and not existing:
         raise UsageError("a new image reads as zeros anyhow: --target-is-zero goes with -n")
-    if existing and (options or backing):
-        raise UsageError("with -n the image exists already: it takes no options and no backing file")
+    if existing and options:
+        raise UsageError("with -n the image exists already: it takes no options")
     with ExitStack() as stack:
         images = []
         for name in sources:
@@ -91,6 +91,8 @@ def convert(
             images.append(image)
         if not images:
             raise UsageError("there is nothing to convert: name at least one source image")
+        if len(images) > 1 and (snapshot is not None or backing is not None):
+            raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
         refuse_self(images, output)
         if bitmaps:
             for driver in (*(image.driver for image in images), context.registry.format(output_format)):
@@ -105,6 +107,9 @@ def convert(
             if target.size < size:
                 target.close()
                 raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
+            if backing is not None and target.backing is None:
+                target.close()
+                raise UsageError("it has no backing image for what the source leaves to its own (-B)", file=output)
         else:
             base = _backing(stack, backing, backing_format, output, context)
             target = create_image(

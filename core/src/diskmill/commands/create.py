@@ -54,6 +54,8 @@ def create(
         size = given if isinstance(given, int) else parse_size(str(given))
     named, kind = rest.pop("backing_file", None), rest.pop("backing_fmt", None)
     backing = named if backing is None else backing
+    if backing == "":
+        raise UsageError("the backing image's name is empty", file=name)
     backing_format = kind if backing_format is None else backing_format
     if backing_format is not None and not backing:
         raise UsageError("a backing format goes with a backing image", file=name)

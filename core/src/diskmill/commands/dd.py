@@ -34,11 +34,11 @@ def dd(
 
     :param count: None: up to the disk's end.
     :return: how many bytes were copied.
-    :raises UsageError: the block size is not positive.
+    :raises UsageError: the block size is not 1 byte to 2 GiB - 1.
     """
     context = context or Context()
-    if block <= 0:
-        raise UsageError("the block size must be at least 1 byte")
+    if not 0 < block < 2**31:
+        raise UsageError(f"the block size must be 1 to {2**31 - 1} bytes")
     with open_image(source, format, context=context, image_opts=image_opts) as image:
         refuse_self([image], output)
         start = min(skip * block, image.size)

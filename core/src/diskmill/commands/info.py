@@ -9,26 +9,39 @@ from ..errors import DiskmillError
 from ..graph import open_image
 from ..names import parse_name, parse_options
 from ..node import Image
-from ..results import ImageInfo, Snapshot
+from ..results import ImageInfo, Limits, Snapshot
+from ..sizes import SECTOR
 
 
 def info(
-    name: str, *, format: str | None = None, image_opts: bool = False, context: Context | None = None
+    name: str,
+    *,
+    format: str | None = None,
+    limits: bool = False,
+    image_opts: bool = False,
+    context: Context | None = None,
 ) -> ImageInfo:
     """What the image *name* is. Nothing that it refers to is opened.
 
+    :param limits: also tell what requests should keep to, as ``ImageInfo.limits``.
     :raises DiskmillError: it cannot be opened.
     """
     context = context or Context()
     with open_image(name, format, context=context, shallow=True, image_opts=image_opts) as image:
-        return describe(image, context, shown_name(name, image_opts))
+        return describe(image, context, shown_name(name, image_opts), limits=limits)
 
 
 def info_chain(
-    name: str, *, format: str | None = None, image_opts: bool = False, context: Context | None = None
+    name: str,
+    *,
+    format: str | None = None,
+    limits: bool = False,
+    image_opts: bool = False,
+    context: Context | None = None,
 ) -> list[ImageInfo]:
     """What the image *name* is, and every image in its backing chain, in order.
 
+    :param limits: also tell what requests should keep to, as ``ImageInfo.limits``.
     :raises DiskmillError: one of them cannot be opened.
     """
     context = context or Context()
@@ -37,13 +50,13 @@ def info_chain(
         image: Image | None = top
         shown = shown_name(name, image_opts)
         while image is not None:
-            one = describe(image, context, shown)
+            one = describe(image, context, shown, limits=limits)
             found.append(one)
             image, shown = image.backing, one.full_backing_filename
     return found
 
 
-def describe(image: Image, context: Context, name: str | None = None) -> ImageInfo:
+def describe(image: Image, context: Context, name: str | None = None, *, limits: bool = False) -> ImageInfo:
     """What the opened *image* is; *name* is what it is called in place of its own name."""
     backing = next((reference for reference in image.references if reference.role == "backing"), None)
     shown = name or image.name
@@ -62,7 +75,21 @@ def describe(image: Image, context: Context, name: str | None = None) -> ImageIn
         full_backing_filename=full_name(shown, backing.name) if backing else None,
         backing_filename_format=backing.format if backing else None,
         snapshots=snapshots,
+        limits=_limits(image) if limits else None,
         specific=image.details(),
+    )
+
+
+def _limits(image: Image) -> Limits:
+    """Requests of any alignment are taken; whole units are what zeroing and discarding does best."""
+    unit = None if image.cluster_size is None else image.unit
+    return Limits(
+        request_alignment=SECTOR if image.encrypted else 1,
+        max_iov=os.sysconf("SC_IOV_MAX"),
+        min_mem_alignment=1,
+        opt_mem_alignment=os.sysconf("SC_PAGE_SIZE"),
+        discard_alignment=unit,
+        write_zeroes_alignment=unit,
     )
 
 
@@ -71,13 +98,15 @@ def shown_name(name: str, image_opts: bool) -> str | None:
     if not image_opts and not name.startswith("json:"):
         return None
     spec = parse_options(name) if image_opts else parse_name(name)
-    if set(spec) <= {"driver", "file"} and set(spec.get("file", {})) <= {"driver", "filename"}:
+    if spec.get("backing", "") is None:  # says nothing about the image itself
+        del spec["backing"]
+    file = spec.get("file", spec)
+    if set(spec) <= {"driver", "file", "filename"} and set(file) <= {"driver", "filename"}:
         return None
     import json
 
     from ..qapi import ordered
 
-    file = spec.get("file")
     if isinstance(file, dict) and "filename" in file:
         spec = {**spec, "file": {"driver": "file", **file}}
     return f"json:{json.dumps(ordered(spec))}"

@@ -14,7 +14,7 @@ from ..node import Image
 from ..options import validate
 from ..requests import MeasureRequest
 from ..results import Measurement
-from ..sizes import MAX_SIZE, SECTOR, parse_size, round_down, round_up
+from ..sizes import MAX_SIZE, SECTOR, round_down, round_up
 from .convert import load_snapshot
 from .map import entries
 
@@ -40,10 +40,10 @@ def measure(
     """
     context = context or Context()
     rest = dict(options or {})
-    if "size" in rest and size is None and name is None:
-        size = parse_size(str(rest.pop("size")))
     if (name is None) == (size is None):
         raise UsageError("either a size or one image must be given")
+    if name is None and (format is not None or snapshot is not None or image_opts):
+        raise UsageError("a format, a snapshot and option strings go with an image")
     if size is not None and not 0 <= size <= MAX_SIZE:
         raise UsageError(f"the size must be 0 to {MAX_SIZE} bytes")
     driver = context.registry.format(output_format)
