@@ -14,7 +14,7 @@ from tools import diskmill, qemu_img, qemu_io
 
 sys.path.append(str(Path(__file__).parents[2] / "docs"))
 
-import picture  # noqa: E402
+import picture
 
 PROGRAM = str(Path(sys.executable).with_name("diskmill"))
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
