@@ -113,6 +113,8 @@ def missing_packages() -> list[str]:
 
 
 def find_tool(name: str) -> str | None:
+    if "/" in name:
+        return name if Path(name).is_file() else None
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
 
 

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -26,11 +27,11 @@ COMMANDS = (
 )
 
 
-def shown(command: list[str], folder: Path) -> str:
-    """What a command leaves on a terminal, colours included."""
+def shown(command: list[str], folder: Path, *, columns: int = COLUMNS, env: Mapping[str, str] | None = None) -> str:
+    """What a command leaves on a terminal of that width, colours included."""
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
+    env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
     process = subprocess.Popen(command, cwd=folder, env=env, stdin=follower, stdout=follower, stderr=follower)
     os.close(follower)
     pieces = []

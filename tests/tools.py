@@ -33,8 +33,8 @@ Argument = str | os.PathLike[str]
 
 
 def tool(name: str) -> str:
-    """The path of an outside tool; fails the test when it is not installed."""
-    found = shutil.which(name, path=SEARCH_PATH)
+    """The path of an outside tool; fails the test when it is not installed. A path is a file that must be there."""
+    found = name if "/" in name and Path(name).is_file() else shutil.which(name, path=SEARCH_PATH)
     if found is None:
         pytest.fail(f"{name} is not installed: apt-get install {PACKAGES[name]}", pytrace=False)
     return found

@@ -113,17 +113,25 @@ class _Bar(_State):
 
     def __init__(self, session: Session, phase: str) -> None:
         super().__init__()
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
+        from diskmill.sizes import format_size
+        from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
+        class Rate(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                return Text(
+                    f"{format_size(int(task.finished_speed or task.speed or 0))}/s", style="progress.data.speed"
+                )
+
+        console = session.console()
+        wide = (DownloadColumn(binary_units=True), Rate()) if console.width >= 70 else ()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>5.1f} %"),
-            DownloadColumn(binary_units=True),
-            Speed(),
-            TimeRemainingColumn(),
-            console=session.console(),
+            *wide,
+            TimeRemainingColumn(compact=True),
+            console=console,
             expand=True,
         )
         self._task = self._bar.add_task(phase, total=None)

@@ -52,15 +52,18 @@ class Session:
             text = "\n".join(printable(line) for line in text.split("\n"))
         sys.stdout.write(text + end)
 
-    def error(self, text: str) -> None:
-        """Write an error message, one line."""
+    def error(self, text: str, colour: int = 31) -> None:
+        """Write an error message, one line; red where a person reads it."""
+        name = f"{self.program}:"
+        if not self.plain and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            name = f"\x1b[1;{colour}m{name}\x1b[0m"
         sys.stdout.flush()
-        sys.stderr.write(f"{self.program}: {text}\n")
+        sys.stderr.write(f"{name} {text}\n")
         sys.stderr.flush()
 
     def warn(self, text: str) -> None:
-        """Write a warning, one line."""
-        self.error(f"warning: {text}")
+        """Write a warning, one line; yellow where a person reads it."""
+        self.error(f"warning: {text}", 33)
 
     def json(self, value: Any) -> None:
         """Print *value* as JSON, unless ``-q`` forbids."""

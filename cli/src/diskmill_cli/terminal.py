@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import printable
 from diskmill.sizes import format_size
 from rich import box
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -18,16 +19,15 @@ from .output import clock, date, scalar
 
 if TYPE_CHECKING:
     from diskmill.commands.drivers import DriverInfo
-    from diskmill.results import CheckResult, ImageInfo, MapEntry, Measurement, Snapshot
+    from diskmill.results import CheckResult, Comparison, ImageInfo, Limits, MapEntry, Measurement, Snapshot
 
 _STYLES = {"data": "green", "backing": "blue", "zero": "bright_black", "hole": "bright_black"}
 _CELLS = {"data": "█", "backing": "▓", "zero": "░", "hole": "·"}
-_MEANING = {
-    "data": "data of this image",
-    "backing": "data of a backing image",
-    "zero": "zeros",
-    "hole": "not allocated",
-}
+_MEANING = {"data": "data", "backing": "data of a backing image", "zero": "zeros", "hole": "not allocated"}
+_WIDE = 70
+"""Columns from which on tables have all they can tell."""
+_MOST_ROWS = 1000
+"""Ranges that are listed at most: more nobody reads."""
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -53,6 +53,10 @@ def show_info(found: Sequence[ImageInfo], console: Console) -> None:
         parts: list[Any] = [_facts(one)]
         if one.snapshots:
             parts += [Text(), snapshot_table(one.snapshots)]
+        if (one.specific or {}).get("bitmaps"):
+            parts += [Text(), bitmap_table((one.specific or {})["bitmaps"])]
+        if one.limits is not None:
+            parts += [Text(), _limits(one.limits)]
         if one.specific:
             parts += [Text(), _specific(one)]
         console.print(Panel(Group(*parts), title=_text(one.filename, "bold"), title_align="left", expand=False))
@@ -77,10 +81,28 @@ def _facts(one: ImageInfo) -> Table:
     return table
 
 
-def _specific(one: ImageInfo) -> Tree:
-    tree = Tree(Text(one.format, "bold cyan"), guide_style="bright_black")
-    _grow(tree, one.specific)
+def _limits(limits: Limits) -> Tree:
+    tree = Tree(Text("limits", "bold cyan"), guide_style="bright_black")
+    _grow(tree, {key.replace("_", "-"): value for key, value in vars(limits).items() if value is not None})
     return tree
+
+
+def _specific(one: ImageInfo) -> Tree:
+    tree = Tree(_text(one.format, "bold cyan"), guide_style="bright_black")
+    _grow(tree, {key: value for key, value in (one.specific or {}).items() if key != "bitmaps"})
+    return tree
+
+
+def bitmap_table(bitmaps: Sequence[Mapping[str, Any]]) -> Table:
+    """The persistent bitmaps, as QAPI's ``Qcow2BitmapInfo`` tells them."""
+    table = Table(box=box.SIMPLE_HEAD, title="Bitmaps", title_justify="left")
+    table.add_column("name", overflow="fold", min_width=8)
+    table.add_column("granularity", justify="right")
+    table.add_column("flags")
+    for one in bitmaps:
+        flags = _text(", ".join(one["flags"]))
+        table.add_row(_text(str(one["name"]), "bold"), format_size(int(one["granularity"])), flags)
+    return table
 
 
 def _grow(tree: Tree, value: Any) -> None:
@@ -96,8 +118,9 @@ def _grow(tree: Tree, value: Any) -> None:
 def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
     """The internal snapshots."""
     table = Table(box=box.SIMPLE_HEAD, title="Snapshots", title_justify="left")
-    for heading in ("ID", "name", "taken"):
-        table.add_column(heading)
+    table.add_column("ID", no_wrap=True)
+    table.add_column("name", overflow="fold", min_width=8)
+    table.add_column("taken")
     table.add_column("VM state", justify="right")
     table.add_column("VM clock", justify="right")
     for one in snapshots:
@@ -105,47 +128,93 @@ def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
     return table
 
 
-def show_map(entries: Sequence[MapEntry], console: Console) -> None:
-    """A strip of the whole range, then its pieces."""
-    if not entries:
+def show_map(entries: Iterable[MapEntry], console: Console) -> None:
+    """A strip of the whole range, then its pieces: the first of them, where there are many."""
+    picture = Strip()
+    first: list[MapEntry] = []
+    count = 0
+    for count, entry in enumerate(entries, 1):
+        picture.add(entry.start, entry.length, _kind(entry))
+        if count <= _MOST_ROWS:
+            first.append(entry)
+    if not first:
         console.print("The disk has no bytes there.")
         return
-    console.print(strip(entries, console.width - 2))
-    legend = Text(" ")
-    for kind in ("data", "backing", "zero", "hole"):
-        if any(_kind(entry) == kind for entry in entries):
-            legend.append(_CELLS[kind], _STYLES[kind]).append(f" {_MEANING[kind]}   ")
-    console.print(legend)
+    console.print(picture.drawn(console.width - 2))
+    legend = [
+        Text.assemble((_CELLS[kind], _STYLES[kind]), f" {_MEANING[kind]}") for kind in _MEANING if kind in picture.kinds
+    ]
+    console.print(Columns(legend, padding=(0, 3)))
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("from", "length", "", "depth", "at", "file"):
-        table.add_column(heading, justify="right" if heading in ("from", "length", "depth", "at") else "left")
-    for entry in entries:
+    for heading in ("from", "length"):
+        table.add_column(heading, justify="right", min_width=10)
+    table.add_column("", no_wrap=True)
+    wide = console.width >= _WIDE
+    if wide:
+        for heading in ("depth", "at", "file"):
+            table.add_column(heading, justify="left" if heading == "file" else "right", overflow="fold")
+    for entry in first:
         kind = _kind(entry)
         text = Text(_MEANING[kind] + (", compressed" if entry.compressed else ""), _STYLES[kind])
         where = "" if entry.offset is None else hex(entry.offset)
-        table.add_row(
-            hex(entry.start), format_size(entry.length), text, str(entry.depth), where, _text(entry.filename or "")
-        )
+        more = (str(entry.depth), where, _text(entry.filename or "")) if wide else ()
+        table.add_row(hex(entry.start), format_size(entry.length), text, *more)
     console.print(table)
+    if count > len(first):
+        console.print(f"… and {count - len(first)} more; --output=json lists all of them")
 
 
-def strip(entries: Sequence[MapEntry], width: int) -> Text:
-    """The guest range as *width* cells: each shows what most of its bytes are."""
-    start, end = entries[0].start, entries[-1].start + entries[-1].length
-    counts: list[dict[str, float]] = [{} for _ in range(width)]
-    scale = width / max(end - start, 1)
-    for entry in entries:
-        kind = _kind(entry)
-        low, high = (entry.start - start) * scale, (entry.start + entry.length - start) * scale
-        for cell in range(int(low), min(int(high) + 1, width)):
-            part = min(high, cell + 1) - max(low, cell)
+class Strip:
+    """A picture of a guest range: cells that show what most of their bytes are.
+
+    It takes any number of pieces, in order, and keeps at most :attr:`CELLS` counters: they come to stand for twice as
+    many bytes each whenever the range outgrows them.
+    """
+
+    CELLS = 4096
+
+    def __init__(self) -> None:
+        self.kinds: set[str] = set()
+        self._grain = 1
+        self._start: int | None = None
+        self._end = 0
+        self._cells: list[dict[str, int]] = []
+
+    def add(self, start: int, length: int, kind: str) -> None:
+        """The next *length* bytes, from *start* on, are of *kind*."""
+        self.kinds.add(kind)
+        if self._start is None:
+            self._start = start
+        low, high = start - self._start, start - self._start + length
+        while high > self._grain * self.CELLS:
+            self._cells = [_sum(self._cells[at : at + 2]) for at in range(0, len(self._cells), 2)]
+            self._grain *= 2
+        self._end = high
+        for number in range(low // self._grain, -(-high // self._grain)):
+            if number == len(self._cells):
+                self._cells.append({})
+            cell, at = self._cells[number], number * self._grain
+            cell[kind] = cell.get(kind, 0) + min(high, at + self._grain) - max(low, at)
+
+    def drawn(self, width: int) -> Text:
+        """The range as *width* cells."""
+        picture = Text(" ")
+        for column in range(width):
+            low = column * self._end // width // self._grain
+            high = max(low + 1, -(-(column + 1) * self._end // width) // self._grain)
+            count = _sum(self._cells[low:high])
             # A little data among many zeros is what one looks for: it shows.
-            counts[cell][kind] = counts[cell].get(kind, 0) + part * (4 if kind in ("data", "backing") else 1)
-    picture = Text(" ")
+            kind = max(count, key=lambda one: count[one] * (4 if one in ("data", "backing") else 1))
+            picture.append(_CELLS[kind], _STYLES[kind])
+        return picture
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
     for count in counts:
-        kind = max(count, key=lambda one: count[one]) if count else "hole"
-        picture.append(_CELLS[kind], _STYLES[kind])
-    return picture
+        for kind, value in count.items():
+            total[kind] = total.get(kind, 0) + value
+    return total
 
 
 def _kind(entry: MapEntry) -> str:
@@ -182,6 +251,13 @@ def show_check(result: CheckResult, console: Console) -> None:
         table.add_row("image ends at", _both(result.image_end_offset))
     if table.row_count:
         console.print(table)
+
+
+def show_comparison(result: Comparison, console: Console) -> None:
+    """The verdict."""
+    if result.size_differs:
+        console.print(Text("The disks are of different sizes.", "yellow"))
+    console.print(Text(result.message, "bold green" if result.identical else "bold red"))
 
 
 def show_measurement(result: Measurement, console: Console) -> None:

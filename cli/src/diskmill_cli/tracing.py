@@ -41,7 +41,7 @@ def start(texts: Sequence[str], session: Session, until: ExitStack) -> bool:
         if pattern not in known and not any(mark in pattern for mark in "*?["):
             session.warn(f"trace event '{pattern}' does not exist")
     try:
-        out = until.enter_context(open(target, "a", encoding="utf-8")) if target else sys.stderr
+        out = until.enter_context(open(target, "a", encoding="utf-8")) if target else sys.stderr  # noqa: SIM115
     except OSError as error:
         raise StorageError.from_os(error, str(target)) from None
     until.enter_context(traced(default_registry().plugins, patterns, lambda line: print(line, file=out, flush=True)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .commands.bench import BenchResult
-    from .results import CheckResult, Comparison, ImageInfo, Limits, MapEntry, Measurement, Snapshot
+    from .results import CheckResult, Comparison, Creation, ImageInfo, Limits, MapEntry, Measurement, Snapshot
 
 
 def _given(**members: Any) -> dict[str, Any]:
@@ -91,6 +91,18 @@ def map_entry(entry: MapEntry) -> dict[str, Any]:
 def measurement(result: Measurement) -> dict[str, Any]:
     """``BlockMeasureInfo``."""
     return _given(required=result.required, fully_allocated=result.fully_allocated, bitmaps=result.bitmaps)
+
+
+def creation(made: Creation) -> dict[str, Any]:
+    """What ``create --output=json`` prints; QAPI has no such object."""
+    return _given(
+        filename=made.filename,
+        format=made.format,
+        virtual_size=made.size,
+        backing_filename=made.backing_filename,
+        backing_filename_format=made.backing_format,
+        options=made.options,
+    )
 
 
 def comparison(result: Comparison) -> dict[str, Any]:

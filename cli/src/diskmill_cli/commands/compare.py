@@ -41,6 +41,11 @@ def run(arguments: Arguments, session: Session) -> int:
 
         session.json(comparison(result))
         return 0 if result.identical else DIFFERENT
+    if session.fancy(arguments):
+        from ..terminal import show_comparison
+
+        show_comparison(result, session.console())
+        return 0 if result.identical else DIFFERENT
     # As qemu-img does: the sizes are worth a word once what both disks have is known to be the same.
     past = result.identical or (result.offset is not None and result.offset >= result.common)
     if result.size_differs and past and not arguments.has("strict"):

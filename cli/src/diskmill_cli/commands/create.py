@@ -39,6 +39,11 @@ def run(arguments: Arguments, session: Session) -> int:
         unsafe=arguments.has("unsafe"),
         context=context,
     )
+    if arguments.one("output") == "json":
+        from diskmill.qapi import creation
+
+        session.json(creation(made))
+        return 0
     words = [f"Formatting '{made.filename}', fmt={made.format}", f"size={made.size}"]
     if made.backing_filename is not None:
         words.append(f"backing_file={made.backing_filename.replace(',', ',,')}")
@@ -65,6 +70,7 @@ COMMAND = Command(
             "Do not look whether the backing image is there.",
             panel="The output",
         ),
+        common.OUTPUT,
         common.QUIET,
         *common.ACCESS[:1],
         common.TRUST,

@@ -34,7 +34,7 @@ def run(arguments: Arguments, session: Session) -> int:
     elif session.fancy(arguments):
         from ..terminal import show_map
 
-        show_map(list(entries), session.console())
+        show_map(entries, session.console())
     else:
         for text in lines(entries):
             session.print(text)

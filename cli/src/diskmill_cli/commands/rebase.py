@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .. import common
@@ -33,7 +34,7 @@ def run(arguments: Arguments, session: Session) -> int:
             compress=arguments.has("compress"),
             format=arguments.one("format"),
             image_opts=arguments.has("image_opts"),
-            context=common.context_of(arguments, session),
+            context=replace(common.context_of(arguments, session), share=False),
             source_context=common.context_of(arguments, session, key="source_cache"),
             progress=report,
         )

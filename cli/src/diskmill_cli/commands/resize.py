@@ -24,7 +24,7 @@ def run(arguments: Arguments, session: Session) -> int:
     mode = arguments.one("preallocation") or "off"
     if mode not in PREALLOCATION:
         raise UsageError(f"invalid preallocation '{mode}': choose from {', '.join(PREALLOCATION)}")
-    resize(
+    new = resize(
         name,
         -size if text.startswith("-") else size,
         relative=relative,
@@ -34,7 +34,10 @@ def run(arguments: Arguments, session: Session) -> int:
         image_opts=arguments.has("image_opts"),
         context=common.context_of(arguments, session),
     )
-    session.print("Image resized.")
+    if arguments.one("output") == "json":
+        session.json({"filename": name, "virtual-size": new})
+    else:
+        session.print("Image resized.")
     return 0
 
 
@@ -53,6 +56,7 @@ COMMAND = Command(
             panel="The image",
         ),
         Option("shrink", ("--shrink",), "Allow the disk to lose what lies beyond its new end.", panel="The image"),
+        common.OUTPUT,
         common.QUIET,
         common.OBJECT,
         common.TRUST,

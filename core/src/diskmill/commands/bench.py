@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 from ..context import Context
+from ..engine.workers import start
 from ..errors import DiskmillError, UsageError
 from ..graph import open_image
 from ..node import Image
@@ -62,10 +63,10 @@ def bench(
         if offset > image.size - size:
             raise UsageError(f"the first request, at {offset}, does not fit in {image.size} bytes", file=name)
         run = _Run(image, count, size, step or size, offset, write, pattern, flush_interval, drain)
-        threads = [threading.Thread(target=run.work, daemon=True) for _ in range(min(depth, MAX_THREADS, count))]
+        threads: list[threading.Thread] = []
         begin = time.perf_counter()
-        for thread in threads:
-            thread.start()
+        if count:
+            start(run.work, min(depth, MAX_THREADS, count), threads)
         for thread in threads:
             thread.join()
         if run.error is not None:

@@ -6,15 +6,61 @@ Bytes move in system calls and codecs that release the GIL, so a few threads use
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Generic, TypeVar
 
-from ..errors import CancelledError
+from ..errors import CancelledError, StorageError
 
 Task = TypeVar("Task")
 
 MAX_THREADS = 16
+
+
+_STACK = 1 << 20
+"""Bytes of address space for a worker's stack; by default it would be eight times that."""
+
+
+def start(target: Callable[[], None], count: int, threads: list[threading.Thread]) -> None:
+    """Start *count* threads that run *target*, and add them to *threads*; fewer, where the process may not have more.
+
+    :raises StorageError: it may not even have one.
+    """
+    _spare_address_space()
+    before = threading.stack_size(_STACK)
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=target, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit of threads or of address space
+                if not threads:
+                    raise StorageError(f"no thread can be started: {error}") from None
+                break
+            threads.append(thread)
+    finally:
+        threading.stack_size(before)
+
+
+@cache
+def _spare_address_space() -> None:
+    """Let all threads allocate from few arenas where a service limits the address space (``ulimit -v``).
+
+    glibc sets 64 MiB aside for each thread that allocates: 16 threads would leave nothing of a limit of 1 GiB.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has neither it nor arenas
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 2)
+
+
+_M_ARENA_MAX = -8
+"""From malloc.h, see mallopt(3)."""
 
 
 class Stopped(Exception):
@@ -56,17 +102,15 @@ class Workers(Generic[Task]):
 
         :raises CancelledError: the caller cancelled. Whatever a worker raised is raised here.
         """
-        threads = [threading.Thread(target=self._thread, daemon=True) for _ in range(self._count)]
+        threads: list[threading.Thread] = []
         try:
-            for thread in threads:
-                thread.start()
+            start(self._thread, self._count, threads)
             for thread in threads:
                 thread.join()
         except BaseException:
             self.stop()
             for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+                thread.join()
             raise
         if self._error is not None:
             raise self._error

@@ -1,0 +1,106 @@
+"""What `--output=json` and `--progress=json` print keeps to the schemas that docs/schemas publishes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diskmill_cli.commands import NAMES
+from diskmill_cli.main import load, run
+from diskmill_cli.session import Session
+from jsonschema import Draft202012Validator
+from tools import qemu_img, qemu_io
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("json")
+    with contextlib.chdir(folder):
+        qemu_img("create", "-q", "-f", "qcow2", "base.qcow2", "4M")
+        qemu_io("base.qcow2", "write -P 1 1M 64k", format="qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "over.qcow2")
+        qemu_img("snapshot", "-c", "first", "over.qcow2")
+        qemu_img("create", "-q", "-f", "raw", "disk.raw", "8M")
+        qemu_img("create", "-q", "-f", "raw", "empty.raw", "0")
+        leaked = Path("base.qcow2").read_bytes() + bytes(65536)
+        Path("leaked.qcow2").write_bytes(leaked)
+        qemu_img("convert", "-c", "-O", "qcow2", "base.qcow2", "compressed.qcow2")
+    return folder
+
+
+def printed(folder: Path, *words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run(words, Session())
+    return status, out.getvalue(), err.getvalue()
+
+
+def validate(name: str, value: Any) -> None:
+    Draft202012Validator(json.loads((SCHEMAS / f"{name}.json").read_text())).validate(value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "info disk.raw",
+        "info over.qcow2",
+        "info --limits base.qcow2",
+        "info --backing-chain --limits over.qcow2",
+        "info disk.raw over.qcow2",
+        "check base.qcow2",
+        "check leaked.qcow2",
+        "check compressed.qcow2",
+        "map disk.raw",
+        "map empty.raw",
+        "map over.qcow2",
+        "map compressed.qcow2",
+        "measure -O qcow2 disk.raw",
+        "measure -O qcow2 over.qcow2",
+        "measure --size 1G",
+        "snapshot -l over.qcow2",
+        "snapshot disk.raw",
+        "compare base.qcow2 over.qcow2",
+        "compare base.qcow2 disk.raw",
+        "compare -s base.qcow2 disk.raw",
+        "bench -c 5 disk.raw",
+        "create -f qcow2 new.qcow2 1M",
+        "create -f qcow2 -b base.qcow2 -F qcow2 new.qcow2",
+        "resize -f raw empty.raw 1M",
+        "drivers",
+    ],
+)
+def test_what_is_printed_keeps_to_the_schema(folder: Path, line: str) -> None:
+    command, *words = line.split()
+    _, out, err = printed(folder, command, "--output=json", *words)
+    assert err == ""
+    validate(command, json.loads(out))
+
+
+def test_progress_lines_keep_to_the_schema(folder: Path) -> None:
+    _, out, err = printed(folder, "convert", "--progress=json", "-O", "qcow2", "disk.raw", "out.qcow2")
+    assert out == ""
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert lines[-1]["phase"] == "done"
+    for line in lines:
+        validate("progress", line)
+
+
+def test_every_command_with_json_has_a_schema_and_every_schema_a_command() -> None:
+    able = {name for name in NAMES if any(option.key == "output" for option in load(name).options)}
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == able | {"progress"}
+    for path in SCHEMAS.glob("*.json"):
+        Draft202012Validator.check_schema(json.loads(path.read_text()))
+
+
+def test_json_is_ascii_and_valid_whatever_a_name_holds(folder: Path) -> None:
+    name = "n\udcff\x1b[31m\x7fé\U0001f600.raw"
+    (folder / name).write_bytes(bytes(512))
+    _, out, _ = printed(folder, "info", "--output=json", name)
+    assert out.isascii()
+    assert json.loads(out)["filename"] == name.replace("\udcff", "\N{REPLACEMENT CHARACTER}")
