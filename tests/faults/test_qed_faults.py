@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 from typing import Any
 
+import diskmill
 import pytest
 from crashes import Workload, crash_states, random_workload
 from diskmill.sizes import KiB, MiB
 from formats import Machine
-from mutations import mutants, withstand
+from mutations import bounded, mutants, withstand
 from twins import Content, MemoryStorage
 
 SIZE = 2 * MiB
@@ -129,3 +131,22 @@ def test_a_crash_while_repairing(seed: int) -> None:
         with machine.open("state", "qed") as after:
             assert after.read(0, SIZE) == model
     machine.check("disk", "qed")
+
+
+def test_a_thousand_tables_of_a_gigabyte_that_are_holes(tmp_path: Path) -> None:
+    """Eight bytes each in the image of a stranger: nothing must read through them."""
+    image = tmp_path / "image"
+    diskmill.create(str(image), MiB, format="qed", options={"cluster_size": 64 * MiB, "table_size": 16})
+    with image.open("r+b") as file:
+        file.seek(64 * MiB)
+        file.write(b"".join(struct.pack("<Q", (1 << 31) + (number << 30)) for number in range(1000)))
+        file.truncate((1 << 31) + (1001 << 30))
+        file.seek(48)
+        file.write(struct.pack("<Q", 1 << 62))
+    with bounded("a thousand tables"):
+        assert diskmill.check(str(image)).corruptions == 0
+        with diskmill.open(str(image), writable=True) as disk:
+            assert not any(disk.read((1 << 62) - 4096, 4096))
+            assert len(list(disk.extents(0, disk.size))) == 1
+            disk.write(0, b"x" * 512)
+            assert disk.read(0, 512) == b"x" * 512
