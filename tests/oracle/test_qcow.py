@@ -236,6 +236,29 @@ def test_other_sizes_of_clusters_and_tables(tmp_path: Path, cluster_bits: int, l
         assert target.read(MiB + 512, 3000) == b"\x07" * 3000
 
 
+def test_a_backing_file_name_at_the_end_of_the_file_stays(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    (tmp_path / "base").write_bytes(b"b" * MiB)
+    diskmill.create(str(image), MiB, format="qcow", backing="other", backing_format="raw", unsafe=True)
+    data = bytearray(image.read_bytes().ljust(8192, b"\0") + b"base")
+    struct.pack_into(">QI", data, 8, 8192, 4)
+    image.write_bytes(data)
+    with diskmill.open(str(image), writable=True) as disk:
+        disk.write(512, b"n" * 512)
+    qemu_io(image, "read -P 98 0 512", "read -P 110 512 512", "read -P 98 1024 1023k", format="qcow")
+    good = image.read_bytes()
+    (l2,) = struct.unpack_from(">Q", good, header(image)[9])
+    damaged = bytearray(good)
+    struct.pack_into(">Q", damaged, l2, 8192)
+    image.write_bytes(damaged)
+    with diskmill.open(str(image), writable=True) as disk, pytest.raises(ImageError, match="header"):
+        disk.write(0, b"/etc/shadow")
+    image.write_bytes(good)
+    diskmill.commit(str(image))
+    with diskmill.open(str(image)) as disk:
+        assert disk.read(0, 1536) == b"b" * 512 + b"n" * 512 + b"b" * 512
+
+
 def test_what_is_no_qcow_image_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "image"
     good = [b"QFI\xfb", 1, 0, 0, 0, MiB, 12, 9, 0, 48]

@@ -85,8 +85,9 @@ class TwoLevelTable(BlockTable):
         size, node = self.l2_entries * WIDTH, self.node
         if size < _LARGE or run.length > 1 or not isinstance(node, Storage):
             return False
-        if any(low // self.page <= number <= high // self.page for number in self._dirty):
-            return False
+        with self._lock:
+            if any(low // self.page <= number <= high // self.page for number in self._dirty):
+                return False
         place = self._l2_place(run.at, run.value)
         if place + size > node.size:
             return False

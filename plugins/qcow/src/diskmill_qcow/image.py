@@ -110,6 +110,20 @@ class QcowImage(TwoLevelImage):
             raise UnsupportedError("an encrypted image has no compressed clusters", file=self.name)
         return DeflateEncoder()
 
+    def _backing_name(self) -> tuple[int, int]:
+        """Where the backing file name is: the first byte, and the one after the last."""
+        at = self.header.backing_file_offset
+        return (at, at + self.header.backing_file_size) if at else (0, 0)
+
+    def used_end(self) -> int:
+        return max(super().used_end(), self._backing_name()[1])
+
+    def overwritten(self, block: int, count: int, entry: int) -> None:
+        super().overwritten(block, count, entry)
+        start, end = self._backing_name()
+        if entry < end and entry + count * self.block_size > start:
+            raise ImageError("its place in the file belongs to the header", file=self.name, place=f"block {block}")
+
     def reserve(self, offset: int, length: int) -> list[Placement]:
         if self.volume is None:
             return super().reserve(offset, length)
