@@ -223,8 +223,8 @@ def _kind(entry: MapEntry) -> str:
     return "zero" if entry.present else "hole"
 
 
-def show_check(result: CheckResult, console: Console) -> None:
-    """What was found, the worst first, and the verdict."""
+def show_check(result: CheckResult, console: Console, *, dry_run: bool = False) -> None:
+    """What was found, the worst first, and the verdict; *dry_run*: of a repair that was only planned."""
     styles = {"corruption": "red", "error": "red", "leak": "yellow"}
     order = {"corruption": 0, "error": 1, "leak": 2}
     for finding in sorted(result.findings, key=lambda one: order.get(one.kind, 3)):
@@ -240,7 +240,8 @@ def show_check(result: CheckResult, console: Console) -> None:
         verdict = Text("No errors were found.", "bold green")
     console.print(verdict)
     if result.corruptions_fixed or result.leaks_fixed:
-        console.print(f"Repaired: {result.corruptions_fixed} corruptions, {result.leaks_fixed} leaked clusters.")
+        word = "Would be repaired" if dry_run else "Repaired"
+        console.print(f"{word}: {result.corruptions_fixed} corruptions, {result.leaks_fixed} leaked clusters.")
     table = _pairs()
     total, used = result.total_clusters, result.allocated_clusters
     if total and used:

@@ -38,6 +38,8 @@ def open_image(
     backing: bool = True,
     writable_backing: bool = False,
     image_opts: bool = False,
+    repair: str = "",
+    rehearse: bool = False,
 ) -> Image:
     """Open the image that the user calls *name*.
 
@@ -46,6 +48,8 @@ def open_image(
     :param shallow: only metadata will be asked; nothing that the image refers to is opened.
     :param backing: whether to open the backing chain.
     :param writable_backing: open the chain for writing too (commit does).
+    :param repair: it is opened to be repaired; see :class:`~diskmill.requests.OpenRequest`.
+    :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
     if isinstance(name, str):
@@ -56,9 +60,16 @@ def open_image(
         if spec.get("driver", format) != format:
             raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
         spec["driver"] = format
-    if writable and context.share:
+    if writable and not rehearse and context.share:
         raise UsageError("an image that other processes may write (-U) can only be read", file=display(spec))
-    opener = _Opener(context, shallow=shallow, backing=backing, writable_backing=writable_backing)
+    opener = _Opener(
+        context,
+        shallow=shallow,
+        backing=backing,
+        writable_backing=writable_backing,
+        repair=repair,
+        rehearse=rehearse,
+    )
     try:
         return opener.image(spec, writable=writable)
     except RecursionError:
@@ -96,8 +107,19 @@ def guess_format(node: Node, context: Context) -> FormatDriver:
 
 
 class _Opener:
-    def __init__(self, context: Context, *, shallow: bool, backing: bool, writable_backing: bool) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        shallow: bool,
+        backing: bool,
+        writable_backing: bool,
+        repair: str,
+        rehearse: bool,
+    ) -> None:
         self.context = context
+        self.repair = repair
+        self.rehearse = rehearse
         self.shallow = shallow
         self.backing = backing
         self.writable_backing = writable_backing
@@ -135,6 +157,7 @@ class _Opener:
                 options=validate(driver.options, options, when="open", driver=driver.name),
                 writable=writable,
                 shallow=self.shallow,
+                repair="" if depth else self.repair,
                 child=lambda role: self.given(spec, role, writable=writable, depth=depth),
             )
             if writable and "write" not in driver.capabilities:
@@ -186,12 +209,16 @@ class _Opener:
             name=where,
             context=self.context,
             options=validate(driver.options, options, when="open", driver=name),
-            writable=writable,
+            writable=writable and not self.rehearse,
             shallow=self.shallow,
         )
         storage = cast("Storage | None", registry.call(driver, "open", request=request))
         if storage is None:
             raise DriverError(f"protocol driver '{name}' cannot open anything", file=where)
+        if self.rehearse and writable:
+            from .rehearsal import Rehearsal
+
+            return Rehearsal(storage)
         return storage
 
     def attach(self, image: Image, spec: Spec, depth: int) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .node import Image, Node
     from .options import Value
     from .requests import CreateRequest, MeasureRequest, OpenRequest
-    from .results import CheckResult, Measurement, Snapshot
+    from .results import Bitmap, CheckResult, Measurement, Snapshot
 
 hookspec = pluggy.HookspecMarker("diskmill")
 
@@ -62,6 +62,8 @@ def check(image: Image, repair: str) -> CheckResult | None:
 
     :param repair: ``""`` only look; ``"leaks"`` give lost space back; ``"all"`` repair everything that can be without
         destroying what can still be saved.
+    :raises ImageError: a repair would give up data that is still there; nothing was changed. A driver that can tell
+        refuses so, unless the image was opened with ``OpenRequest.repair`` being ``"lost"``.
     """
 
 
@@ -86,8 +88,17 @@ def measure(request: MeasureRequest) -> Measurement | None:
 
 
 @hookspec(firstresult=True)
-def bitmap(image: Image, action: str, name: str, options: Mapping[str, Any]) -> bool | None:
-    """Persistent dirty bitmaps: *action* is ``add``, ``remove``, ``clear``, ``enable``, ``disable`` or ``merge``."""
+def bitmap(image: Image, action: str, name: str, options: Mapping[str, Any]) -> list[Bitmap] | None:
+    """Persistent dirty bitmaps: gives the list afterwards.
+
+    What changes may stay in memory until the image is flushed and closed.
+
+    :param action: ``list``; of an image that is open for writing also ``add``, ``remove``, ``clear``, ``enable``,
+        ``disable``, ``merge``.
+    :param options: of ``add``: ``granularity`` (bytes; default: as the driver likes), ``disabled``. Of ``merge``:
+        ``source``, a :class:`~diskmill.results.Bitmap` that is consistent and may be of another image and format.
+    :raises UsageError: there is no such bitmap, or one already; it is inconsistent; the sizes differ.
+    """
 
 
 @hookspec(firstresult=True)

@@ -21,6 +21,8 @@ class OpenRequest:
     :param options: the driver's ``open`` options, validated.
     :param writable: whether it will be written.
     :param shallow: only metadata will be asked: what the image refers to is not opened.
+    :param repair: why it is opened for writing, where that is to repair it: ``"leaks"``, ``"all"``, or ``"lost"``,
+        which is all, and gives up data that the image lost track of. What otherwise forbids writing does not, then.
     :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
         driver closes it.
     """
@@ -31,6 +33,7 @@ class OpenRequest:
     options: Mapping[str, Value] = field(default_factory=dict)
     writable: bool = False
     shallow: bool = False
+    repair: str = ""
     child: Callable[[str], Node | None] = lambda role: None
 
 
@@ -81,9 +84,11 @@ class MeasureRequest:
     :param options: the driver's ``create`` options, validated.
     :param data_bytes: called with a unit in bytes, gives how many bytes in whole units of the source hold data.
     :param bitmaps: name and granularity in bytes of each persistent bitmap of the source; None: it cannot have any.
+    :param context: for a format that asks other drivers; None: there is nobody to ask.
     """
 
     size: int
     options: Mapping[str, Value]
     data_bytes: Callable[[int], int]
     bitmaps: Sequence[tuple[str, int]] | None = None
+    context: Context | None = None

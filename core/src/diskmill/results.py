@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,25 @@ class Snapshot:
     vm_clock_nsec: int
     icount: int | None = None
     disk_size: int | None = None
+
+
+@dataclass
+class Bitmap:
+    """A persistent dirty bitmap: which parts of a guest disk changed since it was added or cleared.
+
+    :param granularity: guest bytes for each of its bits.
+    :param size: the guest disk's size in bytes.
+    :param enabled: whether it records writes.
+    :param inconsistent: whether it was not stored properly, so that it can only be removed.
+    :param ranges: gives (offset, length) in bytes of what changed, ascending. Only asked of consistent ones.
+    """
+
+    name: str
+    granularity: int
+    size: int
+    enabled: bool
+    inconsistent: bool
+    ranges: Callable[[], Iterator[tuple[int, int]]]
 
 
 @dataclass

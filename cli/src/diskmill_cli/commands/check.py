@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.check import check
 
+    dry_run = arguments.has("dry_run")
     result = check(
         arguments.operand(),
         format=arguments.one("format"),
         repair=arguments.one("repair") or "",
+        dry_run=dry_run,
         image_opts=arguments.has("image_opts"),
         context=common.context_of(arguments, session, key="source_cache"),
     )
@@ -32,11 +34,11 @@ def run(arguments: Arguments, session: Session) -> int:
     elif session.fancy(arguments):
         from ..terminal import show_check
 
-        show_check(result, session.console())
+        show_check(result, session.console(), dry_run=dry_run)
     else:
         if not session.quiet:
-            sys.stderr.writelines(f"{finding.text}\n" for finding in result.findings)
-        for text in lines(result):
+            (sys.stdout if dry_run else sys.stderr).writelines(f"{finding.text}\n" for finding in result.findings)
+        for text in lines(result, dry_run=dry_run):
             session.print(text)
     if result.check_errors:
         session.error("check failed")
@@ -44,9 +46,14 @@ def run(arguments: Arguments, session: Session) -> int:
     return 2 if result.corruptions else 3 if result.leaks else 0
 
 
-def lines(result: CheckResult) -> Iterator[str]:
-    """What qemu-img prints about a check."""
-    if result.leaks_fixed or result.corruptions_fixed:
+def lines(result: CheckResult, *, dry_run: bool = False) -> Iterator[str]:
+    """What qemu-img prints about a check; *dry_run*: of a repair that was only planned."""
+    if dry_run:
+        yield "The following inconsistencies would be repaired:\n"
+        yield f"    {result.leaks_fixed} leaked clusters"
+        yield f"    {result.corruptions_fixed} corruptions"
+        yield "\nNothing was written. The image as it is:"
+    elif result.leaks_fixed or result.corruptions_fixed:
         yield "The following inconsistencies were found and repaired:\n"
         yield f"    {result.leaks_fixed} leaked clusters"
         yield f"    {result.corruptions_fixed} corruptions"
@@ -82,11 +89,13 @@ COMMAND = Command(
         Option(
             "repair",
             ("-r", "--repair"),
-            "Repair: 'leaks' gives lost space back, 'all' repairs whatever can be.",
+            "Repair: 'leaks' gives lost space back, 'all' repairs whatever can be, 'lost' even gives up data that the "
+            "image lost track of.",
             "WHAT",
-            choices=("leaks", "all"),
+            choices=("leaks", "all", "lost"),
             panel="The image",
         ),
+        Option("dry_run", ("--dry-run",), "Tell what -r would do, and write nothing.", panel="The image"),
         common.SOURCE_CACHE,
         common.OUTPUT,
         common.QUIET,
@@ -97,6 +106,7 @@ COMMAND = Command(
     "leaked clusters but is not corrupted, 63 the format has no checks.",
     examples=(
         Example("diskmill check disk.qcow2", "look, change nothing"),
+        Example("diskmill check -r all --dry-run disk.qcow2", "what would a repair do?"),
         Example("diskmill check -r leaks disk.qcow2", "give back space that nothing points to"),
     ),
 )

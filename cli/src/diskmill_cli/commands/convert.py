@@ -69,6 +69,7 @@ def run(arguments: Arguments, session: Session) -> int:
             snapshot=common.snapshot_of(arguments.one("snapshot")),
             offload=arguments.has("offload"),
             bitmaps=arguments.has("bitmaps"),
+            skip_broken=arguments.has("skip_broken"),
             image_opts=arguments.has("image_opts"),
             target_image_opts=arguments.has("target_image_opts"),
             context=context,

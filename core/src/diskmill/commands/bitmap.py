@@ -9,6 +9,8 @@ from typing import Any
 from ..context import Context
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image
+from ..node import Image
+from ..results import Bitmap
 
 ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 
@@ -55,10 +57,24 @@ def bitmap(
         for action, merged in actions:
             options: dict[str, Any] = {}
             if action == "merge":
-                options = {"source": other, "bitmap": merged}
+                options = {"source": _find(other, merged, context)}
             elif action == "add" and granularity is not None:
                 options = {"granularity": granularity}
             context.registry.call(image.driver, "bitmap", image=image, action=action, name=bitmap, options=options)
+
+
+def bitmaps_of(image: Image, context: Context) -> list[Bitmap]:
+    """The persistent bitmaps of *image*, whose format has them."""
+    return context.registry.call(image.driver, "bitmap", image=image, action="list", name="", options={}) or []
+
+
+def _find(image: Image, name: str, context: Context) -> Bitmap:
+    for one in bitmaps_of(image, context):
+        if one.name == name:
+            if one.inconsistent:
+                raise UsageError(f"Bitmap '{name}' is inconsistent and cannot be used", file=image.name)
+            return one
+    raise UsageError(f"Dirty bitmap '{name}' not found", file=image.name)
 
 
 def _require(driver: Any, name: str) -> None:

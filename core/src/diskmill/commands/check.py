@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..context import Context
-from ..errors import CheckUnsupportedError, UnsupportedError
+from ..errors import CheckUnsupportedError, UnsupportedError, UsageError
 from ..graph import open_image
 from ..node import Image
 from ..results import CheckResult
@@ -16,35 +16,47 @@ def check(
     *,
     format: str | None = None,
     repair: str = "",
+    dry_run: bool = False,
     image_opts: bool = False,
     context: Context | None = None,
 ) -> CheckResult:
     """Check the metadata of the image *name*.
 
-    :param repair: ``""`` only look; ``"leaks"`` give lost space back; ``"all"`` repair whatever can be. After a repair
+    :param repair: ``""`` only look; ``"leaks"`` give lost space back; ``"all"`` repair whatever can be; ``"lost"`` even
+        where that gives up data which the image lost track of, but which is still in the file. After a repair
         the image is checked again: the result tells what is left, and what was fixed.
+    :param dry_run: write nothing. The result tells what is there now, what would be fixed, and how.
     :raises CheckUnsupportedError: the format has no check.
     :raises DiskmillError: the image cannot be opened.
     """
     context = context or Context()
+    if dry_run and not repair:
+        raise UsageError("a dry run is one of a repair: say which, leaks or all")
     with open_image(
-        name, format, context=context, writable=bool(repair), backing=False, image_opts=image_opts
+        name,
+        format,
+        context=context,
+        writable=bool(repair),
+        backing=False,
+        image_opts=image_opts,
+        repair=repair,
+        rehearse=dry_run,
     ) as image:
         if "check" not in image.driver.capabilities:
             raise CheckUnsupportedError(f"format '{image.driver.name}' does not support checks", file=name)
         if repair and "repair" not in image.driver.capabilities:
             raise UnsupportedError(f"format '{image.driver.name}' cannot be repaired by its driver", file=name)
-        result = _ask(image, repair, context)
-        if result.corruptions_fixed or result.leaks_fixed:
+        now = _ask(image, "", context) if dry_run else None
+        result = _ask(image, "all" if repair == "lost" else repair, context)
+        corruptions, leaks = result.corruptions_fixed, result.leaks_fixed
+        if now is not None:
+            result = replace(now, findings=result.findings, corruptions_fixed=corruptions, leaks_fixed=leaks)
+        elif corruptions or leaks:
             image.flush()
             again = _ask(image, "", context)
             fixed = [replace(finding, fixed=True) for finding in result.findings]
-            result = replace(
-                again,
-                findings=[*fixed, *again.findings],
-                corruptions_fixed=result.corruptions_fixed,
-                leaks_fixed=result.leaks_fixed,
-            )
+            findings = [*fixed, *again.findings]
+            result = replace(again, findings=findings, corruptions_fixed=corruptions, leaks_fixed=leaks)
     return replace(result, filename=name, format=image.driver.name)
 
 

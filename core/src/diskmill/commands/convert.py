@@ -19,6 +19,8 @@ from ..names import parse_name, relative_to
 from ..node import Image, Node, Storage
 from ..references import Reference
 from ..requests import Backing
+from ..results import Bitmap
+from .bitmap import bitmaps_of
 
 
 def convert(
@@ -41,6 +43,7 @@ def convert(
     snapshot: str | None = None,
     offload: bool = False,
     bitmaps: bool = False,
+    skip_broken: bool = False,
     image_opts: bool = False,
     target_image_opts: bool = False,
     context: Context | None = None,
@@ -63,7 +66,8 @@ def convert(
     :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
         *salvage*.
     :param rate: bytes a second; 0: as fast as it goes.
-    :param bitmaps: also copy persistent bitmaps: refused, no driver does that so far.
+    :param bitmaps: also copy the persistent bitmaps of the one source.
+    :param skip_broken: leave inconsistent ones out, with a warning; otherwise they are refused.
     :param snapshot: convert this internal snapshot, by id or name.
     :param context: for the sources; *target_context*: for the output, by default the same without flushes to disk
         (as qemu-img does; pass one with ``cache="writeback"`` to have them).
@@ -94,11 +98,15 @@ def convert(
         if len(images) > 1 and (snapshot is not None or backing is not None):
             raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
         refuse_self(images, output)
+        copied: list[Bitmap] = []
         if bitmaps:
-            for driver in (*(image.driver for image in images), context.registry.format(output_format)):
-                if "bitmaps" not in driver.capabilities:
-                    raise UnsupportedError(f"format '{driver.name}' does not support persistent bitmaps", file=output)
-            raise UnsupportedError("copying persistent bitmaps is not supported", file=output)
+            if len(images) > 1:
+                raise UsageError("Copying bitmaps only possible with single source")
+            if "bitmaps" not in images[0].driver.capabilities:
+                raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
+            if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
+                raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
+            copied = _sound_bitmaps(images[0], skip_broken, context)
         size = sum(image.size for image in images)
         counter.expect(size)
         if existing:
@@ -138,7 +146,12 @@ def convert(
                 threads=threads,
                 salvage=salvage,
             )
+            _add_bitmaps(copied, target, context)
             copy(images, target, plan, progress=counter, limit=RateLimit(rate), cancel=cancel)
+            for one in copied:
+                _bitmap(target, context, "merge", one.name, source=one)
+                if one.enabled:
+                    _bitmap(target, context, "enable", one.name)
             if existing:
                 target.close()
             else:
@@ -149,6 +162,33 @@ def convert(
                 target_context.warn(f"'{output}' is incomplete: the conversion into it did not finish")
             raise
         target.close()
+
+
+def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bitmap]:
+    sound = []
+    for one in bitmaps_of(image, context):
+        if not one.inconsistent:
+            sound.append(one)
+        elif skip_broken:
+            context.warn(f"Skipping inconsistent bitmap '{one.name}'")
+        else:
+            raise UsageError(
+                f"Cannot copy inconsistent bitmap '{one.name}': skip it with --skip-broken-bitmaps, or remove it",
+                file=image.name,
+            )
+    return sound
+
+
+def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+    if copied and "bitmaps" not in target.driver.capabilities:
+        raise UnsupportedError(f"format '{target.driver.name}' does not support persistent bitmaps", file=target.name)
+    for one in copied:
+        _bitmap(target, context, "add", one.name, granularity=one.granularity, disabled=True)
+
+
+def _bitmap(image: Image, context: Context, action: str, name: str, **options: Any) -> None:
+    context.registry.call(image.driver, "bitmap", image=image, action=action, name=name, options=options)
 
 
 def load_snapshot(image: Image, name: str, context: Context) -> None:

@@ -63,6 +63,7 @@ def measure(
             options=validate(driver.options, own, when="create", driver=output_format),
             data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context),
             bitmaps=_bitmaps(source),
+            context=context,
         )
         result: Measurement | None = context.registry.call(driver, "measure", request=request)
     if result is None:

@@ -6,7 +6,7 @@ The rest of the package is imported when a hook needs it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.crypto import encrypt_options
 from diskmill.drivers import FormatDriver, hookimpl
@@ -15,7 +15,7 @@ from diskmill.options import Option
 if TYPE_CHECKING:
     from diskmill.options import Value
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import CheckResult, Measurement, Snapshot
+    from diskmill.results import Bitmap, CheckResult, Measurement, Snapshot
 
     from .image import Qcow2Image
 
@@ -35,12 +35,14 @@ class Qcow2Driver(FormatDriver):
             "compression",
             "zero",
             "check",
+            "repair",
             "resize",
             "shrink",
             "preallocation",
             "encryption",
             "amend",
             "snapshots",
+            "bitmaps",
         }
     )
     options = (
@@ -134,6 +136,13 @@ class Qcow2Driver(FormatDriver):
         from .snapshots import act
 
         return act(image, action, name)
+
+    @hookimpl
+    def bitmap(self, image: Qcow2Image, action: str, name: str, options: Mapping[str, Any]) -> list[Bitmap]:
+        """Persistent dirty bitmaps; changes reach the disk when the image is closed."""
+        from .dirty import act
+
+        return act(image, action, name, options)
 
     @hookimpl
     def measure(self, request: MeasureRequest) -> Measurement:

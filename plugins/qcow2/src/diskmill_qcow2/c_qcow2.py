@@ -156,8 +156,16 @@ MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * (24 + 1023 + 7)
 MAX_BITMAP_NAME = 1023
 BITMAP_IN_USE = 1 << 0
 BITMAP_AUTO = 1 << 1
-BITMAP_EXTRA_DATA_COMPATIBLE = 1 << 2
+BITMAP_RESERVED_FLAGS = 0xFFFFFFFC
+"""Also those with extra data: QEMU knows of none."""
 BITMAP_DIRTY_TRACKING = 1
+MAX_BITMAP_BYTES = 512 * MiB
+"""A limit of QEMU, for the bits of one bitmap."""
+MIN_GRANULARITY_BITS = 9
+MAX_GRANULARITY_BITS = 31
+BITMAP_ALL_ONES = 1 << 0
+"""Bitmap table entry without an offset: all bits are set."""
+BITMAP_TABLE_RESERVED = 0xFF000000000001FE
 BITMAP = Structure(
     "bitmap directory entry",
     ">",

@@ -6,6 +6,7 @@ as a corruption, and the figures, are those of ``qemu-img check``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,14 @@ _MOST_FINDINGS = 1000
 
 
 def check(image: Qcow2Image, repair: str) -> CheckResult:
-    """Look through all of *image*'s metadata."""
+    """Look through all of *image*'s metadata; repair it where that is asked for."""
     with image.lock:
         if image.writable:
             image.flush()
+        if repair:
+            from .repair import repair as mend
+
+            return mend(image, repair, give_up=image.repairing == "lost")
         checker = Checker(image)
         checker.run()
         return checker.result
@@ -94,6 +99,21 @@ class Counts:
         chunk = self.chunks.get(cluster // _CHUNK)
         return 0 if chunk is None else int(chunk[cluster % _CHUNK])
 
+    def get_all(self, clusters: NDArray[Any]) -> NDArray[Any]:
+        """The counts of *clusters*."""
+        found = np.zeros(len(clusters), np.uint64)
+        chunks = clusters >> np.uint64(20)
+        for index in np.unique(chunks).tolist():
+            chunk = self.chunks.get(index)
+            if chunk is not None:
+                inside = chunks == index
+                found[inside] = chunk[(clusters[inside] & np.uint64(_CHUNK - 1)).astype(np.int64)]
+        return found
+
+    def forget(self, cluster: int) -> None:
+        """Drop all references to one cluster."""
+        self.chunk(cluster // _CHUNK)[cluster % _CHUNK] = 0
+
     def slice(self, first: int, count: int) -> NDArray[Any]:
         """The counts of *count* clusters from *first* on; they lie in one chunk."""
         chunk = self.chunks.get(first // _CHUNK)
@@ -102,10 +122,27 @@ class Counts:
         return chunk[first % _CHUNK : first % _CHUNK + count]
 
 
-class Checker:
-    """One run of the check. ``counts`` has the references found; ``result`` the findings."""
+def chunks_of(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """*count* clusters from *first* on in pieces (first, count) that do not cross chunks."""
+    end = first + count
+    while first < end:
+        upto = min((first // _CHUNK + 1) * _CHUNK, end)
+        yield first, upto - first
+        first = upto
 
-    def __init__(self, image: Qcow2Image) -> None:
+
+class Checker:
+    """One run of the check.
+
+    :param table: the snapshot table's entries and its length in bytes; None: to be read.
+    :ivar counts: the references found to each cluster.
+    :ivar flags: how many of the corruptions are COPIED flags that contradict the stored refcounts.
+    :ivar surplus: whether a cluster in use is counted too often.
+    :ivar lost: chunk → which clusters are counted, but nothing refers to them.
+    :ivar beyond: clusters behind the end of the file to which something refers.
+    """
+
+    def __init__(self, image: Qcow2Image, table: tuple[list[snapshots.Entry], int] | None = None) -> None:
         self.image = image
         self.file = image.file
         self.header: Header = image.header
@@ -118,6 +155,14 @@ class Checker:
         self.reftable: NDArray[Any] = np.zeros(0, np.uint64)
         self.per_block = self.size * 8 // self.header.refcount_bits
         self.highest = 0
+        self.entries = None if table is None else table[0]
+        self.snapshot_bytes = 0 if table is None else table[1]
+        self.l2_reserved = np.uint64(c.L2_RESERVED_MASK | (c.ZERO if self.header.version < 3 else 0))
+        """Bits that a standard cluster descriptor must not have; QEMU reads no version 2 that has the zero flag."""
+        self.flags = 0
+        self.surplus = False
+        self.lost: dict[int, NDArray[Any]] = {}
+        self.beyond: list[NDArray[Any]] = []
 
     def run(self) -> None:
         """Count everything, then compare."""
@@ -144,8 +189,14 @@ class Checker:
         self.result.corruptions += count
         self._find("corruption", text, count)
 
+    def tell(self, text: str) -> None:
+        """What a repair does."""
+        self._find("corruption", text, 0)
+
     def _find(self, kind: str, text: str, count: int) -> None:
         if len(self.result.findings) < _MOST_FINDINGS:
+            # A name that came out of an image may hold terminal escapes.
+            text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
             self.result.findings.append(Finding(kind, text, count))
 
     # -- refcounts on disk --------------------------------------------------------------------------------------
@@ -220,11 +271,11 @@ class Checker:
     def _count_guest(self) -> None:
         """The L1 tables and everything below them."""
         header = self.header
-        self.snapshot_bytes = 0
         tables = [self._l1(header.l1_table_offset, header.l1_size, "L1 table", active=True)]
         if header.nb_snapshots:
-            entries, self.snapshot_bytes = snapshots.read_table(self.file, header, self.image.name)
-            for entry in entries:
+            if self.entries is None:
+                self.entries, self.snapshot_bytes = snapshots.read_table(self.file, header, self.image.name)
+            for entry in self.entries:
                 what = f"L1 table of snapshot {entry.id} ({entry.name})"
                 if entry.l1_table_offset % self.size:
                     self.corruption(f"{what}: offset {entry.l1_table_offset} is not at a cluster boundary")
@@ -246,7 +297,8 @@ class Checker:
 
     def _l1(self, offset: int, entries: int, what: str, *, active: bool) -> NDArray[Any]:
         self._count(offset, entries * 8, what)
-        table = np.frombuffer(self.file.read(offset, entries * 8), ">u8").astype(np.uint64)
+        raw = self.file.read(offset, entries * 8) if offset < self.file.size else b""
+        table = np.frombuffer(raw, ">u8").astype(np.uint64)
         reserved = np.flatnonzero(table & np.uint64(c.L1_RESERVED_MASK))
         for index in reserved.tolist():
             self.corruption(f"{what}: entry {index} has reserved bits set")
@@ -259,6 +311,7 @@ class Checker:
         crooked = offsets & np.uint64(self.size - 1) != 0
         for offset, weight in zip(offsets[crooked].tolist(), weights[crooked].tolist(), strict=True):
             self.corruption(f"L2 table at offset {offset} is not at a cluster boundary", weight)
+        self.beyond.append(offsets[beyond & ~crooked] >> np.uint64(self.bits))
         inside = offsets[~beyond] >> np.uint64(self.bits)
         for weight in np.unique(weights[~beyond]).tolist():
             self.counts.add(inside[weights[~beyond] == weight], weight)
@@ -272,13 +325,14 @@ class Checker:
         copied = entries >> np.uint64(63) == 1
         wrong = self._single(offsets >> np.uint64(self.bits)) != copied
         for index, entry in zip(used[wrong].tolist(), entries[wrong].tolist(), strict=True):
+            self.flags += 1
             self.corruption(f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag")
 
     def _count_l2(self, offsets: NDArray[Any], weights: NDArray[Any], actives: NDArray[Any]) -> None:
         together = max(_BATCH // self.size, 1)
         for at in range(0, len(offsets), together):
             part = slice(at, at + together)
-            data = self._tables(offsets[part].tolist())
+            data = self.tables(offsets[part].tolist())
             entries = data.reshape(len(offsets[part]), -1)
             weight, active = weights[part], actives[part]
             for one in np.unique(weight).tolist():
@@ -286,7 +340,7 @@ class Checker:
                     rows = (weight == one) & (active == live)
                     self._count_entries(entries if bool(rows.all()) else entries[rows], one, live)
 
-    def _tables(self, offsets: list[int]) -> NDArray[Any]:
+    def tables(self, offsets: list[int]) -> NDArray[Any]:
         """The words of the L2 tables at *offsets*, which ascend; neighbours are read at once."""
         raw = bytearray(len(offsets) * self.size)
         view = memoryview(raw)
@@ -314,7 +368,7 @@ class Checker:
         hosts = entries & np.uint64(c.OFFSET_MASK)
         some = bool(compressed.any())
         standard = (hosts != 0) & ~compressed if some else hosts != 0
-        reserved = entries & np.uint64(c.L2_RESERVED_MASK) != 0
+        reserved = entries & self.l2_reserved != 0
         if some:
             reserved &= ~compressed
             self._count_compressed(entries[compressed], None if bitmap is None else bitmap[compressed], weight, active)
@@ -337,13 +391,16 @@ class Checker:
         if self.image.external:
             return
         beyond = hosts >= self.file.size
-        self._each(hosts, beyond, "data cluster at offset {} lies beyond the end of the file", weight)
+        if beyond.any():
+            self._each(hosts, beyond, "data cluster at offset {} lies beyond the end of the file", weight)
+            self.beyond.append(hosts[beyond & ~crooked] >> np.uint64(self.bits))
         inside = hosts if not beyond.any() else hosts[~beyond]
         clusters = inside >> np.uint64(self.bits)
         self.counts.add(clusters, weight)
         if active:
             copied = entries[chosen if len(inside) == len(chosen) else chosen[~beyond]] >> np.uint64(63) == 1
             wrong = self._single(clusters) != copied
+            self.flags += int(np.count_nonzero(wrong)) * active
             self._each(inside, wrong, "data cluster at offset {} contradicts its refcount in the copied flag", active)
         crossing = crooked[~beyond]
         if crossing.any():  # it reaches into the next cluster
@@ -360,10 +417,13 @@ class Checker:
         if not mask.any():
             return
         found = values[mask]
-        told = max(_MOST_FINDINGS - len(self.result.findings), 0)
-        for value in found[:told].tolist():
-            self.corruption(text.format(value), count)
-        self.result.corruptions += max(len(found) - told, 0) * count
+        self.result.corruptions += len(found) * count
+        # Neighbours are told together.
+        apart = np.flatnonzero(found[1:] != found[:-1] + np.uint64(self.size)) + 1
+        edges = np.concatenate(([0], apart, [len(found)]))[: _MOST_FINDINGS + 1].tolist()
+        for low, high in itertools.pairwise(edges):
+            more = f", and {high - low - 1} after it" if high - low > 1 else ""
+            self._find("corruption", text.format(int(found[low])) + more, (high - low) * count)
 
     def _count_compressed(self, entries: NDArray[Any], bitmap: NDArray[Any] | None, weight: int, active: int) -> None:
         result = self.result
@@ -446,10 +506,8 @@ class Checker:
         for first, stored in self.blocks():
             self._compare_missing(at, first)
             at = first + len(stored)
-            while first < at:  # in pieces that do not cross chunks
-                count = min(_CHUNK - first % _CHUNK, at - first)
-                self._compare_slice(first, stored[:count])
-                first, stored = first + count, stored[count:]
+            for low, count in chunks_of(first, len(stored)):
+                self._compare_slice(low, stored[low - first : low - first + count])
         self._compare_missing(at, self.file_clusters)
 
     def _compare_missing(self, first: int, last: int) -> None:
@@ -468,15 +526,47 @@ class Checker:
         if not len(differ):
             return
         stored, counted = stored[differ], counted[differ]
+        unreferenced = counted == 0
+        if unreferenced.any():
+            self._note_lost(differ[unreferenced] + first)
         leaks = int(np.count_nonzero(stored > counted))
+        self.surplus |= leaks > int(np.count_nonzero(unreferenced))
         self.result.leaks += leaks
         self.result.corruptions += len(differ) - leaks
-        told = max(_MOST_FINDINGS - len(self.result.findings), 0)
-        rows = zip(differ[:told].tolist(), stored[:told].tolist(), counted[:told].tolist(), strict=True)
-        for at, has, wants in rows:
+        # Neighbours that are wrong in the same way are told together.
+        apart = (np.diff(differ) != 1) | (np.diff(stored) != 0) | (np.diff(counted) != 0)
+        edges = np.concatenate(([0], np.flatnonzero(apart) + 1, [len(differ)]))[: _MOST_FINDINGS + 1].tolist()
+        for low, high in itertools.pairwise(edges):
+            has, wants, offset = int(stored[low]), int(counted[low]), (first + int(differ[low])) * self.size
+            what = (
+                f"cluster at offset {offset}" if high - low == 1 else f"{high - low} clusters from offset {offset} on"
+            )
             kind = "leak" if has > wants else "corruption"
-            text = f"cluster at offset {(first + at) * self.size}: refcount {has}, references {wants}"
-            self._find(kind, text, 1)
+            self._find(kind, f"{what}: refcount {has}, references {wants}", high - low)
+
+    def _note_lost(self, clusters: NDArray[Any]) -> None:
+        index = int(clusters[0]) // _CHUNK
+        if index not in self.lost:
+            self.lost[index] = np.zeros(_CHUNK, bool)
+        self.lost[index][clusters - index * _CHUNK] = True
+
+    def is_lost(self, cluster: int) -> bool:
+        """Whether the cluster is counted, but nothing refers to it."""
+        lost = self.lost.get(cluster // _CHUNK)
+        return lost is not None and bool(lost[cluster % _CHUNK])
+
+    def counted_beyond(self) -> list[int]:
+        """The clusters in ``beyond`` that refcount blocks count: they were in the file once."""
+        beyond = np.unique(np.concatenate([np.zeros(0, np.uint64), *self.beyond]))
+        found: list[int] = []
+        indexes = beyond // np.uint64(self.per_block)
+        for index in np.unique(indexes).tolist():
+            offset = int(self.reftable[index]) & c.REFTABLE_OFFSET_MASK if index < len(self.reftable) else 0
+            if self._readable(offset):
+                block = unpack(np.frombuffer(self.file.read(offset, self.size), np.uint8), self.header.refcount_bits)
+                inside = beyond[indexes == index]
+                found += inside[block[(inside - np.uint64(index * self.per_block)).astype(np.int64)] > 0].tolist()
+        return found
 
 
 def unpack(data: NDArray[Any], bits: int) -> NDArray[Any]:

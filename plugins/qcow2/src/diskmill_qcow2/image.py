@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diskmill.requests import OpenRequest
 
     from .compression import ZstdCodec
+    from .dirty import Bitmaps
     from .refcounts import Refcounts
 
 _ALL = 0xFFFFFFFF
@@ -44,7 +45,8 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
         from .encryption import unlock
 
         unlock(image, request.context, request.options, shallow=request.shallow)
-    if request.writable:
+    image.repairing = request.repair
+    if request.writable and not request.repair:
         image.prepare_writing()
     return image
 
@@ -56,6 +58,8 @@ class Qcow2Image(Image):
     :ivar data: the node with guest data: ``file``, or the external data file.
     :ivar volume: the cipher of an encrypted image.
     :ivar unlocking: what it was opened with, to change its keys.
+    :ivar begun: whether the disk says that it is being changed: autoclear features, bitmaps in use.
+    :ivar repairing: the ``repair`` of the request that opened it.
     :ivar fresh: made by ``create`` and not settled: nobody has seen it, so the order of writes does not matter.
     """
 
@@ -74,7 +78,9 @@ class Qcow2Image(Image):
         self._codec: DeflateCodec | ZstdCodec | None = None
         self.volume: Volume | None = None
         self.unlocking: tuple[Context, abc.Mapping[str, Value]] | None = None
-        self._begun = fresh
+        self.begun = fresh
+        self._bitmaps: Bitmaps | None = None
+        self.repairing = ""
 
     def _references(self) -> list[Reference]:
         header, result = self.header, []
@@ -98,6 +104,14 @@ class Qcow2Image(Image):
             yield self.data
         if self.backing is not None:
             yield self.backing
+
+    def close(self) -> None:
+        """Store the bitmaps, flush, and close the children."""
+        try:
+            if self.writable and not self.closed:
+                self.store_bitmaps()
+        finally:
+            super().close()
 
     def release(self, *, abandon: bool = False) -> None:
         """Forget the key, and close the children."""
@@ -126,6 +140,8 @@ class Qcow2Image(Image):
         result["compression-type"] = c.COMPRESSION_TYPES[header.compression_type]
         if header.version == 3:
             result["lazy-refcounts"] = bool(header.compatible_features & c.LAZY_REFCOUNTS)
+            if header.autoclear_features & c.BITMAPS:
+                result["bitmaps"] = self._bitmap_details()
         result["refcount-bits"] = header.refcount_bits
         if header.version == 3:
             result["corrupt"] = bool(header.incompatible_features & c.CORRUPT)
@@ -136,6 +152,19 @@ class Qcow2Image(Image):
             result["encrypt"] = {"format": "luks" if header.crypt_method == c.CRYPT_LUKS else "aes"}
             result["encrypt"].update(self.volume.details())
         return result
+
+    def _bitmap_details(self) -> list[dict[str, Any]]:
+        from .bitmaps import directory, scan_directory
+
+        try:
+            where = directory(self.file, self.header, self.name)
+        except ImageError:  # a check tells it; the disk is not concerned
+            return []
+        return (
+            []
+            if where is None
+            else [one.details() for one in scan_directory(self.file, self.header, where, self.name)[0]]
+        )
 
     # -- mapping ------------------------------------------------------------------------------------------------
 
@@ -328,27 +357,40 @@ class Qcow2Image(Image):
 
         refcounts = Refcounts(self.file, self.header, self.name)
         refcounts.protect(self._metadata(refcounts))
+        refcounts.damaged = self._mark_corrupt
         return refcounts
+
+    def _mark_corrupt(self) -> None:
+        """Nobody shall write to the image before it is repaired."""
+        header = self.header
+        if header.version > 2 and not header.incompatible_features & c.CORRUPT:
+            header.incompatible_features |= c.CORRUPT
+            self.write_header()
+            self.barrier()
 
     def reload(self) -> None:
         """The tables on disk are others now, those that the header names."""
         self.size = self.header.size
-        self._mapping = self._refcounts = None
+        self._mapping = self._refcounts = self._bitmaps = None
 
     def begin(self, refcounts: Refcounts) -> None:
         """Called by ``create``: the image is new, and *refcounts* is its allocator."""
         self._refcounts = refcounts
 
     def prepare_writing(self) -> None:
-        """Refuse what must not be written.
+        """Refuse what must not be written; repair first what was not closed properly.
 
-        :raises ImageError: the image is marked as corrupt.
+        :raises ImageError: the image is marked as corrupt, or cannot be repaired.
         """
         if self.header.incompatible_features & c.CORRUPT:
             raise ImageError("it is marked as corrupt: repair it with check -r all before writing", file=self.name)
         if self.dirty:
-            raise UnsupportedError("it was not closed properly: repair it with check -r all", file=self.name)
+            from .repair import repair
+
+            repair(self, "all", give_up=False)
         check_refcount_table(self.header, self.file.size, self.name)
+        if self.header.autoclear_features & c.BITMAPS:
+            _ = self.bitmaps  # a directory that cannot be kept up is refused before anything changes
 
     def _metadata(self, refcounts: Refcounts) -> set[int]:
         """The host clusters that hold metadata, as far as header, L1 and refcount table say."""
@@ -366,23 +408,57 @@ class Qcow2Image(Image):
         }
         clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in refcounts.table if entry)
         clusters.update((entry & c.OFFSET_MASK) // size for entry in self.mapping.l1 if entry)
+        if header.autoclear_features & c.BITMAPS:
+            from .dirty import clusters as bitmap_clusters
+
+            record = c.BITMAPS_EXTENSION.unpack(header.extension(c.EXT_BITMAPS) or b"")
+            start = record.bitmap_directory_offset // size
+            clusters.update(range(start, start + -(-record.bitmap_directory_size // size)))
+            clusters.update(bitmap_clusters(self.bitmaps.all, size))
         return clusters
 
     def begin_change(self) -> None:
-        """Before guest data changes: features that this driver does not keep up are cleared."""
-        if self._begun:
+        """Before guest data changes: features that this driver does not keep up are cleared, bitmaps are in use."""
+        if self.begun:
             return
-        self._begun = True
+        self.begun = True
         header = self.header
-        kept = header.autoclear_features & c.RAW_EXTERNAL_DATA
+        kept = header.autoclear_features & c.KNOWN_AUTOCLEAR
         if kept != header.autoclear_features:
             header.autoclear_features = kept
             self.write_header()
             self.barrier()
+        if header.autoclear_features & c.BITMAPS:
+            self.bitmaps.begin()
+
+    @property
+    def bitmaps(self) -> Bitmaps:
+        """The persistent bitmaps, read when first asked for."""
+        if self._bitmaps is None:
+            from .dirty import Bitmaps
+
+            self._bitmaps = Bitmaps(self)
+        return self._bitmaps
+
+    def store_bitmaps(self) -> None:
+        """Bitmaps that changed reach the disk, and are no longer in use."""
+        if self._bitmaps is not None:
+            with self.lock:
+                self._bitmaps.store()
+
+    def bitmaps_stored(self) -> None:
+        """The next change begins anew: bitmaps are in use again."""
+        self.begun = False
+
+    def _changing(self, offset: int, length: int) -> None:
+        """Guest bytes *offset* to *offset + length* are about to change."""
+        self.begin_change()
+        if self._bitmaps is not None:
+            self._bitmaps.mark(offset, length)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters."""
-        self.begin_change()
+        self._changing(offset, length)
         if self.volume is not None:  # whole sectors
             end = round_up(offset + length, self.volume.granularity)
             offset = round_down(offset, self.volume.granularity)
@@ -458,7 +534,8 @@ class Qcow2Image(Image):
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
         """Places for compressed clusters, packed one behind the other."""
-        self.begin_change()
+        for start, length, _ in units:
+            self._changing(start, length)
         offsets = self.refcounts.allocate_bytes([stored for _, _, stored in units])
         return [
             Placement(start, self.unit, self.file, offset, fresh=True, stored=stored)
@@ -564,7 +641,7 @@ class Qcow2Image(Image):
 
     def _clear(self, offset: int, length: int, *, zero: bool, keep: bool) -> None:
         """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone."""
-        self.begin_change()
+        self._changing(offset, length)
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
         extended = mapping.words == 2
@@ -600,6 +677,13 @@ class Qcow2Image(Image):
             if first < len(mapping.l1) and mapping.get(first) is not None:
                 self._set(first * mapping.count + entry, mapping.count - entry, 0, 0, 0)
             first += 1
+        # Empty tables go, not full ones: an L2 table that nothing names and that says where data is would be the mark
+        # of a damaged L1 table.
+        for index in range(first, len(mapping.l1)):
+            if mapping.l1[index] & c.COPIED:
+                self._set(index * mapping.count, mapping.count, 0, 0, 0)
+                self._relieve()
+        self.flush_tables()
         for index in range(first, len(mapping.l1)):
             table = mapping.get(index) if mapping.has(index) else None
             if table is not None:
@@ -628,21 +712,25 @@ class Qcow2Image(Image):
     def flush_tables(self) -> None:
         """Write the cached tables out, so that a crash between any two writes loses nothing but free space.
 
-        1. refcount blocks, then what points to them; 2. L2 tables, which now point to counted clusters whose data is
-        there; 3. the L1 table; 4. references that are gone are no longer counted.
+        1. refcount blocks, then what points to them; new L2 tables, as yet without their changes; 2. the L1 table;
+        3. changes of the L2 tables, which now point to counted clusters whose data is there; 4. references that are
+        gone are no longer counted.
         """
         with self.lock:
             mapping, refcounts = self._mapping, self._refcounts
             if not (mapping is not None and mapping.changed or refcounts is not None and refcounts.changed):
                 return
             mapping, refcounts = self.mapping, self.refcounts
-            self._house(mapping.homeless())
+            homeless = mapping.homeless()
+            self._house(homeless)
+            if not self.fresh:
+                mapping.write_origins(homeless)
             self.write_refcounts()
-            if mapping.changed:
-                mapping.write_tables()
-                if mapping.l1_dirty:
-                    self.barrier()
-                    mapping.write_l1()
+            mapping.link()
+            if mapping.l1_dirty:
+                mapping.write_l1()
+                self.barrier()
+            mapping.write_tables()
             self.give_back()
 
     def write_refcounts(self) -> None:
@@ -710,6 +798,7 @@ class Qcow2Image(Image):
 
     def settle(self) -> None:
         """The new image is whole."""
+        self.store_bitmaps()
         super().settle()
         self.fresh = False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill import tables
@@ -32,14 +32,17 @@ class Table:
     """One L2 table in memory.
 
     :ivar offset: where it is in the file; 0: nowhere yet.
+    :ivar origin: of a table that is nowhere yet, what the disk has in its stead: the table that it is a copy of, or
+        None for a new one. So it can be put there before what changed.
     :ivar low: the first word that the disk does not have yet; *high* the one after the last. Clean: low >= high.
     """
 
-    __slots__ = ("entries", "high", "low", "offset")
+    __slots__ = ("entries", "high", "low", "offset", "origin")
 
     def __init__(self, entries: array[int], offset: int) -> None:
         self.entries = entries
         self.offset = offset
+        self.origin: array[int] | None = None
         self.low, self.high = len(entries), 0
 
     @property
@@ -124,7 +127,7 @@ class Mapping:
             self._keep(index, table)
         elif table.offset and not self.l1[index] & c.COPIED:
             drop(table.offset)
-            table.offset = 0
+            table.offset, table.origin = 0, table.entries[:]
         if not table.offset:
             table.mark(0, len(table.entries))
         self._dirty.add(index)
@@ -207,8 +210,27 @@ class Mapping:
         """Tables that need a place in the file, in guest order."""
         return [self._tables[index] for index in sorted(self._dirty) if not self._tables[index].offset]
 
+    def write_origins(self, homeless: Sequence[Table]) -> None:
+        """Let tables that just got their places hold what the disk has in their stead, before the L1 table names them.
+
+        The changes go there afterwards. So an L2 table that nothing names and that says where data is was never left by
+        a crash: it is the mark of a damaged L1 table.
+        """
+        for table in homeless:
+            origin = tables.filled(self.cluster_size // 8, 8) if table.origin is None else table.origin
+            self.file.write(table.offset, tables.to_bytes(origin, "big"))
+            table.origin = None
+
+    def link(self) -> None:
+        """Let the L1 table, in memory, name every table that changed."""
+        for index in self._dirty:
+            entry = self._tables[index].offset | c.COPIED
+            if self.l1[index] != entry:
+                self.l1[index] = entry
+                self.l1_dirty.add(index)
+
     def write_tables(self) -> None:
-        """Write what changed of the L2 tables; the L1 table is updated in memory only."""
+        """Write what changed of the L2 tables."""
         parts: list[bytes] = []
         start = end = size = 0
         for index in sorted(self._dirty, key=lambda one: self._tables[one].offset):
@@ -226,10 +248,6 @@ class Mapping:
                 size += (high - low) * 8
                 end = at + (high - low) * 8
                 table.low, table.high = len(table.entries), 0
-            entry = table.offset | c.COPIED
-            if self.l1[index] != entry:
-                self.l1[index] = entry
-                self.l1_dirty.add(index)
         if parts:
             self.file.write(start, b"".join(parts))
         self._dirty.clear()

@@ -6,15 +6,14 @@ The figures are those of ``qemu-img measure``: all metadata of the fully allocat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from diskmill.crypto import sub_options
+from diskmill.requests import MeasureRequest
 from diskmill.results import Measurement
 from diskmill.sizes import round_up
 
 from .create import Parameters, parameters
-
-if TYPE_CHECKING:
-    from diskmill.requests import MeasureRequest
+from .encryption import PREFIX
 
 
 def measure(request: MeasureRequest) -> Measurement:
@@ -25,7 +24,7 @@ def measure(request: MeasureRequest) -> Measurement:
     chosen = parameters(request.options)
     size = round_up(request.size, chosen.cluster_size)
     chosen.check_size(size)
-    full = fully_allocated(size, chosen)
+    full = fully_allocated(size, chosen) + _encryption_bytes(request, chosen.cluster_size)
     if chosen.preallocation in ("falloc", "full") or chosen.backing_file:
         data = size
     else:
@@ -57,6 +56,16 @@ def _refcount_bytes(clusters: int, chosen: Parameters) -> int:
         if blocks + table == own:
             return own * chosen.cluster_size
         own = blocks + table
+
+
+def _encryption_bytes(request: MeasureRequest, cluster: int) -> int:
+    """Bytes for the header inside the image that a LUKS driver would write."""
+    if request.options.get("encrypt.format") != "luks" or request.context is None:
+        return 0
+    registry = request.context.registry
+    own = MeasureRequest(0, sub_options(request.options, PREFIX), lambda unit: 0, context=request.context)
+    result: Measurement = registry.call(registry.format("luks"), "measure", request=own)
+    return round_up(result.required, cluster)
 
 
 def _bitmap_bytes(size: int, bitmaps: Sequence[tuple[str, int]], cluster: int) -> int:

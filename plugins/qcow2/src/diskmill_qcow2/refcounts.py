@@ -11,7 +11,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from diskmill import tables
@@ -82,6 +82,8 @@ class Refcounts:
         self._packed = 0
         self._packed_references = 0
         self._guard: array[int] = array("Q")
+        self.damaged: Callable[[], None] = lambda: None
+        """Called when metadata contradicts itself, before the error."""
         if first is None:
             self.table = tables.read(file, self.offset, count, 8, "big")
             self._search: Iterator[tuple[int, int]] = self._free_runs()
@@ -228,11 +230,14 @@ class Refcounts:
         """
         index = bisect_left(self._guard, start)
         if index < len(self._guard) and self._guard[index] < end:
-            raise ImageError(
+            raise self._damage(
                 f"{what} holds metadata: the image is damaged, check it",
-                file=self.name,
-                place=f"offset {self._guard[index] * self.cluster_size}",
+                f"offset {self._guard[index] * self.cluster_size}",
             )
+
+    def _damage(self, cause: str, place: str) -> ImageError:
+        self.damaged()
+        return ImageError(cause, file=self.name, place=place)
 
     def _unprotect(self, start: int, end: int) -> None:
         low, high = bisect_left(self._guard, start), bisect_left(self._guard, end)
@@ -289,10 +294,9 @@ class Refcounts:
         for run in tables.runs(counts[low:high], 0):
             start, end = low + run.at, low + run.at + run.length
             if not run.value:
-                raise ImageError(
+                raise self._damage(
                     "a cluster in use has no references: the image is damaged, check it",
-                    file=self.name,
-                    place=f"refcount entry {start} of the block at offset {block.offset}",
+                    f"refcount entry {start} of the block at offset {block.offset}",
                 )
             tables.fill_run(counts, start, run.length, run.value - 1, 0)
             if run.value == 1:

@@ -41,7 +41,7 @@ def resize(image: Qcow2Image, size: int, preallocation: str) -> bool:
 def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
     """What is new reads as zeros; the header says so last."""
     old = image.size
-    _forget_bitmaps(image, size)
+    image.bitmaps.resize(size)
     image.drop_beyond(old)  # VM state that a snapshot left there, or what a disk that was once larger held
     image.flush_tables()
     _grow_l1(image, size)
@@ -56,6 +56,7 @@ def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
             preallocate(image, old, size - old, preallocation)
         image.flush()
     except BaseException:
+        image.bitmaps.resize(old)
         image.size = old
         raise
     _write_size(image, size)
@@ -71,6 +72,7 @@ def _blank(image: Qcow2Image, start: int, end: int) -> None:
 def _shrink(image: Qcow2Image, size: int) -> None:
     """The header says so first: then nothing can be missed."""
     image.begin_change()
+    image.bitmaps.resize(size)
     _write_size(image, size)
     image.size = size
     image.drop_beyond(size)
@@ -89,17 +91,6 @@ def _write_size(image: Qcow2Image, size: int) -> None:
     image.barrier()
     image.write_header()
     image.barrier()
-
-
-def _forget_bitmaps(image: Qcow2Image, size: int) -> None:
-    """Bitmaps whose tables are too small for *size* bytes are no longer valid."""
-    from .bitmaps import read_directory
-
-    for entry in read_directory(image.file, image.header, image.name):
-        covered = 8 * image.unit << entry.granularity_bits
-        if entry.bitmap_table_size != -(-size // covered):
-            image.begin_change()
-            return
 
 
 def _grow_l1(image: Qcow2Image, size: int) -> None:

@@ -46,6 +46,7 @@ class Revision:
 
     def __init__(self, image: Qcow2Image, refcount_order: int | None = None) -> None:
         image.flush_tables()
+        image.store_bitmaps()
         check_refcount_table(image.header, image.file.size, image.name)
         self.image = image
         self.file = image.file
@@ -87,7 +88,7 @@ class Revision:
             part = offsets[at : at + together]
             raw = bytearray(len(part) * self.size)
             view = memoryview(raw)
-            for low, high in _stretches(part, self.size):
+            for low, high in stretches(part, self.size):
                 self.file.read_into(int(part[low]), view[low * self.size : high * self.size])
             yield used[at : at + together], np.frombuffer(raw, ">u8").astype(np.uint64).reshape(len(part), -1)
 
@@ -172,12 +173,12 @@ class Revision:
 
     def blank(self, places: NDArray[Any]) -> None:
         """Let the clusters *places* be zeros."""
-        for low, high in _stretches(places, 1):
+        for low, high in stretches(places, 1):
             self.file.zero(int(places[low]) * self.size, (high - low) * self.size)
 
     def write_clusters(self, places: NDArray[Any], rows: NDArray[Any]) -> None:
         """Write a row to each of the clusters *places*, neighbours with one call."""
-        for low, high in _stretches(places, 1):
+        for low, high in stretches(places, 1):
             self.file.write(int(places[low]) * self.size, rows[low:high].tobytes())
 
     def share(self, l1: NDArray[Any], weight: int) -> NDArray[Any]:
@@ -359,7 +360,7 @@ class Revision:
             first, count = indexes[at] * per_block, (upto - at) * per_block
             final = self._finals(first, count)
             gone = np.flatnonzero((final == 0) & (self.stored(first, count) != 0))
-            runs = [(first + int(gone[low]), high - low) for low, high in _stretches(gone, 1)]
+            runs = [(first + int(gone[low]), high - low) for low, high in stretches(gone, 1)]
             freed += runs[: _MOST_FREED - len(freed)]
             rows = pack(final, bits).reshape(upto - at, self.size)
             self.write_clusters(np.array([places[index] for index in indexes[at:upto]], np.uint64), rows)
@@ -400,7 +401,7 @@ def _look_up(chunks: dict[int, NDArray[Any]], clusters: NDArray[Any]) -> NDArray
     return found
 
 
-def _stretches(numbers: NDArray[Any], step: int) -> Iterator[tuple[int, int]]:
+def stretches(numbers: NDArray[Any], step: int) -> Iterator[tuple[int, int]]:
     """(first, last + 1), as indexes, of the stretches of *numbers* that count upwards by *step*."""
     if len(numbers):
         edges = np.flatnonzero(numbers[1:] != numbers[:-1] + numbers.dtype.type(step)) + 1

@@ -167,6 +167,8 @@ def _apply(image: Qcow2Image, entry: Entry) -> None:
     size = _check(image, entry)
     if size != image.size and image.header.version < 3:
         raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
+    if image.header.autoclear_features & c.BITMAPS:  # as in QEMU: they would tell of another disk
+        raise UnsupportedError("Device has active dirty bitmaps: remove them first", file=image.name)
     image.begin_change()
     revision = Revision(image)
     there = revision.read_l1(*checked(image, entry))
@@ -260,9 +262,21 @@ def read_table(file: Node, header: Header, name: str) -> tuple[list[Entry], int]
 
     :raises ImageError: it runs beyond the file or the limits.
     """
+    entries, length, error = scan_table(file, header, name)
+    if error is not None:
+        raise error
+    return entries, length
+
+
+def scan_table(file: Node, header: Header, name: str) -> tuple[list[Entry], int, ImageError | None]:
+    """The snapshot table's entries up to where they make no sense, their length in bytes, and what is wrong first.
+
+    An entry that only lacks extra data, or has too much, is given with what it tells.
+    """
     entries: list[Entry] = []
+    first: ImageError | None = None
     if not header.nb_snapshots:
-        return entries, 0
+        return entries, 0, None
     limit = min(header.snapshots_offset + c.MAX_SNAPSHOT_TABLE_BYTES, file.size)
     window, base = b"", header.snapshots_offset
     at = base
@@ -270,18 +284,24 @@ def read_table(file: Node, header: Header, name: str) -> tuple[list[Entry], int]
         place = f"snapshot table entry {index}"
         at = round_up(at, 8)
         window, base = _window(file, window, base, at, c.SNAPSHOT.size, limit)
-        record = c.SNAPSHOT.unpack(window, at - base, file=name)
-        if record.extra_data_size > c.MAX_SNAPSHOT_EXTRA_DATA:
-            raise ImageError(f"extra data of {record.extra_data_size} bytes", file=name, place=place)
+        try:
+            record = c.SNAPSHOT.unpack(window, at - base, file=name)
+        except ImageError as error:
+            return entries, at - header.snapshots_offset, first or error
         length = c.SNAPSHOT.size + record.extra_data_size + record.id_size + record.name_size
         if at + length > limit:
-            raise ImageError("it ends beyond the file", file=name, place=place)
+            first = first or ImageError("it ends beyond the file", file=name, place=place)
+            return entries, at - header.snapshots_offset, first
         window, base = _window(file, window, base, at, length, limit)
         body = window[at - base + c.SNAPSHOT.size : at - base + length]
         extra, rest = body[: record.extra_data_size], body[record.extra_data_size :]
         numbers = [int.from_bytes(extra[low : low + 8], "big") for low in range(0, min(len(extra), 24) // 8 * 8, 8)]
+        if record.extra_data_size > c.MAX_SNAPSHOT_EXTRA_DATA:
+            extra = b""
+            first = first or ImageError(f"extra data of {record.extra_data_size} bytes", file=name, place=place)
         if header.version > 2 and len(numbers) < 2:
-            raise ImageError("the extra data that version 3 demands is missing", file=name, place=place)
+            cause = "the extra data that version 3 demands is missing"
+            first = first or ImageError(cause, file=name, place=place)
         entries.append(
             Entry(
                 l1_table_offset=record.l1_table_offset,
@@ -298,7 +318,7 @@ def read_table(file: Node, header: Header, name: str) -> tuple[list[Entry], int]
             )
         )
         at += length
-    return entries, at - header.snapshots_offset
+    return entries, at - header.snapshots_offset, first
 
 
 def _window(file: Node, window: bytes, base: int, at: int, length: int, limit: int) -> tuple[bytes, int]:
