@@ -32,7 +32,7 @@ VARIANTS: Variants = {
     "64K": in_memory(encode),
     "512": in_memory(encode, block=512),
     "odd": in_memory(encode, block=77 * 512),
-    "3M": in_memory(encode, block=3 << 20),
+    "large": in_memory(encode, block=3 << 20),
 }
 
 if __name__ == "__main__":

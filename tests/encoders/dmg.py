@@ -106,7 +106,7 @@ def encode(
     fork_crc = length = turn = zeros = 0
     payloads: list[tuple[list[int], bytes]] = []
     tables = []
-    limits = [0, *borders, sectors]
+    limits = [0, *(border for border in borders if border < sectors), sectors]
     for first, end in zip(limits, limits[1:], strict=False):
         chunks: list[list[int]] = []
         crc, at = 0, first
@@ -123,6 +123,8 @@ def encode(
                 type = types[turn % len(types)]
                 turn += 1
                 payload = COMPRESS[type](data)
+                if len(payload) >= len(data):
+                    type, payload = RAW, data
                 crc = zlib.crc32(data, crc)
                 entry = [type, at - first, count, length, len(payload)]
                 if seed is None:
@@ -167,6 +169,21 @@ def encode(
     if after:
         out.seek(0, 2)
         out.write(after)
+
+
+def resources_of(image: bytes) -> list[bytes]:
+    """The block tables in the property list of `image`."""
+    offset, length = struct.unpack_from(">QQ", image, len(image) - 512 + 0xD8)
+    found = plistlib.loads(image[offset : offset + length])
+    return [one["Data"] for one in found["resource-fork"]["blkx"]]
+
+
+def with_resources(image: bytes, resources: Sequence[bytes]) -> bytes:
+    """`image` with other block tables in its property list."""
+    (offset,) = struct.unpack_from(">Q", image, len(image) - 512 + 0xD8)
+    listing, trailer = property_list(resources), bytearray(image[-512:])
+    trailer[0xD8:0xE8] = struct.pack(">QQ", offset, len(listing))
+    return image[:offset] + listing + bytes(trailer)
 
 
 def property_list(resources: Sequence[bytes]) -> bytes:
