@@ -12,6 +12,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import BinaryIO
 
 import lzfse
@@ -107,7 +108,7 @@ def encode(
     payloads: list[tuple[list[int], bytes]] = []
     tables = []
     limits = [0, *(border for border in borders if border < sectors), sectors]
-    for first, end in zip(limits, limits[1:], strict=False):
+    for first, end in pairwise(limits):
         chunks: list[list[int]] = []
         crc, at = 0, first
         while at < end:

@@ -1,4 +1,4 @@
-"""cloop and Bochs images: made by the formats' own tools and by the tests' encoders, read by qemu-img and by those tools."""
+"""cloop and Bochs images, made and read by the formats' own tools, by qemu-img and by the tests' encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DMG images against qemu-img, 7-Zip and dmg2img, which read what the tests' encoder makes; and the format's details."""
+"""DMG images against qemu-img, 7-Zip and dmg2img, which read what the tests' encoder makes; the format's details."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from diskmill.extents import Kind
 from diskmill.sizes import SECTOR, KiB, MiB
 from encoders import dmg, in_memory
 from formats import Machine, fragments
-from tools import qemu_img, run, tool
 from tools import diskmill as diskmill_command
+from tools import qemu_img, run, tool
 
 SIZE = 3 * MiB
 
@@ -145,9 +145,7 @@ def test_a_hundred_thousand_chunks_open_quickly_in_little_memory() -> None:
         assert sum(extent.length for extent in image.extents(0, image.size)) == count * SECTOR
 
 
-def assembled(
-    payload: bytes, tables: list[tuple[int, list[list[int]]]], sectors: int, **fields: int
-) -> bytes:
+def assembled(payload: bytes, tables: list[tuple[int, list[list[int]]]], sectors: int, **fields: int) -> bytes:
     """An image with the data fork *payload* and tables of (first sector, chunks); without checksums."""
     resources = []
     for number, (first, chunks) in enumerate(tables):
@@ -262,7 +260,9 @@ def listing(text: bytes) -> bytes:
     return text + bytes(trailer)
 
 
-BOMB = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><plist><string>&b;</string></plist>'
+BOMB = (
+    b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><plist><string>&b;</string></plist>'
+)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class Chunks:
             return self._pieces.get((chunk, at), lambda: self._advance(chunk, at))
 
     def _advance(self, chunk: Chunk, at: int) -> bytes:
-        """Decode *chunk* as far as the end of the piece at *at*, from where its stream stands or else from its start."""
+        """Decode *chunk* up to the end of the piece at *at*, from where its stream stands or else from its start."""
         decoding, self._decoding = self._decoding, None  # one that fails is not gone on with
         if decoding is None or decoding.chunk != chunk or decoding.position > at:
             decoding = _Decoding(chunk, self.name, self._input(chunk))

@@ -444,7 +444,7 @@ def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
 
 def _read_group(group: Sequence[Extent], view: memoryview) -> None:
     """Fill *view* from neighbouring extents, compressed payloads with one read for all."""
-    first, last = group[0], group[-1]
+    first = group[0]
     if len(group) == 1:
         read_extent(first, view)
         return

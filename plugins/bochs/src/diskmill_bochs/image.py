@@ -72,7 +72,7 @@ class BochsImage(Image):
         self.catalog = catalog
         self.extent_size: int = redolog.extent
         self.bitmap_size = round_up(redolog.bitmap, SECTOR)
-        self.data_start = header.header + len(catalog) * 4
+        self.data_start: int = header.header + len(catalog) * 4
 
     def attach(self, reference: Reference, node: Node) -> None:
         if self.growing:

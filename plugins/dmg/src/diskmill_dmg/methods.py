@@ -88,8 +88,8 @@ _LZFSE_HEADERS = {b"bvx-": 8, b"bvxn": 12, b"bvx1": 772, b"bvx2": 32}
 class LzfseStream:
     """LZFSE, a block at a time: the library decodes a buffer whole, however much comes out of it.
 
-    A block refers to what was decoded before it, so that is put before it, as a block that is not compressed. What comes
-    out of one is at most some 26 MB: 10,000 matches of no more than 2359 bytes and as many literals.
+    A block refers to what was decoded before it, so that is put before it, as a block that is not compressed. At most
+    some 26 MB come out of one: 10,000 matches of no more than 2359 bytes, and literals.
 
     :param length: bytes that the stream decodes to.
     """

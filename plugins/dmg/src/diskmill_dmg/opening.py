@@ -65,9 +65,7 @@ def _trailer(file: Node, name: str) -> tuple[Record, int]:
         if head.startswith(b"encrcdsa") or tail.endswith(b"cdsaencr"):
             raise UnsupportedError("encrypted DMG images are not supported", file=name)
         if not head.startswith(KOLY):
-            raise ImageError(
-                "it has no UDIF trailer: it is cut short, or a disk without a format (-f raw)", file=name
-            )
+            raise ImageError("it has no UDIF trailer: it is cut short, or a disk without a format (-f raw)", file=name)
         trailer, end = TRAILER.unpack(head, file=name), size
     if trailer.HeaderSize != TRAILER.size:
         raise ImageError(f"impossible size {trailer.HeaderSize}", file=name, place="trailer")

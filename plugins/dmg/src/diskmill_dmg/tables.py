@@ -49,8 +49,7 @@ def read_tables(resources: Iterable[bytes], data_fork: int, name: str) -> tuple[
         words = tables.from_bytes(memoryview(data)[BLOCK_TABLE.size : end], 8, "big")
         types = [word >> 32 for word in words[0::_WORDS]]
         kept = [
-            type not in (COMMENT, TERMINATOR) and count > 0
-            for type, count in zip(types, words[2::_WORDS], strict=True)
+            type not in (COMMENT, TERMINATOR) and count > 0 for type, count in zip(types, words[2::_WORDS], strict=True)
         ]
         sectors, counts, offsets, lengths = (list(compress(words[column::_WORDS], kept)) for column in range(1, _WORDS))
         first, base = header.SectorNumber, data_fork + header.DataOffset
