@@ -112,7 +112,7 @@ class ImageInfo:
     virtual_size: int
     actual_size: int | None = None
     cluster_size: int | None = None
-    dirty: bool = False
+    dirty: bool | None = False
     encrypted: bool = False
     compressed: bool = False
     backing_filename: str | None = None

@@ -79,6 +79,10 @@ class BochsImage(Image):
             raise UsageError("a growing disk stands on no other image", file=self.name)
         super().attach(reference, node)
 
+    @property
+    def dirty(self) -> None:
+        """It is only read."""
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         if not self.growing and self.backing is None:
             raise UnsupportedError(

@@ -50,6 +50,10 @@ class CloopImage(Image):
         self.offsets = BlockTable(file, TABLE, count + 1, 8, "big", lambda: None)
         self.chunks = Chunks(file, name)
 
+    @property
+    def dirty(self) -> None:
+        """It is only read."""
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
         for block in range(offset // self.block_size, -(-end // self.block_size)):

@@ -49,6 +49,10 @@ class DmgImage(Image):
         self.table = table
         self.chunks = Chunks(file, name)
 
+    @property
+    def dirty(self) -> None:
+        """It is only read."""
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         return joined(self._extents(offset, offset + length))
 
