@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from .errors import DiskmillError, ImageError
 from .extents import Extent, Kind
@@ -63,6 +63,17 @@ class Method(NamedTuple):
     name: str
     make: Callable[[int], Stream]
     errors: tuple[type[Exception], ...]
+
+
+def zlib_method() -> Method:
+    """zlib streams, by isal, which the drivers that use this bring."""
+    from isal import igzip_lib
+
+    return Method(
+        "zlib",
+        lambda length: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB, hist_bits=15),
+        (cast("type[Exception]", igzip_lib.error),),  # its stub types the class as an instance
+    )
 
 
 class Chunk(NamedTuple):

@@ -8,17 +8,16 @@ block is a zlib stream of one block's bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from diskmill.blocks import BlockTable
-from diskmill.chunks import Chunk, Chunks, Method, unreadable
+from diskmill.chunks import Chunk, Chunks, unreadable, zlib_method
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Extent
 from diskmill.node import Image, Node
 from diskmill.results import CheckResult
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 from diskmill.structs import Structure
-from isal import igzip_lib
 
 if TYPE_CHECKING:
     from diskmill.requests import OpenRequest
@@ -33,11 +32,7 @@ TABLE = PREAMBLE + HEADER.size
 MAX_BLOCK = 64 * MiB
 """Bytes in a block: as many as QEMU opens."""
 
-ZLIB = Method(
-    "zlib",
-    lambda length: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB, hist_bits=15),
-    (cast("type[Exception]", igzip_lib.error),),  # its stub types the class as an instance
-)
+ZLIB = zlib_method()
 
 
 class CloopImage(Image):

@@ -9,11 +9,8 @@ from __future__ import annotations
 import bz2
 import importlib
 import lzma
-from typing import cast
-
-from diskmill.chunks import Method
+from diskmill.chunks import Method, zlib_method
 from diskmill.errors import UnsupportedError
-from isal import igzip_lib
 
 from . import c_udif
 
@@ -175,11 +172,7 @@ def _number(data: bytes | bytearray, offset: int, size: int = 4) -> int:
 
 METHODS: dict[int, Method] = {
     c_udif.ADC: Method("ADC", AdcStream, (AdcError,)),
-    c_udif.ZLIB: Method(
-        "zlib",
-        lambda length: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB, hist_bits=15),
-        (cast("type[Exception]", igzip_lib.error),),  # its stub types the class as an instance
-    ),
+    c_udif.ZLIB: zlib_method(),
     c_udif.BZIP2: Method("bzip2", lambda length: bz2.BZ2Decompressor(), (OSError, ValueError)),
     c_udif.LZFSE: Method("LZFSE", LzfseStream, (ValueError,)),
     c_udif.LZMA: Method(
