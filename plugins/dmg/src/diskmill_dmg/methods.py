@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import importlib
 import lzma
+
 from diskmill.chunks import Method, zlib_method
 from diskmill.errors import UnsupportedError
 
