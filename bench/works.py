@@ -57,6 +57,11 @@ def converted(format: str, *words: str) -> Recipe:
     return Recipe((("qemu-img", "convert", "-f", "raw", "-O", format, *words, "{raw}", "{image}"),))
 
 
+def encoded(format: str) -> Recipe:
+    """An image that qemu-img cannot make: the tests' encoder does."""
+    return Recipe((("python", "-m", f"tests.encoders.{format}", "{raw}", "{image}"),))
+
+
 IMAGES: Mapping[str, Recipe] = {
     "raw": Recipe((("python", "-m", "bench.source", "{image}", "{size}"),)),
     "qcow2": converted("qcow2"),
@@ -84,6 +89,9 @@ IMAGES: Mapping[str, Recipe] = {
     "qcow": converted("qcow"),
     "qed": converted("qed"),
     "parallels": converted("parallels"),
+    "dmg": encoded("dmg"),
+    "cloop": encoded("cloop"),
+    "bochs": encoded("bochs"),
 }
 
 
@@ -193,4 +201,7 @@ WORKS: tuple[Work, ...] = (
     back("qed", goal=1.2),
     to("parallels", goal=1.2),
     back("parallels", goal=1.2),
+    back("dmg", goal=1.2),
+    back("cloop", goal=1.2),
+    back("bochs", goal=1.2),
 )

@@ -23,6 +23,7 @@ from diskmill.options import Option
 from diskmill.registry import Registry
 from diskmill.requests import Backing
 from diskmill.sizes import KiB, MiB
+from encoders import Variants, bochs, cloop, dmg
 from twins import Content, MemoryDriver
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "example-driver" / "src"))
@@ -42,6 +43,9 @@ REGISTRY = _registry()
 FORMATS: dict[str, FormatDriver] = {driver.name: driver for driver in REGISTRY.all(FormatDriver.group)}
 
 
+ENCODERS: dict[str, Variants] = {"bochs": bochs.VARIANTS, "cloop": cloop.VARIANTS, "dmg": dmg.VARIANTS}
+"""Of formats that diskmill does not create: what makes their images, by the kind of image."""
+
 NOISE = {"luks"}
 """Formats that encrypt all of the disk: what was never written decrypts to noise."""
 
@@ -56,6 +60,11 @@ def formats(*capabilities: str, blank: bool = False) -> list[Any]:
         for name, driver in FORMATS.items()
         if driver.capabilities.issuperset(capabilities) and not (blank and name in NOISE)
     ]
+
+
+def fillable() -> list[str]:
+    """The names of the formats of which an image with given contents can be made here: see `Machine.fill`."""
+    return [*formats("create", "write"), *(name for name in FORMATS if name in ENCODERS)]
 
 
 class Machine:
@@ -106,6 +115,16 @@ class Machine:
             if not image.blank:
                 image.zero(0, image.size)
             image.settle()
+
+    def fill(self, name: str, format: str, data: bytes, variant: str | None = None) -> None:
+        """An image of a disk that begins with *data*, and goes on with zeros where the format cannot say its size."""
+        if format in ENCODERS:
+            variants = ENCODERS[format]
+            self.put(name, variants[variant or next(iter(variants))](data))
+            return
+        self.create(name, format, len(data))
+        with self.open(name, format, writable=True) as image:
+            image.write(0, data)
 
     def open(self, name: str, format: str | None, *, writable: bool = False) -> Image:
         """The image *name*."""

@@ -8,6 +8,7 @@ nothing more.
 from __future__ import annotations
 
 import posixpath
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,9 +27,14 @@ class Content:
     def __init__(self, data: bytes = b"") -> None:
         self.pages: dict[int, bytearray] = {}
         self.size = 0
+        self.lock = threading.Lock()  # threads write at once, as they do to files
         self.write(0, data)
 
     def write(self, offset: int, data: ReadBuffer) -> None:
+        with self.lock:
+            self._write(offset, data)
+
+    def _write(self, offset: int, data: ReadBuffer) -> None:
         view, at = memoryview(data), 0
         while at < len(view):
             page, skip = divmod(offset + at, PAGE)

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 from diskmill.registry import default_registry
+from encoders import bochs, cloop, dmg, in_memory
 from tools import qemu_img, qemu_io
 
 FORMATS = tuple(
@@ -38,6 +39,9 @@ def build(folder: Path) -> None:
     (folder / "sub").mkdir()
     for format in FORMATS:
         make(f"img.{format}", format, "4M", commands=DATA)
+    for format, encoder in (("bochs", bochs), ("cloop", cloop), ("dmg", dmg)):
+        disk = (folder / "img.raw").read_bytes()
+        (folder / f"img.{format}").write_bytes(in_memory(encoder.encode)(disk))
     make("other.raw", "raw", "4M", commands=("write -P 9 0 192k",))
     make("other.qcow2", "qcow2", "4M", commands=("write -P 9 0 192k",))
     make("long.raw", "raw", "6M", commands=DATA)

@@ -10,7 +10,7 @@ import pytest
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.extents import Kind
 from diskmill.sizes import KiB, MiB
-from formats import FORMATS, Machine, formats, fragments, pattern, refused, variants
+from formats import FORMATS, Machine, fillable, formats, fragments, pattern, refused, variants
 
 SIZE = 3 * MiB + 512
 
@@ -59,13 +59,11 @@ def plain(format: str) -> bool:
 
 
 @pytest.mark.parametrize("target", formats("create"))
-@pytest.mark.parametrize("source", [name for name in formats("create", "write") if plain(name)])
+@pytest.mark.parametrize("source", [name for name in fillable() if plain(name)])
 def test_from_each_to_each(source: str, target: str) -> None:
     machine = Machine()
     data = disk()
-    machine.create("one", source, SIZE)
-    with machine.open("one", source, writable=True) as image:
-        image.write(0, data)
+    machine.fill("one", source, data)
     convert(machine, "one", source, "two", target)
     holds(machine, "two", target, data)
 

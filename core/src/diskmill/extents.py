@@ -6,6 +6,7 @@ put, as :class:`Placement`. It never touches the bytes. Everything is in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -107,6 +108,25 @@ class Extent(NamedTuple):
         if self.node is not None:
             return self._replace(start=start, length=end - start, offset=self.offset + ahead)
         return self._replace(start=start, length=end - start)
+
+
+def joined(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """*extents* with neighbours made one where both are data that goes on in the same node, zeros, or holes."""
+    held: Extent | None = None
+    for extent in extents:
+        if held is not None and held.kind is extent.kind and held.node is extent.node:
+            if extent.kind is Kind.DATA:
+                joins = held.offset + held.length == extent.offset
+            else:
+                joins = extent.node is None
+            if joins:
+                held = held._replace(length=held.length + extent.length)
+                continue
+        if held is not None:
+            yield held
+        held = extent
+    if held is not None:
+        yield held
 
 
 class Placement(NamedTuple):

@@ -96,7 +96,7 @@ def guess_format(node: Node, context: Context) -> FormatDriver:
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
     if driver is None or driver.name == "raw":
-        looks = recognise(data)
+        looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
             context.warn(
                 f"'{node.name}' looks like {looks}, but it is read as raw: install the package {PACKAGES[looks]}"

@@ -41,9 +41,13 @@ _MAGICS = (
 )
 
 
-def recognise(data: bytes) -> str | None:
+_SUFFIXES = {".dmg": "dmg"}
+"""Formats that nothing at the start of the file tells."""
+
+
+def recognise(data: bytes, filename: str = "") -> str | None:
     """The name of the format that an image beginning with *data* seems to have; None: none that is known here."""
     for name, offset, magic in _MAGICS:
         if data.startswith(magic, offset):
             return name
-    return None
+    return next((name for suffix, name in _SUFFIXES.items() if filename.endswith(suffix)), None)

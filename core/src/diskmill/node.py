@@ -248,8 +248,8 @@ class Image(Node):
         return False
 
     @property
-    def dirty(self) -> bool:
-        """Whether the image says that it was not closed properly."""
+    def dirty(self) -> bool | None:
+        """Whether the image says that it was not closed properly; None where the format (or QEMU) never tells."""
         return False
 
     def stream(self) -> io.RawIOBase:

@@ -50,6 +50,17 @@ class CheckResult:
     fragmented_clusters: int | None = None
     compressed_clusters: int | None = None
 
+    def found(self, kind: str, text: str, count: int = 1) -> None:
+        """Count a finding, and tell it in words, unless a thousand others were told before."""
+        if kind == "corruption":
+            self.corruptions += count
+        elif kind == "leak":
+            self.leaks += count
+        else:
+            self.check_errors += count
+        if len(self.findings) < 1000:
+            self.findings.append(Finding(kind, text, count))
+
 
 @dataclass
 class Snapshot:
@@ -121,7 +132,7 @@ class ImageInfo:
     virtual_size: int
     actual_size: int | None = None
     cluster_size: int | None = None
-    dirty: bool = False
+    dirty: bool | None = False
     encrypted: bool = False
     compressed: bool = False
     backing_filename: str | None = None

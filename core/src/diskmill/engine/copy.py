@@ -84,7 +84,7 @@ def copy(
     copier = _Copier(target, plan, progress, limit or RateLimit())
     sources = [source] if isinstance(source, Node) else source
     extents = _joined(sources, source_offset, target_offset, length, plan)
-    tasks = _tasks(extents, copier.chunk, target.unit, plan, progress)
+    tasks = _tasks(extents, copier.chunk, copier.granule, target.unit, plan, progress)
     Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
 
 
@@ -101,10 +101,16 @@ def _joined(sources: Sequence[Node], offset: int, at: int, length: int | None, p
         at += count
 
 
-def _tasks(extents: Iterator[Extent], chunk: int, unit: int, plan: CopyPlan, progress: Progress) -> Iterator[_Task]:
-    """Extents as tasks: what lies in one chunk is one task, so that no two tasks write to the same unit; or long
-    stretches of whole units that are to be zeros."""
+def _tasks(
+    extents: Iterator[Extent], chunk: int, granule: int, unit: int, plan: CopyPlan, progress: Progress
+) -> Iterator[_Task]:
+    """Extents as tasks, or long stretches of whole units that are to be zeros.
+
+    What lies in one chunk is one task, so that no two tasks write to the same unit. Where a chunk's end lies inside
+    something that can only be decoded whole, the task goes on to the end of that: it need not be decoded twice.
+    """
     window: list[Extent] = []
+    border = limit = 0
     for extent in extents:
         for part in _zeros_apart(extent, unit, plan):
             if part.reads_as_zeros and _left_out(part, plan):
@@ -118,11 +124,14 @@ def _tasks(extents: Iterator[Extent], chunk: int, unit: int, plan: CopyPlan, pro
                 continue
             at = part.start
             while at < part.end:
-                base = round_down(at, chunk)
-                if window and round_down(window[0].start, chunk) != base:
-                    yield _Task(window[0].start, window[-1].end, window)
-                    window = []
-                upto = min(base + chunk, part.end)
+                if at >= limit:
+                    if window:
+                        yield _Task(window[0].start, window[-1].end, window)
+                        window = []
+                    border = limit = round_down(at, chunk) + chunk
+                if part.unit and part.end > limit == border:  # once: the next unit may begin before the granule ends
+                    limit = round_up(part.end, granule)
+                upto = min(limit, part.end)
                 window.append(part if (at, upto) == (part.start, part.end) else part.clip(at, upto))
                 at = upto
     if window:
@@ -167,6 +176,10 @@ class _Copier:
         buffer = bytearray(self.chunk)
 
         def work(task: _Task, turn: int) -> None:
+            nonlocal buffer
+            room = round_up(task.end, self.granule) - round_down(task.start, self.chunk)
+            if room > len(buffer) and not task.zeros:  # a unit of the source reaches beyond the chunk
+                buffer = bytearray(room)
             self.deal(workers, task, turn, buffer)
             self.progress.advance(task.end - task.start)
 
@@ -431,12 +444,12 @@ def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
 
 def _read_group(group: Sequence[Extent], view: memoryview) -> None:
     """Fill *view* from neighbouring extents, compressed payloads with one read for all."""
-    first, last = group[0], group[-1]
+    first = group[0]
     if len(group) == 1:
         read_extent(first, view)
         return
     assert first.node is not None
-    end = max(last.offset + last.stored, *(extent.offset + extent.stored for extent in group[-4:]))
+    end = max(extent.offset + extent.stored for extent in group)  # payloads may overlap
     payload = bytearray(end - first.offset)
     first.node.read_into(first.offset, payload)
     stored = memoryview(payload)

@@ -1,0 +1,99 @@
+"""cloop images: a shell script, a header, a table of offsets, zlib streams.
+
+Source: ``compressed_loop.h`` of the cloop module, format V2.0. Behind the script's 128 bytes stand the size of a block
+and how many there are; then the file offset of each block and of the end of the last, 64 bits each, big-endian. Every
+block is a zlib stream of one block's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from diskmill.blocks import BlockTable
+from diskmill.chunks import Chunk, Chunks, unreadable, zlib_method
+from diskmill.errors import ImageError, UnsupportedError
+from diskmill.extents import Extent
+from diskmill.node import Image, Node
+from diskmill.results import CheckResult
+from diskmill.sizes import MAX_SIZE, SECTOR, MiB
+from diskmill.structs import Structure
+
+if TYPE_CHECKING:
+    from diskmill.requests import OpenRequest
+
+    from . import CloopDriver
+
+PREAMBLE = 128
+"""Bytes of the shell script."""
+VERSION = b"#V2.0 Format"
+HEADER = Structure("cloop_head", ">", [("block_size", "I"), ("num_blocks", "I")])
+TABLE = PREAMBLE + HEADER.size
+MAX_BLOCK = 64 * MiB
+"""Bytes in a block: as many as QEMU opens."""
+
+ZLIB = zlib_method()
+
+
+class CloopImage(Image):
+    """A cloop file."""
+
+    def __init__(self, driver: CloopDriver, file: Node, block_size: int, count: int, *, name: str) -> None:
+        super().__init__(driver, file, name=name, size=count * block_size, writable=False)
+        self.block_size = block_size
+        self.count = count
+        self.offsets = BlockTable(file, TABLE, count + 1, 8, "big", lambda: None)
+        self.chunks = Chunks(file, name)
+
+    @property
+    def dirty(self) -> None:
+        """It is only read."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = offset + length
+        for block in range(offset // self.block_size, -(-end // self.block_size)):
+            start = block * self.block_size
+            at, upto = self.offsets.get(block), self.offsets.get(block + 1)
+            if TABLE <= at < upto <= self.file.size:
+                yield from self.chunks.extents(Chunk(start, self.block_size, at, upto - at, ZLIB), offset, end)
+            else:
+                error = ImageError(
+                    f"block {block} is at offsets {at} to {upto} of a file of {self.file.size} bytes",
+                    file=self.name,
+                    place="block offsets",
+                )
+                yield unreadable(self.file, start, self.block_size, error).clip(offset, end)
+
+    def check(self) -> CheckResult:
+        """Decode every block."""
+        result = CheckResult()
+        piece = bytearray(min(self.block_size, MiB))
+        for block in range(self.count):
+            start = block * self.block_size
+            try:
+                for at in range(start, start + self.block_size, len(piece)):
+                    part = memoryview(piece)[: start + self.block_size - at]
+                    self.read_into(at, part)
+            except ImageError as error:
+                result.found("corruption", error.cause)
+        return result
+
+
+def open_cloop(driver: CloopDriver, request: OpenRequest) -> CloopImage:
+    """The image in ``request.file``; its table is looked at as it is needed."""
+    file, name = request.file, request.name
+    assert file is not None
+    head = file.read(0, min(TABLE, file.size))
+    if not head.startswith(b"#!/bin/sh\n"):
+        raise ImageError("not a cloop image (it does not begin as one)", file=name)
+    if VERSION not in head[:PREAMBLE]:
+        raise UnsupportedError("only version 2.0 of the cloop format is supported", file=name)
+    header = HEADER.unpack(head, PREAMBLE, file=name)
+    block_size, count = header.block_size, header.num_blocks
+    if block_size % SECTOR or not 0 < block_size <= MAX_BLOCK:
+        raise ImageError(
+            f"block_size {block_size} is not a multiple of {SECTOR} up to {MAX_BLOCK}", file=name, place="header"
+        )
+    if TABLE + (count + 1) * 8 > file.size or count * block_size > MAX_SIZE:
+        raise ImageError(f"the offsets of {count} blocks are not inside the file", file=name, place="header")
+    return CloopImage(driver, file, block_size, count, name=name)
