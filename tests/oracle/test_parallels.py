@@ -176,9 +176,25 @@ def test_a_bundle_with_a_snapshot(tmp_path: Path, kind: str) -> None:
     expected[MiB : 2 * MiB] = b"n" * MiB
     assert (tmp_path / "back").read_bytes() == expected
     assert diskmill.info(str(path)).format == "parallels"
+    assert diskmill.check(str(path)).findings == []
     top = descriptor(4 * MiB // 512, storage(0, 4 * MiB // 512, *images), top=f"<TopGUID>{ROOT}</TopGUID>")
     diskmill.convert([str(bundle(tmp_path, top))], str(tmp_path / "back"))
     assert (tmp_path / "back").read_bytes() == below.read_bytes()
+
+
+def test_a_check_of_a_bundle_looks_at_its_images(tmp_path: Path) -> None:
+    _, first = converted(tmp_path, "a.hds", 2 * MiB, 5)
+    path = bundle(
+        tmp_path, descriptor(4096, storage(0, 4096, (ROOT, "Plain", "a.hds.raw"), (TOP, "Compressed", "a.hds")))
+    )
+    assert diskmill.check(str(path)).findings == []
+    with first.open("r+b") as file:
+        file.seek(44)
+        file.write(struct.pack("<I", 0x746F6E59))
+    found = diskmill.check(str(path))
+    assert found.corruptions == 1 and found.findings[0].text == f"{first}: the image was not closed properly"
+    with pytest.raises(UnsupportedError):
+        diskmill.check(str(path), repair="all")
 
 
 def test_a_split_disk(tmp_path: Path) -> None:

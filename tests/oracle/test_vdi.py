@@ -52,6 +52,7 @@ def differencing(tmp_path: Path) -> tuple[Path, Path, bytes]:
         file.write(struct.pack("<I", 4))
         file.seek(424)
         file.write(parent.read_bytes()[392:408])
+        file.write(parent.read_bytes()[408:424])
         file.seek(512 + 8)
         file.write(struct.pack("<I", 0xFFFFFFFE))
     return parent, child, b"p" * MiB + b"c" * MiB + bytes(MiB) + b"p" * MiB
@@ -63,6 +64,23 @@ def test_a_differencing_image_is_read_with_its_parent_as_backing(tmp_path: Path)
     back = tmp_path / "back"
     diskmill.convert([name], str(back), image_opts=True)
     assert back.read_bytes() == expected
+
+
+def test_another_disk_or_a_changed_one_is_not_taken_for_the_parent(tmp_path: Path) -> None:
+    parent, child, expected = differencing(tmp_path)
+    name = f"driver=vdi,file.filename={child},backing.driver=vdi,backing.file.filename="
+    other = tmp_path / "other.vdi"
+    diskmill.create(str(other), 4 * MiB, format="vdi")
+    with pytest.raises(ImageError, match="not its parent"):
+        diskmill.convert([f"{name}{other}"], str(tmp_path / "back"), image_opts=True)
+    with diskmill.open(str(parent), "vdi", writable=True) as image:
+        image.read(0, image.size)
+    diskmill.convert([f"{name}{parent}"], str(tmp_path / "back"), image_opts=True)
+    assert (tmp_path / "back").read_bytes() == expected
+    with diskmill.open(str(parent), "vdi", writable=True) as image:
+        image.write(5, b"changed")
+    with pytest.raises(ImageError, match="has changed since"):
+        diskmill.convert([f"{name}{parent}"], str(tmp_path / "back"), image_opts=True)
 
 
 def test_a_differencing_image_alone_is_no_disk(tmp_path: Path) -> None:

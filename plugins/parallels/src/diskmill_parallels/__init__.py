@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.results import CheckResult, Measurement
 
+    from .bundle import BundleImage
     from .image import ParallelsImage
 
 
@@ -63,8 +64,8 @@ class ParallelsDriver(FormatDriver):
         return True
 
     @hookimpl
-    def check(self, image: ParallelsImage, repair: str) -> CheckResult:
-        """Whether the image was closed properly, and every entry of the block allocation table."""
+    def check(self, image: ParallelsImage | BundleImage, repair: str) -> CheckResult:
+        """Whether the image was closed properly, and every entry of its table; of a bundle, each of its images."""
         return image.check(repair)
 
     @hookimpl

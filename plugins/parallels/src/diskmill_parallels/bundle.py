@@ -8,7 +8,7 @@ Disk Format", QEMU's ``docs/interop/prl-xml.rst``, which leaves split disks out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -16,7 +16,10 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Extent, Kind
 from diskmill.node import Image, Node
 from diskmill.references import Reference
+from diskmill.results import CheckResult
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
+
+from .image import ParallelsImage
 
 if TYPE_CHECKING:
     from diskmill.requests import OpenRequest
@@ -79,6 +82,17 @@ class BundleImage(Image):
                 yield Extent(low, inside - low, Kind.DATA, storage.top, low - storage.start)
             if inside < high:
                 yield Extent(inside, high - inside, Kind.ZERO)
+
+    def check(self, repair: str) -> CheckResult:
+        """What is found in the images, all together. See :func:`diskmill.hookspecs.check`."""
+        result = CheckResult()
+        for image in self._images:
+            if isinstance(image, ParallelsImage):
+                found = image.check(repair)
+                result.corruptions += found.corruptions
+                result.leaks += found.leaks
+                result.findings += [replace(one, text=f"{image.name}: {one.text}") for one in found.findings]
+        return result
 
     def children(self) -> Iterator[Node]:
         yield self.file

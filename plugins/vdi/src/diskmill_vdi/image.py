@@ -57,10 +57,16 @@ class VdiImage(BlockImage):
             data_start=header.offData,
         )
         self.preallocated = header.u32Type == FIXED
+        self.touched = False
 
     def attach(self, reference: Reference, node: Node) -> None:
         if not self.differencing:
             raise UsageError("it is not a differencing image: it has no parent", file=self.name)
+        if isinstance(node, VdiImage):  # of other formats nobody can tell
+            if node.header.uuidCreate != self.header.uuidLinkage:
+                raise ImageError(f"'{node.name}' is not its parent (another UUID)", file=self.name)
+            if any(self.header.uuidParentModify) and node.header.uuidModify != self.header.uuidParentModify:
+                raise ImageError(f"its parent '{node.name}' has changed since", file=self.name)
         super().attach(reference, node)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -75,7 +81,19 @@ class VdiImage(BlockImage):
     def reserve(self, offset: int, length: int) -> list[Placement]:
         if self.differencing:
             raise UnsupportedError("a differencing image can only be read", file=self.name)
+        self.touch()
         return super().reserve(offset, length)
+
+    def discard_units(self, offset: int, length: int) -> None:
+        self.touch()
+        super().discard_units(offset, length)
+
+    def touch(self) -> None:
+        """The first change since the image was opened: by another ``uuidModify`` its children can tell."""
+        if not self.touched:
+            self.touched = True
+            self.header.uuidModify = _new_uuid()
+            self.write_header()
 
     def position(self, entry: int) -> int:
         return self.data_start + entry * self.stride + self.extra
@@ -115,6 +133,7 @@ class VdiImage(BlockImage):
         _check_count(blocks, self.name)
         added = blocks - self.header.cBlocks
         with self.lock:
+            self.touch()
             self.find_end()
             self.write_tables()
             if added:
@@ -263,6 +282,7 @@ def create_vdi(driver: VdiDriver, request: CreateRequest) -> VdiImage:
     _fill(file, _MAP_OFFSET, blocks)
     image = VdiImage(driver, file, header, name=request.name, writable=True)
     image.blank = file.blank or not static
+    image.touched = True  # nobody knows it yet
     image.end = header.offData
     if static and blocks:
         image._allocate(0, blocks)
