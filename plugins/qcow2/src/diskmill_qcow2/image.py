@@ -776,7 +776,8 @@ class Qcow2Image(Image):
         refcounts.offer(freed)
 
     def write_header(self) -> None:
-        """Write the header area."""
+        """Write the header area; features that this driver does not know, and so does not keep up, are cleared."""
+        self.header.autoclear_features &= c.KNOWN_AUTOCLEAR
         if self.fresh:
             self.file.write(0, self.header.pack())
         else:
