@@ -11,6 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import pytest
 from diskmill.commands.amend import amend
 from diskmill.commands.commit import commit
 from diskmill.commands.rebase import rebase
@@ -230,7 +231,7 @@ class Qcow2(RuleBasedStateMachine):
                 assert theirs[:size] == disk[:size]
 
 
-TestQcow2 = Qcow2.TestCase
+TestQcow2 = pytest.mark.timeout(900)(Qcow2.TestCase)
 TestQcow2.settings = settings(
     max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
