@@ -210,6 +210,7 @@ class Image(Node):
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
         """Whole units (or the tail up to the guest disk's end) shall read as zeros.
 
+        Without *unmap* they do so by themselves, whatever backing image they may get, where the format can say that.
         A driver that has no cheap way raises :class:`UnsupportedError`, and the engine writes zeros.
         """
         raise UnsupportedError(f"format '{self.driver.name}' has no zero units", file=self.name)

@@ -12,6 +12,7 @@ from ..engine.access import read_extent
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
 from ..engine.walk import walk
+from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
 from ..extents import Extent, Kind
 from ..graph import folder_of, open_image
@@ -96,6 +97,11 @@ def _take_in(image: Image, plan: CopyPlan, start: int, end: int, cancel: threadi
         copy(old, image, plan, source_offset=start, target_offset=start, length=inside - start, cancel=cancel)
     if inside < end:
         image.zero(inside, end - inside, unmap=False)
+        # A format may leave unallocated what reads as zeros already: the new backing image would show there.
+        for extent in list(image.extents(inside, end - inside)):
+            if extent.kind is Kind.HOLE:
+                for at in range(extent.start, extent.end, len(ZEROS)):
+                    image.write(at, memoryview(ZEROS)[: extent.end - at])
 
 
 def _differences(

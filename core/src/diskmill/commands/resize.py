@@ -65,6 +65,6 @@ def set_size(image: Image, size: int, context: Context, preallocation: str = "of
     done = context.registry.call(driver, "resize", image=image, size=size, preallocation=preallocation)
     if done is None:
         raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
-    if image.backing is not None and image.backing.size > old:
+    if image.backing is not None and min(image.size, image.backing.size) > old:
         # What a longer backing image holds there was never part of this disk.
-        image.zero(old, max(min(image.size, image.backing.size) - old, 0))
+        image.zero(old, min(image.size, image.backing.size) - old)

@@ -617,9 +617,10 @@ class Qcow2Image(Image):
         self.refcounts.drop(first, count)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Clusters read as zeros from now on; *unmap* gives their space back.
+        """Clusters read as zeros from now on; *unmap* gives their space back, and may leave them unallocated.
 
-        :raises UnsupportedError: version 2 over a backing image, and raw external data files, have no such mark.
+        :raises UnsupportedError: version 2, where they must say so themselves, and raw external data files have no such
+            mark.
         """
         version2 = self.header.version < 3
         if self.external and self.header.autoclear_features & c.RAW_EXTERNAL_DATA:
@@ -640,7 +641,10 @@ class Qcow2Image(Image):
         self._clear(offset, length, zero=False, keep=False)
 
     def _clear(self, offset: int, length: int, *, zero: bool, keep: bool) -> None:
-        """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone."""
+        """Make clusters zero, or (without *zero*) unallocated; *keep* the space that is theirs alone.
+
+        What is unallocated may stay so where it reads as zeros anyway, if not *keep*.
+        """
         self._changing(offset, length)
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
@@ -772,7 +776,8 @@ class Qcow2Image(Image):
         refcounts.offer(freed)
 
     def write_header(self) -> None:
-        """Write the header area."""
+        """Write the header area; features that this driver does not know, and so does not keep up, are cleared."""
+        self.header.autoclear_features &= c.KNOWN_AUTOCLEAR
         if self.fresh:
             self.file.write(0, self.header.pack())
         else:
