@@ -31,7 +31,9 @@ def shown(command: list[str], folder: Path, *, columns: int = COLUMNS, env: Mapp
     """What a command leaves on a terminal of that width, colours included."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
-    env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
+    # The width is the terminal's: COLUMNS and LINES, where somebody set them, would overrule it.
+    around = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    env = {**around, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
     process = subprocess.Popen(command, cwd=folder, env=env, stdin=follower, stdout=follower, stderr=follower)
     os.close(follower)
     pieces = []
