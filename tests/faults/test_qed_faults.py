@@ -117,6 +117,12 @@ def test_a_crash_while_repairing(seed: int) -> None:
         one, other = chance.sample(entries, 2)
         data[l2 + one * 8 : l2 + one * 8 + 8] = data[l2 + other * 8 : l2 + other * 8 + 8]
         model[one * 4096 : one * 4096 + 4096] = model[other * 4096 : other * 4096 + 4096]
+    if seed % 3 == 0:  # the table goes before the last cluster, so that both must move
+        table = list(struct.unpack_from("<1024Q", data, l2))
+        last = max(table)
+        table[table.index(last)] = last + 8192
+        data[last:] = struct.pack("<1024Q", *table) + data[last : last + 4096]
+        struct.pack_into("<Q", data, 4096, last)
     machine.put("disk", bytes(data))
     image = machine.open("disk", "qed", writable=True)
     storage = image.file
