@@ -116,3 +116,27 @@ def test_a_crash_while_resizing(format: str, seed: int) -> None:
             assert again.read(0, SIZE) == model
             assert not any(again.read(again.size - 64 * KiB, 64 * KiB)) or again.size == SIZE
     assert seen == {SIZE, size}
+
+
+@pytest.mark.parametrize("format", ["qed", "qcow"])
+def test_a_crash_while_emptying(format: str) -> None:
+    """An overlay that was committed: each block is its own or the backing image's, which are the same."""
+    chance = random.Random(1)
+    machine = Machine()
+    disk = chance.randbytes(SIZE)
+    machine.put("base", disk)
+    machine.create("disk", format, SIZE, FORMATS[format], backing=machine.backing("base", "raw"))
+    image = machine.open("disk", format, writable=True)
+    for _ in range(20):
+        at = chance.randrange(SIZE // 512 - 100) * 512
+        image.write(at, disk[at : at + 50_000])
+    image.flush()
+    storage = image.file
+    assert isinstance(storage, MemoryStorage)
+    before = storage.content.copy()
+    storage.journal = []
+    assert machine.context.registry.call(image.driver, "empty", image=image)
+    image.close()
+    for _, state in crash_states(before, storage.journal, chance, 60):
+        assert examine(machine, format, state) == disk
+    assert examine(machine, format, storage.content) == disk and storage.size < 60 * KiB

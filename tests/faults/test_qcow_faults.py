@@ -56,6 +56,7 @@ def test_a_crash_while_writing(kind: str, seed: int) -> None:
         machine.create("disk", "qcow", SIZE, backing=machine.backing("base", "raw"))
     image = machine.open("disk", "qcow", writable=True)
     load = Workload(image, model)
+    load.write(SIZE - 8 * KiB, bytes(8 * KiB))  # the file's end, of which nothing must go before the table says so
     random_workload(load, chance, steps=30, longest=30 * KiB)
     load.flush()
     image.close()

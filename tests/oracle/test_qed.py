@@ -308,6 +308,27 @@ def test_a_table_at_the_end_moves_too(tmp_path: Path) -> None:
     clean(image)
 
 
+def test_a_table_that_only_begins_before_the_new_end_moves_too(tmp_path: Path) -> None:
+    """Part of its old place is needed for what lies behind it."""
+    image = sample(tmp_path)
+    table, length = l2_table(image), image.stat().st_size
+    data = bytearray(image.read_bytes())
+    last = max(words(image, table, 64))  # its block comes behind the table
+    block = words(image, table, 64).index(last)
+    moved = data[table : table + 8192]
+    struct.pack_into("<Q", moved, block * 8, last + 8192)
+    data[last : last + 12288] = moved + data[last : last + 4096]
+    struct.pack_into("<Q", data, header(image)[7], last)
+    image.write_bytes(data)
+    assert read(image) == list(range(1, 65))
+    assert diskmill.check(str(image)).leaks == 2
+    fixed = diskmill.check(str(image), repair="leaks")
+    assert (fixed.leaks, fixed.leaks_fixed, fixed.corruptions) == (0, 2, 0)
+    assert image.stat().st_size == length
+    assert read(image) == list(range(1, 65))
+    clean(image)
+
+
 def test_an_image_cut_off_within_a_cluster_keeps_what_there_is(tmp_path: Path) -> None:
     image = sample(tmp_path)
     last = max(words(image, l2_table(image), 64))

@@ -10,6 +10,7 @@ PACKAGES = {
     "qcow2": "diskmill-qcow2",
     "vmdk": "diskmill-vmdk",
     "luks": "diskmill-luks",
+    "aes": "diskmill-luks",
     "vdi": "diskmill-vdi",
     "vpc": "diskmill-vpc",
     "vhdx": "diskmill-vhdx",

@@ -159,6 +159,7 @@ class QcowImage(TwoLevelImage):
         """
         if self.backing is not None:
             raise UnsupportedError("the format has no zero clusters", file=self.name)
+        self.find_end()  # by what the tables on disk name: it cuts off what is behind
         for extent in list(self.extents(offset, length)):
             if extent.kind is Kind.DATA:
                 for place in self.reserve(extent.start, extent.length):

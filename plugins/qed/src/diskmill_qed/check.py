@@ -70,6 +70,7 @@ class _Check:
         image, result = self.image, self.result
         if image.writable:
             image.write_tables()
+            image.barrier()
         whole = round_up(self.file.size, self.cluster)
         self.torn = round_down(self.file.size, self.cluster) if self.file.size < whole else None
         if self.torn is not None and self.every and isinstance(self.file, Storage):
@@ -269,6 +270,7 @@ class _Leaks(_Check):
         """Find places before cluster *limit* for all that lies behind it; gives where the file can end then."""
         image, size, last = self.image, self.cluster, limit
         tables = [(run.at, run.value // size) for run in self.levels.l1.runs(0, len(self.levels.l1), 0) if run.value]
+        left = []
         slot = 0
         for index, cluster in tables:
             if cluster + self.table_size > limit:
@@ -278,6 +280,12 @@ class _Leaks(_Check):
                     continue
                 self.relocate(cluster, slot, self.table_size)
                 self.levels.l1.set(index, 1, slot * size, 0)
+                left.append(cluster)
+        image.write_tables()
+        image.barrier()  # now nothing on disk names the old places: what of them lies before the limit is free
+        for cluster in left:
+            if cluster < limit:
+                self.seen[cluster:limit] = bytes(limit - cluster)
         slot = 0
         for index, _ in tables:
             first = index * self.levels.l2_entries
@@ -285,6 +293,7 @@ class _Leaks(_Check):
                 if kind is Kind.DATA:
                     for at in range(max(limit - entry // size, 0), count):
                         slot = self.seen.find(0, slot, limit)
+                        assert slot >= 0, "as many clusters are free before the limit as are used behind it"
                         self.relocate(entry // size + at, slot, 1)
                         self.levels.set(block + at, 1, slot * size, 0)
         return last
