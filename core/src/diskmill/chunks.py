@@ -168,6 +168,7 @@ class _Whole:
         self._method = method
         self._name = name
         self._kept = kept
+        self._short: tuple[bytes, bytes] = b"", b""
 
     def decode(self, extent: Extent, payload: memoryview) -> bytes:
         """See :class:`diskmill.extents.Codec`."""
@@ -177,6 +178,17 @@ class _Whole:
         return self._kept.get(chunk, lambda: self._decoded(chunk, payload))
 
     def _decoded(self, chunk: Chunk, payload: memoryview) -> bytes:
+        if chunk.stored * 64 > chunk.length:
+            return self._whole(chunk, payload)
+        # Most of what gets so short is zeros, which are the same few bytes each time.
+        stored = bytes(payload)
+        known, plain = self._short
+        if stored != known or len(plain) != chunk.length:
+            plain = self._whole(chunk, payload)
+            self._short = stored, plain
+        return plain
+
+    def _whole(self, chunk: Chunk, payload: memoryview) -> bytes:
         decoding = _Decoding(chunk, self._name, iter((payload,)))
         plain = decoding.take(chunk.length)
         decoding.finish()
