@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
 
 import pytest
+from diskmill.drivers import FormatDriver
 from diskmill.engine.copy import CHUNK, CopyPlan, copy
 from diskmill.engine.progress import Progress
 from diskmill.errors import CancelledError, DiskmillError, StorageError
-from diskmill.extents import Kind
+from diskmill.extents import Extent, Kind
+from diskmill.node import Image
 from diskmill.sizes import KiB, MiB
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twins import PAGE, Clustered, Content, MemoryDriver, MemoryStorage, memory
 
@@ -183,3 +186,59 @@ def test_an_empty_source_is_nothing_to_do() -> None:
     out = target(UNIT)
     copy(memory(), out, CopyPlan(zeroed=True))
     assert out.table == {}
+
+
+class Told:
+    """Decodes a payload to its length and its last byte, over and over."""
+
+    granularity = 0
+
+    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+        assert len(payload) == extent.stored
+        return (len(payload).to_bytes(7, "big") + bytes(payload[-1:])) * (extent.unit // 8)
+
+
+class Encoded(Image):
+    """Units of 4 KiB whose payloads are where *places* says: (offset, stored)."""
+
+    def __init__(self, places: list[tuple[int, int]]) -> None:
+        size = len(places) * 4096
+        super().__init__(
+            FormatDriver(), memory(random.Random(1).randbytes(3 * MiB)), name="e", size=size, writable=False
+        )
+        self.places = places
+        self.codec = Told()
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        for index in range(offset // 4096, -(-(offset + length) // 4096)):
+            at, stored = self.places[index]
+            unit = Extent(index * 4096, 4096, Kind.ENCODED, self.file, at, stored, self.codec, 4096)
+            yield unit.clip(offset, offset + length)
+
+
+@settings(max_examples=30)
+@given(
+    places=st.lists(
+        st.tuples(
+            st.one_of(st.integers(0, 64), st.integers(0, 2 * MiB)),
+            st.sampled_from([1, 9, 500, 4096, 5000, 100_000, 900_000]),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    ascending=st.booleans(),
+    threads=st.integers(1, 3),
+)
+@example(places=[(0, 900_000), *((at, 9) for at in range(1, 9))], ascending=True, threads=1)
+def test_payloads_may_lie_anywhere_and_one_in_another(
+    places: list[tuple[int, int]], ascending: bool, threads: int
+) -> None:
+    if ascending:
+        places = sorted(places)
+    source = Encoded(places)
+    out = target(source.size)
+    copy(source, out, CopyPlan(zeroed=True, threads=threads))
+    for index, (at, stored) in enumerate(places):
+        expected = stored.to_bytes(7, "big") + source.file.read(at + stored - 1, 1)
+        assert source.read(index * 4096, 4096) == expected * 512
+        assert out.read(index * 4096, 4096) == expected * 512

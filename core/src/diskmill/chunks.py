@@ -31,8 +31,8 @@ _STORED = 4 * MiB
 """The most stored bytes that are read at once: what takes more, whatever it decodes to, comes in pieces."""
 _READ = 256 * KiB
 """Stored bytes that a stream is fed with."""
-_KEPT = 8
-"""How many units are kept: of each kind, at most 16 MiB."""
+_KEPT = 16
+"""How many units are kept: at most 32 MiB."""
 
 
 class Stream(Protocol):
@@ -97,14 +97,14 @@ class Chunks:
         self.node = node
         self.name = name
         self._codecs: dict[str, _Whole] = {}
-        self._pieces = _Kept()
+        self._kept = _Kept()
         self._lock = threading.Lock()
         self._decoding: _Decoding | None = None
 
     def extents(self, chunk: Chunk, low: int, high: int) -> Iterator[Extent]:
         """The part of *chunk* in guest bytes *low* to *high*."""
         if chunk.length <= WHOLE and chunk.stored <= _STORED:
-            codec = self._codecs.setdefault(chunk.method.name, _Whole(chunk.method, self.name))
+            codec = self._codecs.setdefault(chunk.method.name, _Whole(chunk.method, self.name, self._kept))
             whole = Extent(
                 chunk.start, chunk.length, Kind.ENCODED, self.node, chunk.offset, chunk.stored, codec, chunk.length
             )
@@ -121,7 +121,7 @@ class Chunks:
     def piece(self, chunk: Chunk, at: int) -> bytes:
         """The piece of *chunk* that begins at byte *at* of it."""
         with self._lock:
-            return self._pieces.get((chunk, at), lambda: self._advance(chunk, at))
+            return self._kept.get((chunk, at), lambda: self._advance(chunk, at))
 
     def _advance(self, chunk: Chunk, at: int) -> bytes:
         """Decode *chunk* up to the end of the piece at *at*, from where its stream stands or else from its start."""
@@ -135,7 +135,7 @@ class Chunks:
                 decoding.finish()
             if position == at:
                 break
-            self._pieces.get((chunk, position), lambda piece=piece: piece)  # type: ignore[misc]
+            self._kept.get((chunk, position), lambda piece=piece: piece)  # type: ignore[misc]
         self._decoding = decoding
         return piece
 
@@ -164,10 +164,11 @@ class _Whole:
 
     granularity = 0
 
-    def __init__(self, method: Method, name: str) -> None:
+    def __init__(self, method: Method, name: str, kept: _Kept) -> None:
         self._method = method
         self._name = name
-        self._kept = _Kept()
+        self._kept = kept
+        self._short: tuple[bytes, bytes] = b"", b""
 
     def decode(self, extent: Extent, payload: memoryview) -> bytes:
         """See :class:`diskmill.extents.Codec`."""
@@ -177,6 +178,17 @@ class _Whole:
         return self._kept.get(chunk, lambda: self._decoded(chunk, payload))
 
     def _decoded(self, chunk: Chunk, payload: memoryview) -> bytes:
+        if chunk.stored * 64 > chunk.length:
+            return self._whole(chunk, payload)
+        # Most of what gets so short is zeros, which are the same few bytes each time.
+        stored = bytes(payload)
+        known, plain = self._short
+        if stored != known or len(plain) != chunk.length:
+            plain = self._whole(chunk, payload)
+            self._short = stored, plain
+        return plain
+
+    def _whole(self, chunk: Chunk, payload: memoryview) -> bytes:
         decoding = _Decoding(chunk, self._name, iter((payload,)))
         plain = decoding.take(chunk.length)
         decoding.finish()

@@ -93,7 +93,7 @@ def _stored(checksum: bytes) -> int:
 
 def _crc(node: Node, start: int, end: int) -> int:
     crc = 0
-    buffer = bytearray(MiB)
+    buffer = bytearray(min(MiB, end - start))
     for at in range(start, end, MiB):
         part = memoryview(buffer)[: end - at]
         node.read_into(at, part)
