@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diskmill
+import esx
 import pytest
 from diskmill.context import Context
 from diskmill.engine.walk import walk
@@ -131,25 +132,8 @@ def _reads(name: Any, what: str) -> bool:
 # -- several files, and ESX's ---------------------------------------------------------------------------------------
 
 
-def cowd() -> bytes:
-    """A COWD extent of 4 MiB with grains of one sector, two of which it holds."""
-    header = struct.pack("<4s7I", b"COWD", 1, 3, 8192, 1, 4, 2, 64).ljust(2048, b"\0")
-    directory = struct.pack("<2I", 5, 37).ljust(SECTOR, b"\0")
-    tables = bytearray(2 * 4096 * 4)
-    struct.pack_into("<2I", tables, 4 * 8, 69, 70)
-    return header + directory + bytes(tables) + b"A" * SECTOR + b"B" * SECTOR
-
-
-def sesparse() -> bytes:
-    """A seSparse extent of 4 MiB with two grains, and a third that is zeros."""
-    fields = [0xCAFEBABE, 0x200000001, 8192, 8, 64, 0, 0, 0, 0, 0, 1, 1, 2, 1, 3, 1, 4, 1, 5, 64, 69, 1, 70, 1, 72, 16]
-    volatile = struct.pack("<4Q", 0xCAFECAFE, 1, 0, 0).ljust(SECTOR, b"\0")
-    table = struct.pack("<4Q", 3 << 60, 0, 2 << 60, 3 << 60 | 1 << 48).ljust(64 * SECTOR, b"\0")
-    data = struct.pack("<26Q", *fields).ljust(SECTOR, b"\0") + volatile + bytes(2 * SECTOR)
-    data += struct.pack("<Q", 1 << 60).ljust(SECTOR, b"\0") + table + bytes(3 * SECTOR)
-    return data + b"C" * 4096 + b"D" * 4096
-
-
+COWD = esx.cowd(8192, {8: b"A" * SECTOR, 9: b"B" * SECTOR})
+SESPARSE = esx.sesparse(8192, {0: b"C" * 4096, 2: None, 3: b"D" * 4096})
 DESCRIPTOR = b"""# Disk DescriptorFile
 version=1
 CID=12345678
@@ -172,8 +156,8 @@ ddb.adapterType = "lsilogic"
 def folder(tmp_path: Path) -> Path:
     result = tmp_path / "images"
     result.mkdir()
-    (result / "cowd.vmdk").write_bytes(cowd())
-    (result / "se.vmdk").write_bytes(sesparse())
+    (result / "cowd.vmdk").write_bytes(COWD)
+    (result / "se.vmdk").write_bytes(SESPARSE)
     (result / "flat.vmdk").write_bytes(random.Random(2).randbytes(4 * MiB + 4096))
     (result / "disk.vmdk").write_bytes(DESCRIPTOR)
     return result
@@ -221,7 +205,7 @@ def test_descriptors_of_any_words(words: list[str], head: bool, tmp_path_factory
     folder = tmp_path_factory.getbasetemp() / "words"
     folder.mkdir(exist_ok=True)
     (folder / "flat.vmdk").write_bytes(bytes(MiB))
-    (folder / "cowd.vmdk").write_bytes(cowd())
+    (folder / "cowd.vmdk").write_bytes(COWD)
     text = ('# Disk DescriptorFile\nversion=1\ncreateType="custom"\n' if head else "") + " ".join(words)
     path = folder / "disk.vmdk"
     path.write_bytes(text.encode())

@@ -14,7 +14,7 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill.context import Context
-from diskmill.errors import DiskmillError, UnsupportedError, UsageError
+from diskmill.errors import DiskmillError, ImageError, UnsupportedError, UsageError
 from diskmill.graph import open_image
 from samples import KiB, MiB, scattered_file, sparse_file
 from tools import assert_identical, diskmill_json, qemu_img, qemu_img_json, qemu_io, run, tool
@@ -198,6 +198,9 @@ def test_grains_of_any_size_are_read_but_large_ones_not_written(tmp_path: Path) 
     assert read_all(image) == bytes(MiB)
     with pytest.raises(UnsupportedError, match="can only be read"):
         open_image(str(image), "vmdk", context=Context(), writable=True)
+    reheaded(image, grainSize=129)
+    with pytest.raises(ImageError, match="a grain of 129 sectors"):
+        read_all(image)
     reheaded(image, grainSize=4096)
     with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
         disk.write(MiB - 5, b"large")
@@ -232,6 +235,19 @@ def test_a_disk_without_a_redundant_directory_is_written_too(flags: int, tmp_pat
         model.write(b"new" * GRAIN)
     assert_identical(raw, image, formats=("raw", "vmdk"))
     assert diskmill.check(str(image)).findings == []
+
+
+def test_a_redundant_directory_that_is_nowhere_keeps_nobody_from_reading(tmp_path: Path) -> None:
+    raw, image = source(tmp_path, 2 * TABLE), tmp_path / "disk.vmdk"
+    convert(raw, image)
+    reheaded(image, rgdOffset=1 << 40)
+    assert read_all(image) == raw.read_bytes()
+    assert any("redundant grain directory" in finding.text for finding in diskmill.check(str(image)).findings)
+    with (
+        pytest.raises(ImageError, match="redundant grain directory"),
+        open_image(str(image), "vmdk", context=Context(), writable=True) as disk,
+    ):
+        disk.write(0, b"x")
 
 
 def test_more_extents_than_can_be_opened_are_not_made(tmp_path: Path) -> None:

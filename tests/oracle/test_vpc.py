@@ -9,7 +9,7 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.errors import ImageError, RefusedError
+from diskmill.errors import ImageError, RefusedError, UnsupportedError
 from samples import KiB, MiB, scattered_file, sparse_file
 from tools import qemu_img, qemu_img_json, run, tool
 
@@ -112,6 +112,36 @@ def test_one_footer_is_enough_and_check_mends_the_other(tmp_path: Path) -> None:
         assert diskmill.check(str(image), format="vpc", repair="all").corruptions_fixed == 1
         assert diskmill.check(str(image), format="vpc").findings == []
         qemu_img("compare", "-f", "raw", "-F", "vpc", disk, image)
+
+
+def xenserver(image: Path) -> tuple[int, bytes]:
+    """Make the dynamic *image* one of XenServer: a map of full blocks behind the table; where that is, and the map."""
+    data = bytearray(image.read_bytes())
+    blocks = struct.unpack_from(">I", data, 512 + 28)[0]
+    at = 1536 + -(-blocks * 4 // 512) * 512
+    footer = data[-512:]
+    footer[28:36] = b"tap\0" + struct.pack(">I", 0x00010003)
+    seal(footer, 0, 512, 64)
+    batmap = struct.pack(">8sQIII", b"tdbatmap", at + 512, 1, 0x00010002, 0xFFFFFFFF).ljust(512, b"\0") + bytes(512)
+    image.write_bytes(footer + data[512:at] + batmap + footer)
+    return at, batmap
+
+
+def test_the_batmap_of_xenserver_is_kept(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    diskmill.create(str(image), 10 * MiB, format="vpc", options={"force_size": "on"})
+    at, batmap = xenserver(image)
+    assert diskmill.check(str(image)).findings == []
+    diskmill.check(str(image), repair="all")
+    with diskmill.open(str(image), "vpc", writable=True) as disk:
+        disk.write(5 * MiB, b"x" * 3 * MiB)
+    data = image.read_bytes()
+    assert data[at : at + len(batmap)] == batmap
+    disk_file = sparse_file(tmp_path / "disk", 10 * MiB, {5 * MiB: b"x" * 3 * MiB})
+    qemu_img("compare", "-f", "raw", "-F", "vpc", disk_file, image)
+    assert diskmill.check(str(image)).findings == []
+    with pytest.raises(UnsupportedError, match="batmap"):
+        diskmill.resize(str(image), 2000 * MiB)
 
 
 # Differencing images: no tool here makes them, so they are put together from the specification.

@@ -109,7 +109,7 @@ class _Checker:
         try:
             redundant = part.redundant
         except ImageError as error:
-            self.found(f"the redundant grain directory: {error.cause}")
+            self.found(str(error.cause) if error.place is None else f"{error.place}: {error.cause}")
             return
         if redundant is None:
             return

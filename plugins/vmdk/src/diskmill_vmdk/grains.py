@@ -263,7 +263,7 @@ class CompressedPart(GrainPart):
         return {"cluster-size": self.unit, "compressed": True}
 
 
-def refuse_duplicates(directory: array[int], name: str) -> None:
+def refuse_duplicates(directory: array[int], name: str, place: str = "grain directory") -> None:
     """Two parts of the disk in one table is damage; and it would let a small file claim a table of any length."""
     if len(directory) > 1 << 17:
         import numpy
@@ -275,6 +275,4 @@ def refuse_duplicates(directory: array[int], name: str) -> None:
         places = sorted(sector for sector in directory if sector > 1)
         duplicate = next((one for one, other in pairwise(places) if one == other), None)
     if duplicate is not None:
-        raise ImageError(
-            f"two entries point to the grain table at sector {duplicate}", file=name, place="grain directory"
-        )
+        raise ImageError(f"two entries point to the grain table at sector {duplicate}", file=name, place=place)

@@ -64,7 +64,7 @@ def _check_header(header: Record, name: str) -> None:
         raise ImageError(f"a disk of {header.capacity} sectors", file=name, place="header")
     if header.compressAlgorithm not in (0, DEFLATE):
         raise UnsupportedError(f"compression algorithm {header.compressAlgorithm}", file=name)
-    if not 0 < header.grainSize <= limit:
+    if not 0 < header.grainSize <= limit or header.grainSize & header.grainSize - 1:
         raise ImageError(f"a grain of {header.grainSize} sectors", file=name, place="header")
     if not 0 < header.numGTEsPerGT <= MAX_ENTRIES:
         raise UnsupportedError(f"grain tables of {header.numGTEsPerGT} entries", file=name)
@@ -163,8 +163,6 @@ class HostedPart(GrainPart):
         # Where both offsets are the same there is one directory.
         if header.flags & FLAG_REDUNDANT and header.rgdOffset not in (0, header.gdOffset):
             self.redundant_offset = min(header.rgdOffset, MAX_SIZE // SECTOR) * SECTOR
-            if self.redundant_offset + self.count * self.width > node.size:
-                raise ImageError("the redundant grain directory lies beyond the end of the file", file=name)
         self._redundant: array[int] | None = None
         self._next: int | None = None
         self._dirty: set[int] = set()
@@ -173,10 +171,15 @@ class HostedPart(GrainPart):
 
     @property
     def redundant(self) -> array[int] | None:
-        """The redundant grain directory; None where there is none."""
+        """The redundant grain directory; None where there is none.
+
+        :raises ImageError: it is damaged: the disk can be read without it, but not written.
+        """
         if self._redundant is None and self.redundant_offset is not None:
+            if self.redundant_offset + self.count * self.width > self.node.size:
+                raise ImageError("the redundant grain directory lies beyond the end of the file", file=self.name)
             redundant = self.read_directory(self.redundant_offset)
-            refuse_duplicates(self.directory + redundant, self.name)
+            refuse_duplicates(self.directory + redundant, self.name, "grain directories")
             self._redundant = redundant
         return self._redundant
 

@@ -18,6 +18,9 @@ from diskmill.results import CheckResult, Finding
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from .c_vhd import (
+    BATMAP,
+    BATMAP_COOKIE,
+    BATMAP_CREATOR,
     COOKIE,
     DIFFERENCING,
     DYNAMIC,
@@ -124,6 +127,20 @@ class VpcImage(BlockImage):
         self._pending: list[int] = []
         self._full: set[int] = set()
         self._footer_moved = False
+        self.batmap = self._batmap()
+        """Where XenServer's map of full blocks and its header are; empty where there is none."""
+
+    def _batmap(self) -> tuple[tuple[int, int], ...]:
+        at = self.header.table_offset + round_up(len(self.table) * 4, SECTOR)
+        if self.footer.creator_application != BATMAP_CREATOR or at + SECTOR > self.file.size:
+            return ()
+        head = BATMAP.unpack(self.file.read(at, SECTOR))
+        start, length = head.batmap_offset, head.batmap_size * SECTOR
+        if head.cookie != BATMAP_COOKIE:
+            return ()
+        if start < at + SECTOR or start + length > self.file.size:
+            raise ImageError("it does not lie inside the file", file=self.name, place="dd_batmap_hdr")
+        return ((at, at + SECTOR), (start, start + length))
 
     # -- mapping ------------------------------------------------------------------------------------------------
 
@@ -186,7 +203,7 @@ class VpcImage(BlockImage):
 
     def _metadata(self) -> tuple[tuple[int, int], ...]:
         header, table = self.footer.data_offset, self.header.table_offset
-        return ((header, header + HEADER.size), (table, table + len(self.table) * 4))
+        return ((header, header + HEADER.size), (table, table + len(self.table) * 4), *self.batmap)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -251,6 +268,8 @@ class VpcImage(BlockImage):
         """
         if self.differencing:
             raise UnsupportedError("a differencing image cannot be resized", file=self.name)
+        if self.batmap:
+            raise UnsupportedError("an image with XenServer's batmap cannot be resized", file=self.name)
         if preallocation != "off":
             raise UnsupportedError(f"preallocation={preallocation} is not supported", file=self.name)
         with self.lock:
