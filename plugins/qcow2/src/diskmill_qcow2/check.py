@@ -102,11 +102,9 @@ class Counts:
     def get_all(self, clusters: NDArray[Any]) -> NDArray[Any]:
         """The counts of *clusters*."""
         found = np.zeros(len(clusters), np.uint64)
-        chunks = clusters >> np.uint64(20)
-        for index in np.unique(chunks).tolist():
+        for index, inside in _by_chunk(clusters):
             chunk = self.chunks.get(index)
             if chunk is not None:
-                inside = chunks == index
                 found[inside] = chunk[(clusters[inside] & np.uint64(_CHUNK - 1)).astype(np.int64)]
         return found
 
@@ -120,6 +118,19 @@ class Counts:
         if chunk is None:
             return np.zeros(count, np.uint16)
         return chunk[first % _CHUNK : first % _CHUNK + count]
+
+
+def _by_chunk(clusters: NDArray[Any]) -> Iterator[tuple[int, Any]]:
+    """(chunk, which of *clusters* are in it): a mask, or a slice of all, which costs less."""
+    if not len(clusters):
+        return
+    low, high = int(clusters.min()) // _CHUNK, int(clusters.max()) // _CHUNK
+    if low == high:
+        yield low, slice(None)
+        return
+    chunks = clusters // np.uint64(_CHUNK)
+    for index in np.unique(chunks).tolist():
+        yield index, chunks == index
 
 
 def chunks_of(first: int, count: int) -> Iterator[tuple[int, int]]:
@@ -238,11 +249,9 @@ class Checker:
                 for at in range(0, len(counts), _CHUNK):
                     self._note_single(first + at, counts[at : at + _CHUNK] == 1)
         found = np.zeros(len(clusters), bool)
-        chunks = clusters >> np.uint64(20)
-        for index in np.unique(chunks).tolist():
+        for index, inside in _by_chunk(clusters):
             single = self.single.get(index)
             if single is not None:
-                inside = chunks == index
                 found[inside] = single[(clusters[inside] & np.uint64(_CHUNK - 1)).astype(np.int64)]
         return found
 
