@@ -90,7 +90,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         False if switch else None,
         *option.flags,
         help=option.help,
-        metavar=None if switch else option.metavar,
+        metavar="" if switch else option.metavar,
         rich_help_panel=option.panel,
         show_default=False,
         autocompletion=None if switch else _completion(option),
@@ -154,13 +154,17 @@ def _synopsis(option: Option) -> str:
     return f"[{flag}{'=' if flag.startswith('--') and option.key != 'object' else ' '}{value}]"
 
 
+_DATE = "2026-11-24"
+"""When the commands last changed; manual pages have a date."""
+
+
 def manual_page() -> str:
     """The manual page ``diskmill(1)``, in roff."""
     return "\n".join(_page()) + "\n"
 
 
 def _page() -> Iterator[str]:
-    yield f'.TH DISKMILL 1 "" "diskmill {__version__}" "User commands"'
+    yield f'.TH DISKMILL 1 {_DATE} "diskmill {__version__}" "User commands"'
     yield ".SH NAME"
     yield rf"diskmill \- {_roff(_TITLE[0].lower() + _TITLE[1:].rstrip('.'))}"
     yield ".SH SYNOPSIS"
@@ -206,3 +210,7 @@ def _entry(option: Option) -> Iterator[str]:
 def _roff(text: str) -> str:
     escaped = text.replace("\\", r"\e").replace("-", r"\-")
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
+
+
+if __name__ == "__main__":  # python -m diskmill_cli.manual >diskmill.1
+    sys.stdout.write(manual_page())

@@ -1,0 +1,78 @@
+"""Help, completion and the manual page, all from the commands' declarations, and what programs look for in them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diskmill_cli.commands import NAMES
+from diskmill_cli.main import load
+from diskmill_cli.manual import formats, manual_page
+from tools import diskmill, run, tool
+
+DROPIN = Path(sys.executable).with_name("qemu-img")
+
+
+def test_the_manual_page_is_sound_and_has_every_option(tmp_path: Path) -> None:
+    page = tmp_path / "diskmill.1"
+    page.write_text(run(sys.executable, "-m", "diskmill_cli.manual").stdout)
+    assert page.read_text() == manual_page()
+    checked = run(tool("mandoc"), "-T", "lint", "-W", "warning", page)
+    assert checked.stdout + checked.stderr == ""
+    text = re.sub(r".\x08", "", run(tool("mandoc"), "-T", "utf8", page).stdout)
+    for name in NAMES:
+        section = re.split(rf"^ +{name} \[OPTIONS\]", text, flags=re.MULTILINE)[1]
+        for option in load(name).options:
+            assert all(flag in section for flag in option.flags)
+        for example in load(name).examples:
+            assert example.line in section
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_options_by_panel_and_examples(name: str) -> None:
+    command = load(name)
+    text = diskmill(name, "--help", env={"COLUMNS": "200"}).stdout
+    assert command.examples
+    for option in command.options:
+        assert all(flag in text for flag in option.flags)
+    assert all(example.line in text and example.does in text for example in command.examples)
+
+
+def completed(*words: str) -> list[str]:
+    env = {"_DISKMILL_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    return diskmill(env=env).stdout.split()
+
+
+def test_the_shell_completes_commands_options_and_values() -> None:
+    assert completed("diskmill", "re") == ["rebase", "resize"]
+    assert completed("diskmill", "convert", "--target-i") == ["--target-image-opts", "--target-is-zero"]
+    assert completed("diskmill", "convert", "-O", "qc") == [name for name in formats() if name.startswith("qc")]
+    assert completed("diskmill", "info", "--output", "j") == ["json"]
+
+
+def test_the_dropins_help_has_what_programs_look_for() -> None:
+    """libguestfs greps for `info … -U`, others for formats, and for options that came late."""
+    for words in (["--help"], ["-h"], ["info", "-h"], ["convert", "--help"]):
+        text = run(DROPIN, *words).stdout
+        lines = text.splitlines()
+        assert re.match(r"qemu-img version \d+\.\d+\.\d+ ", lines[0])
+        synopsis = {
+            line.split()[0]: line for line in lines if line.startswith("  ") and line.strip().split()[0] in NAMES
+        }
+        assert set(NAMES) <= set(synopsis)
+        assert re.search(r"\binfo\b.*-U\b", synopsis["info"])
+        assert re.search(r"\bresize\b.*--shrink\b", synopsis["resize"])
+        for flag in ("--force-share", "--target-is-zero", "--bitmaps", "--image-opts", "--salvage", "--backing-chain"):
+            assert flag in text
+        supported = re.search(r"^Supported formats: (.*)$", text, re.MULTILINE)
+        assert supported is not None
+        assert supported[1].split() == formats()
+
+
+def test_the_version_is_what_parsers_expect() -> None:
+    """cinder and oslo look for `qemu-img version ([0-9.]*)`."""
+    text = subprocess.run([DROPIN, "--version"], capture_output=True, text=True, check=True).stdout
+    assert re.match(r"qemu-img version ([0-9.]*)", text)[1] == "7.2.0"  # type: ignore[index]

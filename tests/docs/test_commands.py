@@ -1,0 +1,59 @@
+"""docs/commands.md: each command's example works from the shell and from Python, and both do the same."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import diskmill
+import pytest
+from diskmill.errors import UnsupportedError
+from diskmill.registry import default_registry
+from diskmill_cli.commands import NAMES
+from diskmill_cli.main import run
+from diskmill_cli.session import Session
+from samples import MiB, scattered_file
+from tools import qemu_img, qemu_io
+
+TEXT = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+NEEDS = {"bitmap": "bitmaps", "check": "repair"}
+"""What the qcow2 driver must be able to do for an example; otherwise it is refused."""
+SECTIONS = {part.split("\n", 1)[0]: part for part in TEXT.split("\n## ")[1:]}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    scattered_file(folder / "disk.raw", 16 * MiB, seed=1)
+    for name in ("disk.qcow2", "base.qcow2"):
+        qemu_img("convert", "-f", "raw", "-O", "qcow2", "disk.raw", name, cwd=folder)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "overlay.qcow2", cwd=folder)
+    qemu_io("overlay.qcow2", "write -P 5 3M 1M", format="qcow2", cwd=folder)
+    return folder
+
+
+def test_every_command_has_an_example() -> None:
+    assert set(SECTIONS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_shell_and_python_do_the_same(name: str, images: Path, tmp_path: Path) -> None:
+    able = NEEDS.get(name, "write") in default_registry().format("qcow2").capabilities
+    shell, python = (shutil.copytree(images, tmp_path / kind) for kind in ("shell", "python"))
+    with contextlib.chdir(shell), contextlib.redirect_stdout(io.StringIO()):
+        for line in re.findall(r"^\$ diskmill (.*)$", SECTIONS[name], re.MULTILINE):
+            assert run(shlex.split(line), Session()) == 0 or not able
+    code = re.search(r"```python\n(.*?)```", SECTIONS[name], re.DOTALL)
+    assert code is not None
+    refused = contextlib.nullcontext() if able else pytest.raises(UnsupportedError)
+    with contextlib.chdir(python), contextlib.redirect_stdout(io.StringIO()), refused:
+        exec(compile(code[1], name, "exec"), {"diskmill": diskmill})
+    assert {path.name for path in shell.iterdir()} == {path.name for path in python.iterdir()}
+    for path in shell.iterdir():
+        ours, other = diskmill.info(str(path)), diskmill.info(str(python / path.name))
+        assert (ours.format, ours.virtual_size, ours.specific) == (other.format, other.virtual_size, other.specific)
+        assert diskmill.compare(str(path), str(python / path.name), strict=True).identical
