@@ -200,13 +200,13 @@ class HostedPart(GrainPart):
         """The sector after everything that is in use."""
         grain, overhead = self.unit // SECTOR, int(self.header.overHead)
         end = max(-(-self.node.size // SECTOR), overhead)
-        # The disk's last grain alone may go on beyond the end of the file.
-        last = (self.end - self.start - 1) // self.unit
-        if last >= 0:
-            index, at = divmod(last, self.per_table)
+        if end % grain == 0 and overhead % grain == 0:
+            return end
+        # The disk's last grain may go on beyond the end of the file; where that was cut short, another one too.
+        for index in range(self.count):
             sector = self.directory[index]
             if self.special(sector) is None:
-                end = max(end, self.entries(index, sector, 1)[at] + grain)
+                end = max(end, max(self.entries(index, sector, 1)) + grain)
         return end
 
     def table(self, index: int) -> array[int]:
