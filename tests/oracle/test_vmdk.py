@@ -237,6 +237,27 @@ def test_a_disk_without_a_redundant_directory_is_written_too(flags: int, tmp_pat
     assert diskmill.check(str(image)).findings == []
 
 
+@pytest.mark.parametrize("kept", [1, 8192])
+def test_a_disk_without_grain_tables_gets_them(kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some writers make a table when the first of its grains is written. *kept*: how many may wait in memory."""
+    monkeypatch.setattr("diskmill_vmdk.hosted._KEPT", kept)
+    image, raw = tmp_path / "disk.vmdk", sparse_file(tmp_path / "raw", 4 * TABLE, {})
+    diskmill.create(str(image), 4 * TABLE, format="vmdk")
+    redundant, primary, _ = directories(image)
+    with image.open("r+b") as file:
+        for directory in (redundant, primary):
+            file.seek(directory)
+            file.write(bytes(16))
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk, raw.open("r+b") as model:
+        for at in (TABLE, 2 * TABLE + 5, 0, TABLE - 100):
+            data = random.Random(at).randbytes(2 * GRAIN)
+            disk.write(at, data)
+            model.seek(at)
+            model.write(data)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert diskmill.check(str(image)).findings == []
+
+
 def test_a_redundant_directory_that_is_nowhere_keeps_nobody_from_reading(tmp_path: Path) -> None:
     raw, image = source(tmp_path, 2 * TABLE), tmp_path / "disk.vmdk"
     convert(raw, image)

@@ -214,6 +214,9 @@ class HostedPart(GrainPart):
         table = self.changed.get(index)
         if table is not None:
             return table
+        if len(self.changed) >= _KEPT:
+            self.flush()
+            self.changed.clear()
         sector = self.directory[index]
         kind = self.special(sector)
         if kind is None:
@@ -229,9 +232,6 @@ class HostedPart(GrainPart):
                 self.redundant[index] = self.take(self.table_sectors)
             self._placed.add(index)
             self._dirty.add(index)
-        if len(self.changed) >= _KEPT:
-            self.flush()
-            self.changed.clear()
         self.changed[index] = table
         self._recent = (0, array("I"))
         return table
