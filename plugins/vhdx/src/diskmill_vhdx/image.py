@@ -149,7 +149,7 @@ class VhdxImage(BlockImage):
         """A part of a block, as the sector bitmap has it."""
         sector = self.metadata.sector
         first, last = extent.start // sector, -(-extent.end // sector)
-        chunk, block = divmod(extent.start // self.block_size, self.ratio)
+        chunk = extent.start // self.block_size // self.ratio
         bitmap = self.bitmap_place(chunk)
         low = first - chunk * self.ratio * (self.block_size // sector)
         data = self.meta.read(bitmap + low // 8, -(-(low + last - first) // 8) - low // 8)
