@@ -211,8 +211,10 @@ class Log:
     def _entry(self, at: int) -> Entry | None:
         """The entry at *at*; None: there is none, or it is torn."""
         data = self._sector(at)
+        if not data.startswith(b"loge"):
+            return None
         header = LOG_ENTRY.unpack(data)
-        if header.Signature != b"loge" or header.LogGuid != self.headers.current.LogGuid:
+        if header.LogGuid != self.headers.current.LogGuid:
             return None
         length, tail, sequence, count = header.EntryLength, header.Tail, header.SequenceNumber, header.DescriptorCount
         ahead = _descriptor_sectors(count)
