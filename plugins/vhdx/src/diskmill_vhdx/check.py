@@ -39,7 +39,7 @@ def check(image: VhdxImage, repair: str) -> CheckResult:
     end = image.check_blocks(result, drop=NOT_PRESENT if every else None, repair=every and sound)
     if image.differencing:
         _check_bitmaps(image, result)
-    else:
+    elif not image.metadata.fixed:  # space of such is meant to be there
         _check_spare(image, result, end, repair=bool(repair) and sound)
     # QEMU tells no totals for the format.
     result.total_clusters = result.allocated_clusters = result.fragmented_clusters = None

@@ -38,8 +38,9 @@ _MOST_DATA = 64 * MiB
 have 1 MiB, QEMU never leaves more than one sector in one."""
 _FURTHEST = 128 * TiB
 """No file that holds 64 TiB needs to be longer."""
-_BATCH = 1000
-"""Sectors in an entry that is written here, at most."""
+_BATCH = 126
+"""Sectors in an entry that is written here, at most: their descriptors stand in the entry's first sector. QEMU 7.2 cannot
+replay longer ones."""
 
 
 class Entry(NamedTuple):
@@ -286,7 +287,7 @@ class Log:
         for offset, data in changes:
             self.file.write(offset, data)
         self.file.barrier()
-        self.headers.update(LogGuid=NO_GUID)
+        self.headers.update_both(LogGuid=NO_GUID)
 
     @property
     def capacity(self) -> int:
@@ -294,16 +295,15 @@ class Log:
 
         :raises UnsupportedError: the log has no room.
         """
-        count = min(self.length // LOG_SECTOR, _BATCH)
-        if not count:
+        if not self.length:
             raise UnsupportedError("it has no log, so it can only be read", file=self.name)
-        return count - _descriptor_sectors(count)
+        return _BATCH
 
     def _packed(self, changes: Sequence[tuple[int, bytes]], name: bytes, last: int) -> bytes:
         sequence = 1
         header = LOG_ENTRY.new(
             Signature=b"loge",
-            EntryLength=(_descriptor_sectors(len(changes)) + len(changes)) * LOG_SECTOR,
+            EntryLength=(1 + len(changes)) * LOG_SECTOR,
             SequenceNumber=sequence,
             DescriptorCount=len(changes),
             LogGuid=name,
@@ -316,8 +316,7 @@ class Log:
             descriptor = DESCRIPTOR.new(Signature=b"desc", FileOffset=offset, SequenceNumber=sequence, **fields)
             table.append(DESCRIPTOR.pack(descriptor))
             sectors.append(DATA_SECTOR.pack(DATA_SECTOR.new(Signature=b"data", Data=data[8:-4], SequenceLow=sequence)))
-        front = b"".join(table)
-        return sealed(front.ljust(round_up(len(front), LOG_SECTOR), b"\0") + b"".join(sectors))
+        return sealed(b"".join(table).ljust(LOG_SECTOR, b"\0") + b"".join(sectors))
 
 
 def _descriptor_sectors(count: int) -> int:
