@@ -52,8 +52,8 @@ def content(image: Path) -> bytes:
         return opened.read(0, opened.size)
 
 
-# The log. A dirty image is a whole one whose table was set back, with what it had in the log: so its contents are known.
-# QEMU replays the same log, to compare.
+# The log. A dirty image is a whole one whose table was set back, with what it had in the log: so its contents
+# are known. QEMU replays the same log, to compare.
 
 
 def dirty(image: Path, sequences: list[list[int]], *, at: int = 0, stale: bool = False) -> tuple[bytearray, bytes]:

@@ -39,8 +39,8 @@ have 1 MiB, QEMU never leaves more than one sector in one."""
 _FURTHEST = 128 * TiB
 """No file that holds 64 TiB needs to be longer."""
 _BATCH = 126
-"""Sectors in an entry that is written here, at most: their descriptors stand in the entry's first sector. QEMU 7.2 cannot
-replay longer ones."""
+"""Sectors in an entry that is written here, at most: their descriptors stand in the entry's first sector. QEMU 7.2
+replays no others."""
 
 
 class Entry(NamedTuple):
