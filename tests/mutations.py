@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -17,6 +17,7 @@ from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError
 from diskmill.node import Image
 from formats import FORMATS, Machine
+from twins import Content
 
 MiB = 1 << 20
 LONGEST = 10.0
@@ -83,21 +84,30 @@ def bounded(what: str) -> Iterator[None]:
     assert time.monotonic() - start < LONGEST, what
 
 
-def withstand(format: str, images: Iterator[tuple[str, bytes]], *, write: bool = True) -> dict[str, int]:
+def withstand(
+    format: str,
+    images: Iterator[tuple[str, bytes | Content]],
+    *,
+    write: bool = True,
+    beside: Mapping[str, Content] | None = None,
+) -> dict[str, int]:
     """Put each image through all that a command would do with it.
 
+    :param beside: files that lie beside it.
     :return: how many were "read", "refused" and, where *write* is set, "written".
     """
     machine = Machine()
+    machine.files.update(beside or {})
     counts = {"read": 0, "refused": 0, "written": 0}
     for what, data in images:
+        content = data if isinstance(data, Content) else Content(data)
         with bounded(what):
-            machine.put("mutant", data)
+            machine.files["mutant"] = content.copy()
             counts["read" if _tried(what, _read, machine, format) else "refused"] += 1
             if write and "write" in FORMATS[format].capabilities:
                 counts["written"] += _tried(what, _write, machine, format)
             if "repair" in FORMATS[format].capabilities:
-                machine.put("mutant", data)
+                machine.files["mutant"] = content
                 _tried(what, _repair, machine, format)
     return counts
 

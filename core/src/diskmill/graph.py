@@ -242,7 +242,15 @@ class _Opener:
                     target = parse_name(given) if isinstance(given, str) else child_options(given)
                 else:
                     target = self.admitted(image, reference)
-                image.attach(reference, self.referred(image, reference, target, depth))
+                self.attached(image, reference, self.referred(image, reference, target, depth))
+
+    def attached(self, image: Image, reference: Reference, node: Node) -> None:
+        """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
+        try:
+            image.attach(reference, node)
+        except BaseException:
+            node.abandon()
+            raise
 
     @contextmanager
     def standing_on(self, image: Image) -> Iterator[None]:
@@ -263,7 +271,8 @@ class _Opener:
                 if reference.role != "extent":
                     continue
                 try:
-                    image.attach(reference, self.referred(image, reference, self.admitted(image, reference), depth))
+                    node = self.referred(image, reference, self.admitted(image, reference), depth)
+                    self.attached(image, reference, node)
                 except DiskmillError as error:
                     self.context.warn(str(error))
 

@@ -66,6 +66,21 @@ def read(node: Node, offset: int, count: int, width: int, order: str) -> array[i
     return from_bytes(data, width, order)
 
 
+def bit_runs(data: bytes, first: int, count: int, order: str) -> Iterator[tuple[int, int, bool]]:
+    """(at, length, whether they are set) for the runs of *count* bits of *data* from bit *first* on, *at* from 0 on.
+
+    :param order: ``"little"``: bit 0 of a byte, the least significant one, comes first; ``"big"``: it comes last.
+    """
+    text = f"{int.from_bytes(data, order):0{len(data) * 8}b}"  # type: ignore[arg-type]
+    bits = (text[::-1] if order == "little" else text)[first : first + count]
+    at = 0
+    while at < len(bits):
+        other = bits.find("0" if bits[at] == "1" else "1", at)
+        upto = len(bits) if other < 0 else other
+        yield at, upto - at, bits[at] == "1"
+        at = upto
+
+
 def fill_run(table: array[int], index: int, count: int, value: int, step: int) -> None:
     """Set *count* entries from *index* on to value, value + step, value + 2 * step, …"""
     if step:

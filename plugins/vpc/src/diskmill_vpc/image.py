@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from diskmill import tables
 from diskmill.blocks import BlockImage, BlockTable
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Extent, Kind, Placement
@@ -169,18 +170,10 @@ class VpcImage(BlockImage):
                 base = extent.offset + start - extent.start - inside - self.bitmap_size
                 first, last = inside // SECTOR, -(-(end - start + inside) // SECTOR)
                 data = self.file.read(base + first // 8, -(-last // 8) - first // 8)
-                bits = f"{int.from_bytes(data, 'big'):0{len(data) * 8}b}"[first % 8 :][: last - first]
-                at = 0
-                while at < len(bits):
-                    other = bits.find("0" if bits[at] == "1" else "1", at)
-                    upto = len(bits) if other < 0 else other
+                for at, count, present in tables.bit_runs(data, first % 8, last - first, "big"):
                     low = max(start - inside + (first + at) * SECTOR, start)
-                    high = min(start - inside + (first + upto) * SECTOR, end)
-                    if bits[at] == "1":
-                        yield extent.clip(low, high)
-                    else:
-                        yield Extent(low, high - low, Kind.HOLE)
-                    at = upto
+                    high = min(start - inside + (first + at + count) * SECTOR, end)
+                    yield extent.clip(low, high) if present else Extent(low, high - low, Kind.HOLE)
                 start = end
 
     def position(self, entry: int) -> int:
