@@ -566,6 +566,8 @@ def test_another_disk_is_not_taken_for_the_parent(tmp_path: Path) -> None:
         image.write(0, b"changed!")
     with pytest.raises(ImageError, match="not its parent"):
         content(child)
+    with diskmill.open(str(parent), "vhdx", writable=True):
+        pass  # nobody holds it open
     (tmp_path / "other").mkdir()
     linkage = "{83ed0ec3-24c8-49a6-a959-5e4bf1288bfb}"
     _, child, _ = pair(tmp_path / "other", {"relative_path": ".\\parent disk.vhdx"}, linkage=linkage)

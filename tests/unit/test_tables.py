@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from array import array
+from itertools import pairwise
 
 import pytest
 from diskmill import tables
@@ -106,3 +108,17 @@ def test_a_run_is_filled_in(count: int, value: int, step: int) -> None:
     table = tables.filled(30, 4, 77)
     tables.fill_run(table, 5, count, value, step)
     assert table.tolist() == [77] * 5 + [value + index * step for index in range(count)] + [77] * (25 - count)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_runs_of_bits(order: str) -> None:
+    chance = random.Random(4)
+    for _ in range(200):
+        data = b"".join(chance.choice((b"\0", b"\xff", chance.randbytes(1))) for _ in range(chance.randrange(1, 9)))
+        bits = [byte >> (at if order == "little" else 7 - at) & 1 for byte in data for at in range(8)]
+        first = chance.randrange(8)
+        count = chance.randrange(len(bits) - first + 1)
+        runs = list(tables.bit_runs(data, first, count, order))
+        assert [int(present) for _, length, present in runs for _ in range(length)] == bits[first : first + count]
+        assert [at for at, _, _ in runs] == [sum(length for _, length, _ in runs[:index]) for index in range(len(runs))]
+        assert all(one[2] != other[2] for one, other in pairwise(runs))
