@@ -146,7 +146,7 @@ class AesCrypto(CryptoDriver):
         """There is no header to make."""
         from .legacy import open_volume
 
-        return open_volume(request)
+        return open_volume(request, new=True)
 
 
 driver = LuksDriver()

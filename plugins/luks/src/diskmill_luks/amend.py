@@ -36,9 +36,6 @@ def _activate(luks: Luks, header: Header, request: CryptoRequest, force: bool) -
     options = request.options
     if "old-secret" in options:
         raise UsageError(f"the option '{request.prefix}old-secret' goes with state=inactive only")
-    if "new-secret" not in options:
-        raise UsageError(f"the option '{request.prefix}new-secret' is missing: it names the new passphrase")
-    fresh = request.passphrase("new-secret")
     active = luks.active()
     if "keyslot" in options:
         slot = int(options["keyslot"])
@@ -49,6 +46,7 @@ def _activate(luks: Luks, header: Header, request: CryptoRequest, force: bool) -
         if not free:
             raise UsageError("all key slots are in use: erase one first")
         slot = free[0]
+    fresh = request.passphrase("new-secret", new=True)
     key = unlock(luks, header, request.passphrase(), limits(request))
     try:
         luks.set_slot(header, slot, fresh, key, options)

@@ -159,7 +159,7 @@ def create_volume(request: CryptoRequest) -> LuksVolume:
         options = request.options
         spec, size = spec_of(options)
         kind = Luks2 if options.get("version") == "2" else Luks1
-        passphrase = request.passphrase()
+        passphrase = request.passphrase(new=True)
         key = bytearray(os.urandom(size))
         detached = bool(options.get("detached-header")) or bool(options.get("header"))
         luks = kind.new(request.name, spec, key, options, detached=detached)
