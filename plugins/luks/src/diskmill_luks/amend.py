@@ -10,7 +10,7 @@ from diskmill.errors import SecretError, UsageError
 
 from .kdf import Budget
 from .luks1 import wipe
-from .volume import Luks, limits, naming, read_header, unlock
+from .volume import Luks, check_version, limits, naming, read_header, unlock
 
 
 def amend(request: CryptoRequest, force: bool) -> None:
@@ -23,6 +23,7 @@ def amend(request: CryptoRequest, force: bool) -> None:
     with naming(request.name):
         luks = read_header(request)
         luks.check_supported()
+        check_version(luks.version, options)
         slot = options.get("keyslot")
         if slot is not None and int(slot) >= luks.slot_count:
             raise UsageError(f"there is no key slot {slot}: they are numbered 0 to {luks.slot_count - 1}")
