@@ -74,7 +74,7 @@ FORMS = [
     [json.dumps({"qom-type": "secret", "id": "s", "data": PASSPHRASE})],
     [json.dumps({"qom-type": "secret", "id": "s", "format": "base64", "data": text(SECRETS["key"])})],
     [f"qom-type=secret,id=s,data={PASSPHRASE}"],
-    [f"secret,id=other,data=a,,b=c,,,,d", f"secret,id=s,data={PASSPHRASE}"],
+    ["secret,id=other,data=a,,b=c,,,,d", f"secret,id=s,data={PASSPHRASE}"],
 ]
 WRONG = [
     ["secret,id=s,file={}/newline"],  # the line end is part of a passphrase
@@ -97,7 +97,7 @@ WRONG = [
     [f"secret,id=s,keyid=m,iv={text(IV)},file={{}}/sealed", IN_MASTER],
     [IN_MASTER, "secret,id=s,keyid=m,file={}/sealed"],
     [IN_MASTER, f"secret,id=s,keyid=m,iv={text(IV[:8])},file={{}}/sealed"],
-    [IN_MASTER, f"secret,id=s,keyid=m,iv=***,file={{}}/sealed"],
+    [IN_MASTER, "secret,id=s,keyid=m,iv=***,file={}/sealed"],
     [IN_MASTER, f"secret,id=s,keyid=m,iv={text(IV)},file={{}}/raw"],
     [IN_MASTER, f"secret,id=s,keyid=m,iv={text(IV)},format=base64,data={text(sealed(SECRETS['key'], padding=17))}"],
     ["secret,id=m,data=short", f"secret,id=s,keyid=m,iv={text(IV)},file={{}}/sealed"],
@@ -107,7 +107,8 @@ WRONG = [
 def words(folder: Path, objects: list[str]) -> list[str]:
     """A command that opens the image with the secret `s`."""
     given = [word for one in objects for word in ("--object", one.replace("{}", str(folder)))]
-    return ["map", "--output=json", *given, "--image-opts", f"driver=luks,key-secret=s,file.filename={folder / 'disk.luks'}"]
+    name = f"driver=luks,key-secret=s,file.filename={folder / 'disk.luks'}"
+    return ["map", "--output=json", *given, "--image-opts", name]
 
 
 @pytest.mark.parametrize("objects", FORMS)

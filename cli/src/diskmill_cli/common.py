@@ -119,7 +119,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
 
 
 def _asker(session: Session) -> Callable[[str], bytes] | None:
-    """Who is asked for passphrases: a person at a terminal, once for each; nobody by a program that is plain qemu-img."""
+    """Who is asked for passphrases: a person at a terminal, once for each; nobody where the program is qemu-img."""
     if session.plain or sys.stdin is None or not sys.stdin.isatty():
         return None
     from functools import cache
