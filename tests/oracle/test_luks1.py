@@ -60,9 +60,9 @@ def test_every_combination_both_ways(tmp_path: Path, cipher: str, mode: str, gen
     assert read(path) == other
 
 
-@pytest.mark.parametrize(("cipher", "mode"), sorted({one[:2] for one in COMBINATIONS}))
-def test_every_cipher_and_mode_that_qemu_img_creates(tmp_path: Path, cipher: str, mode: str) -> None:
-    """And the two programs' compare agree that it holds the same disk."""
+@pytest.mark.parametrize(("cipher", "mode"), [("serpent-192", "xts"), ("twofish-256", "xts"), ("cast5-128", "ctr")])
+def test_compare_agrees(tmp_path: Path, cipher: str, mode: str) -> None:
+    """A few of the combinations: for each new image qemu-img tries out its key derivation for seconds."""
     content = CONTENT[-64 * KiB :] + CONTENT[: 64 * KiB]
     path = qemu_luks(tmp_path, f"cipher-alg={cipher},cipher-mode={mode}", content=content)
     assert read(path) == content

@@ -136,7 +136,7 @@ def block_cipher(name: str, key: bytes | bytearray | memoryview) -> BlockCipher:
         return _Nettle(cipher, key)
     from cryptography.hazmat.decrepit.ciphers.algorithms import CAST5
 
-    return _OpenSSL(CAST5(key))
+    return _OpenSSL(CAST5(bytes(key)))
 
 
 def _nettle_name(name: str, size: int) -> str:

@@ -114,9 +114,7 @@ class Budget:
             raise ImageError(cause, file=self.name, place=place)
 
 
-def argon2(
-    kind: str, password: bytes | bytearray, salt: bytes, iterations: int, memory: int, lanes: int, length: int
-) -> bytearray:
+def argon2(kind: str, password: bytes, salt: bytes, iterations: int, memory: int, lanes: int, length: int) -> bytearray:
     """*length* bytes; *kind* is ``argon2id`` or ``argon2i``, *memory* counts bytes.
 
     :raises UnsupportedError: the cryptography library at hand has no Argon2.
