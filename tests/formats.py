@@ -95,7 +95,7 @@ class Machine:
                 given.setdefault("encrypt.iter-time", 10)
         if "key-secret" in names:
             given = {"key-secret": "key", "iter-time": 10} | given
-            if "pbkdf-memory" in names:
+            if given.get("version") == "2":  # LUKS2 has Argon2 besides
                 given.setdefault("pbkdf-memory", 1024)
         return given
 

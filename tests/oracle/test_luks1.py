@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import diskmill
 import pytest
 from diskmill.errors import DiskmillError, UnsupportedError
 from luks_samples import (
     CONTENT,
+    KiB,
     assert_qemu_reads,
     context,
     cryptsetup,
@@ -22,6 +24,7 @@ from luks_samples import (
     read,
     secret,
 )
+from tools import diskmill as diskmill_command
 from tools import qemu_img, qemu_img_json, run, tool
 
 CIPHERS = ["aes-128", "aes-192", "aes-256", "cast5-128"]
@@ -55,6 +58,17 @@ def test_every_combination_both_ways(tmp_path: Path, cipher: str, mode: str, gen
     other = CONTENT[::-1]
     qemu_img("convert", *secret(), "-n", "--target-image-opts", "-f", "raw", raw(tmp_path, other), qemu_options(path))
     assert read(path) == other
+
+
+@pytest.mark.parametrize(("cipher", "mode"), [("serpent-192", "xts"), ("twofish-256", "xts"), ("cast5-128", "ctr")])
+def test_compare_agrees(tmp_path: Path, cipher: str, mode: str) -> None:
+    """A few of the combinations: for each new image qemu-img tries out its key derivation for seconds."""
+    content = CONTENT[-64 * KiB :] + CONTENT[: 64 * KiB]
+    path = qemu_luks(tmp_path, f"cipher-alg={cipher},cipher-mode={mode}", content=content)
+    assert read(path) == content
+    names = ["--image-opts", qemu_options(path), f"driver=raw,file.filename={raw(tmp_path, content)}"]
+    qemu_img("compare", *secret(), *names)
+    diskmill_command("compare", *secret(), *names)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +129,16 @@ def test_every_hash_for_essiv(tmp_path: Path, cipher: str, hash: str) -> None:
         ({"cipher-mode": "gcm"}, "gcm"),
         ({"ivgen-alg": "lmk"}, "lmk"),
         ({"hash-alg": "whirlpool"}, "whirlpool"),
+        ({"iter-time": 0}, "iter-time"),
+        ({"iter-time": 10**12}, "iter-time"),
+        ({"pbkdf": "argon2id"}, "pbkdf"),
+        ({"sector-size": 4096}, "sector-size"),
+        ({"version": "2", "sector-size": 3000}, "sector-size"),
+        ({"version": "2", "pbkdf-memory": 2**40}, "pbkdf-memory"),
+        ({"version": "2", "label": "x" * 48}, "label"),
     ],
 )
-def test_what_cannot_be_done_is_named(tmp_path: Path, options: dict[str, str], named: str) -> None:
+def test_what_cannot_be_done_is_named(tmp_path: Path, options: dict[str, Any], named: str) -> None:
     with pytest.raises(DiskmillError, match=named):
         ours(tmp_path, options)
     assert not (tmp_path / "ours.luks").exists()

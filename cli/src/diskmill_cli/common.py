@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from diskmill.context import CACHE_MODES
@@ -11,6 +12,8 @@ from diskmill.errors import UsageError
 from .arguments import Arguments, Option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diskmill.context import Context
     from diskmill.options import Option as DriverOption
 
@@ -111,7 +114,19 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         cache=mode,
         share=arguments.has("share"),
         warn=session.warn,
+        ask=_asker(session),
     )
+
+
+def _asker(session: Session) -> Callable[[str], bytes] | None:
+    """Who is asked for passphrases: a person at a terminal, once for each; nobody where the program is qemu-img."""
+    if session.plain or sys.stdin is None or not sys.stdin.isatty():
+        return None
+    from functools import cache
+
+    from .secrets import ask
+
+    return cache(ask)
 
 
 def trust_of(arguments: Arguments, session: Session) -> Trust:

@@ -136,11 +136,9 @@ class _Bar(_State):
         )
         self._task = self._bar.add_task(phase, total=None)
 
-    def start(self) -> None:
-        self._bar.start()
-
     def __call__(self, done: int, total: int) -> None:
         super().__call__(done, total)
+        self._bar.start()  # not before: a passphrase may have to be typed first
         self._bar.update(self._task, completed=done, total=total)
 
     def finish(self) -> None:

@@ -1,7 +1,10 @@
-"""``--object secret,…``: passphrases and keys, in every form that QEMU's manual gives ("Secret objects")."""
+"""Passphrases and keys: of ``--object secret,…``, in every form that QEMU's manual gives ("Secret objects"), or asked
+for at the terminal.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +42,22 @@ def read_secrets(definitions: Sequence[str]) -> dict[str, bytes]:
             raise UsageError(f"a secret object has no property '{unknown[0]}'")
         secrets[key] = _read(properties, secrets)
     return secrets
+
+
+def ask(prompt: str) -> bytes:
+    """The line that a person types at the terminal after *prompt*, without echo, as the bytes that were typed.
+
+    :raises SecretError: nothing was typed.
+    """
+    from getpass import getpass
+
+    try:
+        typed = os.fsencode(getpass(prompt))
+    except (EOFError, UnicodeError):
+        typed = b""
+    if not typed:
+        raise SecretError("no passphrase was given")
+    return typed
 
 
 def _properties(text: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ImageError, SecretError
+from .errors import ImageError, SecretError, printable
 from .extents import Extent
 from .node import Node, ReadBuffer, Storage
 from .options import Option, Value
@@ -118,17 +118,23 @@ class CryptoRequest:
     shallow: bool = False
     prefix: str = ""
 
-    def passphrase(self, option: str = "key-secret") -> bytes:
+    def passphrase(self, option: str = "key-secret", *, new: bool = False) -> bytes:
         """What the secret that *option* names holds; asked for where there is no such option and someone can be asked.
 
-        :raises SecretError: there is none.
+        :param new: the passphrase is to be chosen: who is asked for it types it twice.
+        :raises SecretError: there is none, or what was typed is not twice the same.
         """
         if option in self.options:
             return self.context.secret(str(self.options[option]))
-        if self.context.ask is not None:
-            return self.context.ask(f"Passphrase for '{self.name}': ")
-        hint = f"give it with --object secret,id=ID,… and the option {self.prefix}{option}=ID"
-        raise SecretError(f"a passphrase is needed: {hint}", file=self.name)
+        ask = self.context.ask
+        if ask is None:
+            hint = f"give it with --object secret,id=ID,… and the option {self.prefix}{option}=ID"
+            raise SecretError(f"a passphrase is needed: {hint}", file=self.name)
+        image = printable(self.name)
+        typed = ask(f"{'New passphrase' if new else 'Passphrase'} for '{image}': ")
+        if new and ask(f"Once more, the new passphrase for '{image}': ") != typed:
+            raise SecretError("the two passphrases differ", file=self.name)
+        return typed
 
 
 class SectorCipher(ABC):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"LUKS\xba\xbe"
 
-_LUKS2_OPTIONS = (
+LUKS2_OPTIONS = (
     Option("sector-size", "int", "bytes in an encryption sector: 512, 1024, 2048, 4096", versions="2"),
     Option(
         "pbkdf",
@@ -33,6 +33,7 @@ _LUKS2_OPTIONS = (
     Option("pbkdf-memory", "int", "KiB of memory for Argon2; 65536", when=("create", "amend"), versions="2"),
     Option("label", "str", "a name for the volume", versions="2"),
 )
+"""Options that LUKS1 has no use for."""
 
 
 class LuksDriver(FormatDriver):
@@ -44,7 +45,7 @@ class LuksDriver(FormatDriver):
     options = (
         *CRYPTO_OPTIONS,
         Option("version", "str", "version of LUKS", default="1", choices=("1", "2")),
-        *_LUKS2_OPTIONS,
+        *LUKS2_OPTIONS,
         Option("detached-header", "bool", "make a header without a payload", default=False),
         Option("header", "str", "file for the header, beside the image, which then is payload alone"),
         Option(
@@ -103,7 +104,7 @@ class LuksCrypto(CryptoDriver):
 
     name = "luks"
     title = "LUKS, versions 1 and 2"
-    options = (*CRYPTO_OPTIONS, *_LUKS2_OPTIONS)
+    options = (*CRYPTO_OPTIONS, *LUKS2_OPTIONS)
 
     @hookimpl
     def crypto_open(self, request: CryptoRequest) -> Volume:
@@ -146,7 +147,7 @@ class AesCrypto(CryptoDriver):
         """There is no header to make."""
         from .legacy import open_volume
 
-        return open_volume(request)
+        return open_volume(request, new=True)
 
 
 driver = LuksDriver()

@@ -10,7 +10,7 @@ from diskmill.errors import SecretError, UsageError
 
 from .kdf import Budget
 from .luks1 import wipe
-from .volume import Luks, limits, naming, read_header, unlock
+from .volume import Luks, check_version, limits, naming, read_header, unlock
 
 
 def amend(request: CryptoRequest, force: bool) -> None:
@@ -23,6 +23,7 @@ def amend(request: CryptoRequest, force: bool) -> None:
     with naming(request.name):
         luks = read_header(request)
         luks.check_supported()
+        check_version(luks.version, options)
         slot = options.get("keyslot")
         if slot is not None and int(slot) >= luks.slot_count:
             raise UsageError(f"there is no key slot {slot}: they are numbered 0 to {luks.slot_count - 1}")
@@ -36,9 +37,6 @@ def _activate(luks: Luks, header: Header, request: CryptoRequest, force: bool) -
     options = request.options
     if "old-secret" in options:
         raise UsageError(f"the option '{request.prefix}old-secret' goes with state=inactive only")
-    if "new-secret" not in options:
-        raise UsageError(f"the option '{request.prefix}new-secret' is missing: it names the new passphrase")
-    fresh = request.passphrase("new-secret")
     active = luks.active()
     if "keyslot" in options:
         slot = int(options["keyslot"])
@@ -49,6 +47,7 @@ def _activate(luks: Luks, header: Header, request: CryptoRequest, force: bool) -
         if not free:
             raise UsageError("all key slots are in use: erase one first")
         slot = free[0]
+    fresh = request.passphrase("new-secret", new=True)
     key = unlock(luks, header, request.passphrase(), limits(request))
     try:
         luks.set_slot(header, slot, fresh, key, options)

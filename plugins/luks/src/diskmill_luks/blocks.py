@@ -91,7 +91,7 @@ def _nettle_cipher(name: str) -> _NettleCipher | None:
 
 
 class _Nettle(BlockCipher):
-    def __init__(self, cipher: _NettleCipher, key: bytes | bytearray) -> None:
+    def __init__(self, cipher: _NettleCipher, key: bytes | bytearray | memoryview) -> None:
         self._cipher = cipher
         material = (ctypes.c_char * len(key)).from_buffer_copy(key)
         self._encrypt_context = ctypes.create_string_buffer(cipher.context_size)
@@ -121,8 +121,8 @@ class _Nettle(BlockCipher):
         function(ctypes.addressof(context), len(view), ctypes.addressof(into), ctypes.addressof(origin))
 
 
-def block_cipher(name: str, key: bytes | bytearray) -> BlockCipher:
-    """The cipher *name* with *key*, for one thread.
+def block_cipher(name: str, key: bytes | bytearray | memoryview) -> BlockCipher:
+    """The cipher *name* with *key*, for one thread; *key* is not needed any more once it is made.
 
     :raises UnsupportedError: no library at hand has it.
     """
@@ -130,7 +130,7 @@ def block_cipher(name: str, key: bytes | bytearray) -> BlockCipher:
     if name == "aes":
         from cryptography.hazmat.primitives.ciphers import algorithms
 
-        return _OpenSSL(algorithms.AES(bytes(key)))
+        return _OpenSSL(algorithms.AES(key))
     cipher = _nettle_cipher(_nettle_name(name, len(key)))
     if cipher is not None:
         return _Nettle(cipher, key)

@@ -149,6 +149,14 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> LuksImage:
     )
 
 
+def _install(header: bytes, file: Storage) -> None:
+    """Write a new header: of the space for key slots, what is in use; the rest is zeros."""
+    used = header.rstrip(b"\0")
+    file.write(0, used)
+    file.truncate(len(header))
+    file.zero(len(used), len(header) - len(used))
+
+
 def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
     """See the hook ``create``."""
     file, options = request.file, request.options
@@ -163,7 +171,7 @@ def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
         if options.get("header"):
             assert request.sibling is not None
             header = request.sibling(str(options["header"]))
-        (file if header is None else header).write(0, volume.header)
+        _install(volume.header, file if header is None else header)
         if alone:
             size = 0
         else:

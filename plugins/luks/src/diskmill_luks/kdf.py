@@ -6,7 +6,7 @@ import os
 import time
 from functools import cache
 
-from diskmill.errors import ImageError, UnsupportedError
+from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import GiB, KiB, MiB
 
 from .spec import digest_size
@@ -16,6 +16,8 @@ DEFAULT_LIMIT = 60
 DEFAULT_MILLISECONDS = 2000
 """Time to spend in the derivation of a new key slot's key; qemu-img's and cryptsetup's default."""
 MIN_ITERATIONS = 1000
+MAX_ITERATIONS = (1 << 31) - 1
+"""OpenSSL counts with a C int."""
 
 # Iterations of one block whose cost is not worth measuring first.
 _CHEAP = 1 << 20
@@ -25,19 +27,21 @@ _ARGON_SPEED = GiB  # bytes of memory filled in a second by a slow processor's t
 def pbkdf2(name: str, password: bytes | bytearray, salt: bytes, iterations: int, length: int) -> bytearray:
     """*length* bytes; *name* is the hash.
 
-    :raises UnsupportedError: there is no such hash here.
+    :raises UnsupportedError: there is no such hash here, or the library cannot count so far.
     """
     digest_size(name)
+    if iterations > MAX_ITERATIONS:
+        raise UnsupportedError(f"a key derivation of {iterations} iterations is not supported")
     from cryptography.hazmat.primitives import hashes
 
     if hasattr(hashes, name.upper()):
         from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 
         # Twice as fast as hashlib's.
-        return bytearray(PBKDF2HMAC(getattr(hashes, name.upper())(), length, salt, iterations).derive(bytes(password)))
+        return bytearray(PBKDF2HMAC(getattr(hashes, name.upper())(), length, salt, iterations).derive(password))
     import hashlib
 
-    return bytearray(hashlib.pbkdf2_hmac(name, bytes(password), salt, iterations, length))
+    return bytearray(hashlib.pbkdf2_hmac(name, password, salt, iterations, length))
 
 
 @cache
@@ -59,8 +63,14 @@ def blocks(name: str, length: int) -> int:
 
 
 def iterations_for(name: str, length: int, milliseconds: int) -> int:
-    """PBKDF2 iterations that take *milliseconds* here."""
-    return max(int(speed(name) / blocks(name, length) * milliseconds / 1000), MIN_ITERATIONS)
+    """PBKDF2 iterations that take *milliseconds* here.
+
+    :raises UsageError: they are more than can be counted.
+    """
+    iterations = int(speed(name) / blocks(name, length) * milliseconds / 1000)
+    if iterations > MAX_ITERATIONS:
+        raise UsageError(f"the option 'iter-time' is too large: {milliseconds} ms are {iterations} iterations here")
+    return max(iterations, MIN_ITERATIONS)
 
 
 class Budget:
@@ -104,9 +114,7 @@ class Budget:
             raise ImageError(cause, file=self.name, place=place)
 
 
-def argon2(
-    kind: str, password: bytes | bytearray, salt: bytes, iterations: int, memory: int, lanes: int, length: int
-) -> bytearray:
+def argon2(kind: str, password: bytes, salt: bytes, iterations: int, memory: int, lanes: int, length: int) -> bytearray:
     """*length* bytes; *kind* is ``argon2id`` or ``argon2i``, *memory* counts bytes.
 
     :raises UnsupportedError: the cryptography library at hand has no Argon2.
@@ -119,7 +127,7 @@ def argon2(
         derivation = make(salt=salt, length=length, iterations=iterations, lanes=lanes, memory_cost=memory // KiB)
     except UnsupportedAlgorithm:
         raise UnsupportedError(f"key derivation '{kind}' is not supported by the cryptography library here") from None
-    return bytearray(derivation.derive(bytes(password)))
+    return bytearray(derivation.derive(password))
 
 
 def argon2_passes(kind: str, memory: int, lanes: int, milliseconds: int) -> int:

@@ -14,13 +14,13 @@ from .spec import Spec
 KEY_BYTES = 16
 
 
-def open_volume(request: CryptoRequest) -> Volume:
+def open_volume(request: CryptoRequest, *, new: bool = False) -> Volume:
     """The same for images that are there and new ones: nothing tells whether the passphrase is right."""
     if request.shallow:
         return Volume(request.name, None, numbers=request.numbers)
     from .sectors import BulkCipher
 
-    passphrase = request.passphrase()
+    passphrase = request.passphrase(new=new)
     if not passphrase:
         raise SecretError("the passphrase is empty", file=request.name)
     key = bytearray(passphrase[:KEY_BYTES].ljust(KEY_BYTES, b"\0"))

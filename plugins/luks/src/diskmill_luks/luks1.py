@@ -218,18 +218,36 @@ class Luks1:
         slot = self.slots[index]
         salt = os.urandom(SALT_BYTES)
         iterations = kdf.iterations_for(self.hash, self.key_size, milliseconds(options))
-        if iterations >= 1 << 32:
-            raise UnsupportedError("the option 'iter-time' is too large: it gives more iterations than LUKS can hold")
-        stripes = slot.stripes
         wrapping = kdf.pbkdf2(self.hash, passphrase, salt, iterations, self.key_size)
-        material = afsplit.split(key, stripes, self.hash)
+        material = afsplit.split(key, slot.stripes, self.hash)
         material += bytes(self.material_size(index) - len(material))
         cipher = BulkCipher(self.spec, wrapping)
         try:
-            header.write(slot.key_material_offset * SECTOR, cipher.encrypt(0, memoryview(material)))
+            stored = cipher.encrypt(0, memoryview(material))
+            if slot.active == ENABLED:  # until it is written, the new key is good in another slot too
+                spare = self._spare(slot.stripes)
+                if spare is not None:
+                    self._fill(header, spare, salt, iterations, stored)
+                self._fill(header, index, salt, iterations, stored)
+                if spare is not None:
+                    self.erase_slot(header, spare)
+            else:
+                self._fill(header, index, salt, iterations, stored)
         finally:
             cipher.wipe()
             wipe(wrapping, material)
+
+    def _spare(self, stripes: int) -> int | None:
+        """A slot that is not in use, and holds as much as any of *stripes* stripes."""
+        for index, slot in enumerate(self.slots):
+            if slot.active == DISABLED and slot.stripes == stripes:
+                return index
+        return None
+
+    def _fill(self, header: Header, index: int, salt: bytes, iterations: int, material: memoryview) -> None:
+        """Put the encrypted *material* into the slot, and the slot into use."""
+        slot = self.slots[index]
+        header.write(slot.key_material_offset * SECTOR, material)
         header.barrier()  # the key is on disk before the slot that names it
         slot.active, slot.iterations, slot.salt = ENABLED, iterations, salt
         self.store(header)

@@ -427,9 +427,8 @@ class Luks2:
 
         hash_name = self.digest.hash
         size = round_up(len(key) * STRIPES, _ALIGN)
-        taken = self.slots.get(index)
-        offset = taken.offset if taken is not None and taken.size >= size else self._space(size)
-        area_size = taken.size if taken is not None and offset == taken.offset else size
+        old = self.slots.get(index)
+        offset = self._space(size, old)
         spec, area_key_size = Spec("aes", "xts"), 64
         derivation = _new_derivation(hash_name, area_key_size, options)
         slot: Json = {
@@ -439,7 +438,7 @@ class Luks2:
             "area": {
                 "type": "raw",
                 "offset": str(offset),
-                "size": str(area_size),
+                "size": str(size),
                 "encryption": str(spec),
                 "key_size": area_key_size,
             },
@@ -462,24 +461,25 @@ class Luks2:
                 digest["keyslots"].append(str(index))
         self._parse()
         self.store(header)
+        if old is not None and old.offset != offset:
+            self._overwrite(header, old)
 
-    def _space(self, size: int) -> int:
-        """Where in the space for key slots *size* bytes are free."""
+    def _space(self, size: int, old: _Slot | None) -> int:
+        """Where in the space for key slots *size* bytes are free; where *old* is, if need be."""
         at = self.area_start
         for start, end in sorted((slot.offset, slot.offset + slot.size) for slot in self.slots.values()):
             if start - at >= size:
                 return at
             at = max(at, round_up(end, _ALIGN))
-        if min(self.area_end, self._length) - at < size:
-            raise UnsupportedError("the space for key slots is full", file=self.name)
-        return at
+        if min(self.area_end, self._length) - at >= size:
+            return at
+        if old is not None and old.size >= size:
+            return old.offset
+        raise UnsupportedError("the space for key slots is full", file=self.name)
 
     def erase_slot(self, header: Header, index: int) -> None:
         """Overwrite the slot's key material, then take the slot out of the metadata."""
-        slot = self.slots[index]
-        for at in range(0, slot.size, MiB):
-            header.write(slot.offset + at, os.urandom(min(MiB, slot.size - at)))
-        header.barrier()
+        self._overwrite(header, self.slots[index])
         del self.meta["keyslots"][str(index)]
         for group in ("digests", "tokens"):
             for owner in self.meta.get(group, {}).values():
@@ -487,6 +487,12 @@ class Luks2:
                     owner["keyslots"].remove(str(index))
         self._parse()
         self.store(header)
+
+    @staticmethod
+    def _overwrite(header: Header, slot: _Slot) -> None:
+        for at in range(0, slot.size, MiB):
+            header.write(slot.offset + at, os.urandom(min(MiB, slot.size - at)))
+        header.barrier()
 
     # -- what info shows ----------------------------------------------------------------------------------------
 

@@ -106,8 +106,8 @@ class _Workspace:
         """Cipher blocks in a sector."""
         self.step = sector_size // SECTOR
         self.spec = spec
-        half = key[: len(key) // 2] if spec.mode == "xts" else key
-        self.cipher: BlockCipher | None = block_cipher(spec.cipher, half)
+        half = len(key) // 2 if spec.mode == "xts" else len(key)
+        self.cipher: BlockCipher | None = block_cipher(spec.cipher, memoryview(key)[:half])
         self.salted: BlockCipher | None = None
         if spec.iv == "essiv":
             assert spec.iv_hash is not None
@@ -195,7 +195,7 @@ class _XTS(_Workspace):
 
     def __init__(self, spec: Spec, key: bytearray, sector_size: int) -> None:
         super().__init__(spec, key, sector_size)
-        self.tweaker: BlockCipher | None = block_cipher(spec.cipher, key[len(key) // 2 :])
+        self.tweaker: BlockCipher | None = block_cipher(spec.cipher, memoryview(key)[len(key) // 2 :])
         # Tweaks are made from their first by shifts of up to 31, so a sector is cut into groups of 32 blocks.
         self.groups = self.blocks // 32
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from diskmill.crypto import CryptoRequest, Header, SectorCipher, Volume
-from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedError
+from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedError, UsageError
 from diskmill.options import Value
 
+from . import LUKS2_OPTIONS
 from .kdf import DEFAULT_LIMIT, Budget
 from .luks1 import MAGIC, PHDR, Luks1, wipe
 from .luks2 import Luks2
@@ -147,6 +148,16 @@ def spec_of(options: Mapping[str, Value]) -> tuple[Spec, int]:
     return spec, size
 
 
+def check_version(version: int, options: Mapping[str, Value]) -> None:
+    """Whether LUKS of this version has a use for all of *options*.
+
+    :raises UsageError: it has not.
+    """
+    for option in LUKS2_OPTIONS:
+        if version == 1 and option.name in options:
+            raise UsageError(f"the option '{option.name}' is for LUKS2, and this is LUKS1")
+
+
 def header_size(options: Mapping[str, Value]) -> int:
     """Bytes that the header of an image with these ``create`` options takes."""
     kind = Luks2 if options.get("version") == "2" else Luks1
@@ -159,7 +170,8 @@ def create_volume(request: CryptoRequest) -> LuksVolume:
         options = request.options
         spec, size = spec_of(options)
         kind = Luks2 if options.get("version") == "2" else Luks1
-        passphrase = request.passphrase()
+        check_version(kind.version, options)
+        passphrase = request.passphrase(new=True)
         key = bytearray(os.urandom(size))
         detached = bool(options.get("detached-header")) or bool(options.get("header"))
         luks = kind.new(request.name, spec, key, options, detached=detached)
