@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from diskmill.drivers import FormatDriver, hookimpl
 from diskmill.errors import DriverError
 from diskmill.registry import Registry
+from tools import qemu_img, run
 
 
 class Good(FormatDriver):
@@ -81,3 +85,13 @@ def test_a_hook_goes_to_every_plugin_that_is_no_driver() -> None:
 def test_an_unknown_driver_points_to_the_list() -> None:
     with pytest.raises(DriverError, match="diskmill drivers"):
         Registry().format("nonsense")
+
+
+def test_a_driver_that_is_sure_is_the_only_one_imported(tmp_path: Path) -> None:
+    """So that starting does not take longer with each driver that is installed."""
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "disk", "1M")
+    program = "import sys, diskmill; print(diskmill.info(sys.argv[1]).format, *sorted(sys.modules))"
+    words = run(sys.executable, "-c", program, tmp_path / "disk").stdout.split()
+    assert words[0] == "qcow2"
+    assert "diskmill_qcow2" in words
+    assert "diskmill_vdi" not in words

@@ -29,8 +29,10 @@ class Terminated(BaseException):
 
 def main(session: Session | None = None) -> None:
     """The console script ``diskmill``, or the one that *session* makes of it."""
+    import gc
     import signal
 
+    gc.set_threshold(100_000)  # what is imported makes no garbage to look for
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be any bytes; they go out as they came in
         sys.stdout.reconfigure(errors="surrogateescape")

@@ -1,7 +1,7 @@
 """Drivers that exist but need not be installed: how to recognise their images, and what to install.
 
-Only for messages: it lets the core say "install diskmill-qcow2" instead of "unknown format", and warn that what looks
-like raw data is not.
+It lets the core say "install diskmill-qcow2" instead of "unknown format", warn that what looks like raw data is not,
+and ask the likely driver first. A format that is not listed loses nothing but that.
 """
 
 from __future__ import annotations
