@@ -6,7 +6,7 @@ virtual environment in .venv, with every package of the workspace and the tools,
     python3 dev.py test [ARG...]    lint, types and all tests; with arguments, only `pytest ARG...`
     python3 dev.py lint             ruff and mypy alone
     python3 dev.py bench [ARG...]   the benchmark against qemu-img (`bench --help`)
-    python3 dev.py picture          write docs/img/terminal.svg anew
+    python3 dev.py picture          write the pictures in docs/img anew
     python3 dev.py tools            name the Debian packages that the tests need and this machine lacks
     python3 dev.py setup            only make the environment ready
 """

@@ -1,4 +1,4 @@
-"""Takes the README's picture: runs diskmill under a pseudo-terminal and saves what it shows as SVG, through rich.
+"""Takes the pictures of README and docs: runs diskmill under a pseudo-terminal and saves what it shows as SVG.
 
 Run by `python3 dev.py picture`, which makes the disk first; the argument is the folder with `disk.raw`.
 """
@@ -6,6 +6,7 @@ Run by `python3 dev.py picture`, which makes the disk first; the argument is the
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -20,14 +21,29 @@ from rich.console import Console
 from rich.text import Text
 
 COLUMNS, LINES = 100, 60
-COMMANDS = (
-    ("convert", "-p", "-O", "qcow2", "-c", "disk.raw", "disk.qcow2"),
-    ("info", "disk.qcow2"),
-    ("compare", "disk.raw", "disk.qcow2"),
-)
+PICTURES = {
+    "terminal": (
+        ("convert", "-p", "-O", "qcow2", "-c", "disk.raw", "disk.qcow2"),
+        ("info", "disk.qcow2"),
+        ("compare", "disk.raw", "disk.qcow2"),
+    ),
+    "info": (("info", "overlay.qcow2"),),
+    "map": (("map", "--start-offset=128M", "overlay.qcow2"),),
+    "check": (("check", "overlay.qcow2"), ("check", "damaged.qcow2")),
+    "snapshot": (("snapshot", "-l", "overlay.qcow2"),),
+    "drivers": (("drivers",),),
+}
+"""What each picture shows."""
 
 
-def shown(command: list[str], folder: Path, *, columns: int = COLUMNS, env: Mapping[str, str] | None = None) -> str:
+def shown(
+    command: list[str],
+    folder: Path,
+    *,
+    columns: int = COLUMNS,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> str:
     """What a command leaves on a terminal of that width, colours included."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
@@ -46,7 +62,7 @@ def shown(command: list[str], folder: Path, *, columns: int = COLUMNS, env: Mapp
             break
         pieces.append(piece)
     os.close(leader)
-    if process.wait():
+    if process.wait() and check:
         raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
     return settled(b"".join(pieces).decode())
 
@@ -66,18 +82,55 @@ def settled(output: str) -> str:
     return "\n".join(lines).rstrip("\n")
 
 
+def prepare(program: str, folder: Path) -> None:
+    """The images of the pictures, out of `disk.raw`."""
+    for words in (
+        ("convert", "-O", "qcow2", "disk.raw", "base.qcow2"),
+        ("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "overlay.qcow2"),
+        ("snapshot", "-c", "before-upgrade", "overlay.qcow2"),
+        ("bench", "-q", "-w", "-d", "1", "-c", "400", "-s", "64k", "-S", "64k", "-o", "300M", "overlay.qcow2"),
+        (
+            "bench",
+            "-q",
+            "-w",
+            "-d",
+            "1",
+            "-c",
+            "100",
+            "-s",
+            "64k",
+            "-S",
+            "64k",
+            "-o",
+            "800M",
+            "--pattern=7",
+            "overlay.qcow2",
+        ),
+        ("snapshot", "-c", "after-upgrade", "overlay.qcow2"),
+    ):
+        subprocess.run([program, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    damaged = bytearray((folder / "overlay.qcow2").read_bytes())
+    (first,) = struct.unpack_from(">Q", damaged, struct.unpack_from(">Q", damaged, 40)[0])  # l1_table_offset
+    struct.pack_into(">QQ", damaged, (first & 0xFFFFFFFFFE00) + 0x1000, 1 << 63 | 1 << 40, 1 << 63 | 1 << 41)
+    (folder / "damaged.qcow2").write_bytes(damaged)
+
+
 def main(folder: Path) -> None:
-    target = Path(__file__).parent / "img" / "terminal.svg"
-    program = Path(sys.executable).with_name("diskmill")
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    for words in COMMANDS:
-        console.print(Text.assemble(("$ ", "bold green"), (f"diskmill {' '.join(words)}", "bold")))
-        console.print(Text.from_ansi(shown([str(program), *words], folder)))
-        console.print()
-    target.parent.mkdir(exist_ok=True)
-    # The picture stands alone: it fetches no font, the viewer's monospace one will do.
-    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="diskmill"), flags=re.DOTALL))
-    print(f"Wrote {target}")
+    program = str(Path(sys.executable).with_name("diskmill"))
+    for name in ("disk.qcow2", "overlay.qcow2"):
+        (folder / name).unlink(missing_ok=True)
+    prepare(program, folder)
+    for name, commands in PICTURES.items():
+        console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
+        for words in commands:
+            console.print(Text.assemble(("$ ", "bold green"), (f"diskmill {' '.join(words)}", "bold")))
+            console.print(Text.from_ansi(shown([program, *words], folder, check=False)))
+            console.print()
+        target = Path(__file__).parent / "img" / f"{name}.svg"
+        target.parent.mkdir(exist_ok=True)
+        # The picture stands alone: it fetches no font, the viewer's monospace one will do.
+        target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="diskmill"), flags=re.DOTALL))
+        print(f"Wrote {target}")
 
 
 if __name__ == "__main__":
