@@ -116,6 +116,11 @@ def damage(folder: Path) -> None:
     struct.pack_into(">H", leaked, block + 2 * (len(whole) // 65536), 1)
     (folder / "leaked.qcow2").write_bytes(leaked)
     corrupt = bytearray(whole)
+    unreadable = bytearray((folder / "comp.qcow2").read_bytes())  # the payload of its first compressed cluster
+    tables = struct.unpack_from(">Q", unreadable, struct.unpack_from(">Q", unreadable, 40)[0])[0] & 0x00FFFFFFFFFFFE00
+    payload = struct.unpack_from(">Q", unreadable, tables)[0] & ((1 << 54) - 1)
+    unreadable[payload : payload + 16] = b"\xff" * 16
+    (folder / "unreadable.qcow2").write_bytes(unreadable)
     l1 = struct.unpack_from(">Q", whole, 40)[0]
     l2 = struct.unpack_from(">Q", whole, l1)[0] & 0x00FFFFFFFFFFFE00
     data = struct.unpack_from(">Q", whole, l2)[0] & 0x00FFFFFFFFFFFE00

@@ -6,6 +6,7 @@ The drop-in stands behind a script that writes down how it was called, so that a
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def virsh(dropin: Dropin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     # Where root runs the tests, libvirtd must not think that the machine's virtual machines are its own.
     ordinary = [tool("unshare"), "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
     log = (home / "log").open("w")
-    daemon = subprocess.Popen([*ordinary, tool("libvirtd"), "--timeout", "60"], env=env, stdout=log, stderr=log)
+    daemon = subprocess.Popen([*ordinary, tool("libvirtd"), "--timeout", "600"], env=env, stdout=log, stderr=log)
 
     def ask(*words: object) -> str:
         address = f"storage+unix:///session?socket={socket}/libvirt/libvirt-sock"
@@ -77,7 +78,7 @@ def virsh(dropin: Dropin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     finally:
         daemon.terminate()
         daemon.wait(timeout=60)
-        run("rm", "-rf", socket)
+        shutil.rmtree(socket)
 
 
 def path_of(virsh: Callable[..., str], name: str) -> Path:

@@ -66,6 +66,13 @@ def test_info_of_several_images_is_an_array(raw: Path) -> None:
     assert [one["virtual-size"] for one in diskmill_json("info", raw, raw)] == [1 << 20, 1 << 20]
 
 
+def test_info_of_several_images_tells_of_those_that_there_are(raw: Path) -> None:
+    done = diskmill("info", "--output=json", "nothere", raw, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "diskmill: 'nothere': No such file or directory\n"
+    assert [one["filename"] for one in json.loads(done.stdout)] == [str(raw)]
+
+
 def test_progress_for_programs(raw: Path, tmp_path: Path) -> None:
     done = diskmill("convert", "--progress=json", raw, tmp_path / "out.raw")
     last = json.loads(done.stderr.splitlines()[-1])

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diskmill_cli.arguments import Arguments
 from diskmill_cli.commands import NAMES
 from diskmill_cli.main import load, run
+from diskmill_cli.progress import shown
 from diskmill_cli.session import Session
 from jsonschema import Draft202012Validator
 from tools import qemu_img, qemu_io
@@ -89,6 +93,16 @@ def test_progress_lines_keep_to_the_schema(folder: Path) -> None:
     assert lines[-1]["phase"] == "done"
     for line in lines:
         validate("progress", line)
+
+
+def test_a_signal_gets_a_line_of_json_too(folder: Path) -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), shown(Arguments([("progress", "json")], []), Session(), "convert") as report:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        report(5, 10)
+    first, *_ = (json.loads(line) for line in err.getvalue().splitlines())
+    validate("progress", first)
+    assert (first["bytes"], first["phase"]) == (0, "convert")
 
 
 def test_every_command_with_json_has_a_schema_and_every_schema_a_command() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DIFFERENT = 1
 TROUBLE = 2
-"""The exit status where the images could not be compared."""
+"""The exit status where an image could not be opened, and the least where they could not be compared."""
 
 
 def run(arguments: Arguments, session: Session) -> int:
@@ -35,7 +35,7 @@ def run(arguments: Arguments, session: Session) -> int:
             )
     except DiskmillError as error:
         session.error(str(error))
-        return TROUBLE
+        return max(error.exit_code, TROUBLE)
     if arguments.one("output") == "json":
         from diskmill.qapi import comparison
 
@@ -70,6 +70,6 @@ COMMAND = Command(
         *common.ACCESS,
     ),
     run,
-    about="Exit status: 0 they are identical, 1 they differ, 2 and above they could not be compared.",
+    about="Exit status: 0 they are identical, 1 they differ, 2 an image could not be opened, 4 not be read.",
     examples=(Example("diskmill compare disk.img disk.qcow2", "do both read the same?"),),
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.info import info, info_chain
-    from diskmill.errors import UsageError
+    from diskmill.errors import DiskmillError, UsageError
 
     if not arguments.operands:
         raise UsageError("expecting one image file name, or several")
@@ -25,11 +25,18 @@ def run(arguments: Arguments, session: Session) -> int:
     chain = arguments.has("backing_chain")
     limits = arguments.has("limits")
     found: list[ImageInfo] = []
+    status = 0
     for name in arguments.operands:
-        if chain:
-            found += info_chain(name, format=format, limits=limits, image_opts=image_opts, context=context)
-        else:
-            found.append(info(name, format=format, limits=limits, image_opts=image_opts, context=context))
+        try:
+            if chain:
+                found += info_chain(name, format=format, limits=limits, image_opts=image_opts, context=context)
+            else:
+                found.append(info(name, format=format, limits=limits, image_opts=image_opts, context=context))
+        except DiskmillError as error:
+            if len(arguments.operands) == 1:
+                raise
+            session.error(str(error))
+            status = error.exit_code
     if arguments.one("output") == "json":
         from diskmill.qapi import image_info
 
@@ -41,7 +48,7 @@ def run(arguments: Arguments, session: Session) -> int:
         show_info(found, session.console())
     else:
         session.print("\n\n".join("\n".join(lines(one)) for one in found))
-    return 0
+    return status
 
 
 def lines(one: ImageInfo) -> Iterator[str]:

@@ -7,9 +7,14 @@ import threading
 from ..context import Context
 from ..engine.compare import first_data, first_difference
 from ..engine.progress import Progress, Report
+from ..errors import CancelledError, DiskmillError
 from ..extents import Extent, Kind
 from ..graph import open_image
+from ..node import Image
 from ..results import Comparison
+
+UNREADABLE = 4
+"""The exit status of qemu-img where the images can be opened but not be read."""
 
 
 def compare(
@@ -29,7 +34,7 @@ def compare(
     Where one disk is longer, the rest of it must read as zeros.
 
     :param strict: also compare the disks' sizes, and which ranges are allocated.
-    :raises DiskmillError: an image cannot be opened or read.
+    :raises DiskmillError: an image cannot be opened, or (with an ``exit_code`` of :data:`UNREADABLE`) not be read.
     """
     context = context or Context()
     counter = Progress(progress)
@@ -38,27 +43,35 @@ def compare(
         open_image(b, format_b, context=context, image_opts=image_opts) as right,
     ):
         counter.expect(max(left.size, right.size))
-        differs = left.size != right.size
-        if strict and differs:
+        if strict and left.size != right.size:
             return Comparison(False, "Strict mode: Image size mismatch!", size_differs=True)
-        status: list[int] = []
+        try:
+            return _compared(left, right, strict, counter, cancel)
+        except CancelledError:
+            raise
+        except DiskmillError as error:
+            error.exit_code = UNREADABLE
+            raise
 
-        def watch(one: Extent, other: Extent) -> bool:
-            if _allocated(one) != _allocated(other):
-                status.append(one.start)
-            return bool(status)
 
-        common = min(left.size, right.size)
-        offset = first_difference(left, right, common, watch=watch if strict else None, progress=counter, cancel=cancel)
-        if offset is None and status:
-            return Comparison(False, f"Strict mode: Offset {status[0]} block status mismatch!", status[0])
-        if offset is None and differs:
-            offset = first_data(left if left.size > right.size else right, common, progress=counter)
-        if offset is not None:
-            return Comparison(
-                False, f"Content mismatch at offset {offset}!", offset, size_differs=differs, common=common
-            )
-        return Comparison(True, "Images are identical.", size_differs=differs, common=common)
+def _compared(left: Image, right: Image, strict: bool, counter: Progress, cancel: threading.Event | None) -> Comparison:
+    differs = left.size != right.size
+    status: list[int] = []
+
+    def watch(one: Extent, other: Extent) -> bool:
+        if _allocated(one) != _allocated(other):
+            status.append(one.start)
+        return bool(status)
+
+    common = min(left.size, right.size)
+    offset = first_difference(left, right, common, watch=watch if strict else None, progress=counter, cancel=cancel)
+    if offset is None and status:
+        return Comparison(False, f"Strict mode: Offset {status[0]} block status mismatch!", status[0])
+    if offset is None and differs:
+        offset = first_data(left if left.size > right.size else right, common, progress=counter)
+    if offset is not None:
+        return Comparison(False, f"Content mismatch at offset {offset}!", offset, size_differs=differs, common=common)
+    return Comparison(True, "Images are identical.", size_differs=differs, common=common)
 
 
 def _allocated(extent: Extent) -> tuple[bool, bool]:
