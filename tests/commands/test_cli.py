@@ -90,6 +90,27 @@ def test_a_trace_names_the_operations(raw: Path, tmp_path: Path) -> None:
     assert "create" in diskmill("-T", "help").stdout.split()
 
 
+def test_a_trace_takes_events_from_a_file_and_goes_to_stderr(raw: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    events.write_text("# what is wanted\nprobe\n\nma*\n")
+    done = diskmill("--trace", f"events={events}", "map", raw)
+    assert {line.split()[0] for line in done.stderr.splitlines()} == {"probe", "map"}
+    missing = diskmill("-T", "nosuch", "info", raw).stderr
+    assert missing == "diskmill: warning: trace event 'nosuch' does not exist\n"
+
+
+def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/disk\xff\x1b[31m"
+    Path(os.fsdecode(path)).write_bytes(bytes(512))
+    program = Path(sys.executable).with_name("diskmill")
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([program, "info", path], capture_output=True, env=env)
+    assert done.stdout.splitlines()[0] == b"image: " + path
+    done = subprocess.run([program, "info", path + b"\n"], capture_output=True, env=env)
+    assert done.stderr.count(b"\n") == 1
+    assert b"\x1b" not in done.stderr
+
+
 def test_sigint_leaves_nothing_and_says_one_line(tmp_path: Path) -> None:
     source, output = tmp_path / "disk.raw", tmp_path / "out.raw"
     source.write_bytes(os.urandom(1 << 20) * 64)

@@ -157,19 +157,6 @@ def driver_options(arguments: Arguments) -> dict[str, str]:
     return dict(pair for text in arguments.all("options") for pair in split(text))
 
 
-def snapshot_of(text: str | None) -> str | None:
-    """The snapshot that ``-l`` names: an id or a name as it is, or one in ``snapshot.id=…,snapshot.name=…``."""
-    if text is None or not text.startswith("snapshot."):
-        return text
-    from diskmill.options import split
-
-    found = dict(split(text))
-    unknown = sorted(set(found) - {"snapshot.id", "snapshot.name"})
-    if unknown:
-        raise UsageError(f"invalid snapshot '{text}': there is no '{unknown[0]}'")
-    return found.get("snapshot.id") or found.get("snapshot.name")
-
-
 def show_options(options: list[DriverOption], title: str, session: Session) -> int:
     """Print the table that ``-o help`` asks for."""
     kinds = {"bool": "bool (on/off)", "int": "num"}

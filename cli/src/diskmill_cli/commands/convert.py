@@ -66,7 +66,7 @@ def run(arguments: Arguments, session: Session) -> int:
             in_order=not arguments.has("unordered"),
             rate=arguments.size("rate", "rate limit"),
             salvage=salvage if arguments.has("salvage") else None,
-            snapshot=common.snapshot_of(arguments.one("snapshot")),
+            snapshot=arguments.one("snapshot"),
             offload=arguments.has("offload"),
             bitmaps=arguments.has("bitmaps"),
             skip_broken=arguments.has("skip_broken"),

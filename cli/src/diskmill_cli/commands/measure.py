@@ -32,7 +32,7 @@ def run(arguments: Arguments, session: Session) -> int:
         output_format=format,
         options=options,
         format=arguments.one("format"),
-        snapshot=common.snapshot_of(arguments.one("snapshot")),
+        snapshot=arguments.one("snapshot"),
         image_opts=arguments.has("image_opts"),
         context=context,
     )

@@ -17,6 +17,7 @@ from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..graph import open_image
 from ..names import parse_name, relative_to
 from ..node import Image, Node, Storage
+from ..options import split
 from ..references import Reference
 from ..requests import Backing
 from ..results import Bitmap
@@ -68,7 +69,7 @@ def convert(
     :param rate: bytes a second; 0: as fast as it goes.
     :param bitmaps: also copy the persistent bitmaps of the one source.
     :param skip_broken: leave inconsistent ones out, with a warning; otherwise they are refused.
-    :param snapshot: convert this internal snapshot, by id or name.
+    :param snapshot: convert this internal snapshot: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
     :param context: for the sources; *target_context*: for the output, by default the same without flushes to disk
         (as qemu-img does; pass one with ``cache="writeback"`` to have them).
     :param cancel: set it to stop.
@@ -192,10 +193,28 @@ def _bitmap(image: Image, context: Context, action: str, name: str, **options: A
 
 
 def load_snapshot(image: Image, name: str, context: Context) -> None:
-    """Let *image* read as its internal snapshot with id or name *name*."""
+    """Let *image* read as its internal snapshot *name*: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
+
+    :raises UnsupportedError: the format has no internal snapshots.
+    :raises UsageError: there is no such snapshot.
+    """
     if "snapshots" not in image.driver.capabilities:
         raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
+    if name.startswith("snapshot."):
+        name = _snapshot_id(image, name, context)
     context.registry.call(image.driver, "snapshot", image=image, action="load", name=name)
+
+
+def _snapshot_id(image: Image, text: str, context: Context) -> str:
+    """The id of the snapshot that has all that *text* says."""
+    wanted = dict(split(text))
+    unknown = sorted(set(wanted) - {"snapshot.id", "snapshot.name"})
+    if unknown:
+        raise UsageError(f"invalid snapshot '{text}': there is no '{unknown[0]}'")
+    for one in context.registry.call(image.driver, "snapshot", image=image, action="list", name=""):
+        if wanted.get("snapshot.id", one.id) == one.id and wanted.get("snapshot.name", one.name) == one.name:
+            return str(one.id)
+    raise UsageError(f"there is no snapshot '{text}'", file=image.name)
 
 
 def _backing(stack: ExitStack, name: str | None, format: str | None, output: str, context: Context) -> Image | None:
