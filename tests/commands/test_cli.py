@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,19 +112,33 @@ def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:
     assert b"\x1b" not in done.stderr
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_sigint_leaves_nothing_and_says_one_line(tmp_path: Path) -> None:
     source, output = tmp_path / "disk.raw", tmp_path / "out.raw"
     source.write_bytes(os.urandom(1 << 20) * 64)
     words = [Path(sys.executable).with_name("diskmill"), "convert", "-r", "4M", source, output]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
+    wait_for(lambda: catches(process.pid, signal.SIGUSR1))
     process.send_signal(signal.SIGUSR1)
-    time.sleep(0.3)
+    assert process.stderr is not None
+    assert process.stderr.readline().endswith("/100%)\n")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "diskmill: interrupted"
-    assert errors.splitlines()[0].endswith("/100%)")
+    assert errors == "diskmill: interrupted\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.raw"]
 
 
