@@ -18,6 +18,7 @@ from diskmill.commands.rebase import rebase
 from diskmill.commands.resize import resize
 from diskmill.commands.snapshot import snapshot
 from diskmill.engine.copy import CopyPlan, copy
+from diskmill.errors import DiskmillError
 from diskmill.sizes import KiB
 from formats import Machine
 from twins import memory
@@ -208,3 +209,30 @@ def test_a_long_backing_file_name_is_changed(length: int, cluster_size: int) -> 
         seed=17,
         samples=8,
     )
+
+
+def test_operations_on_damaged_images_fail_in_one_line_or_work() -> None:
+    """No traceback, whatever a header, a table or the snapshot table says."""
+    whole, chance = bytes(made("plain", seed=18).files["disk"]), random.Random(19)
+    machine, messages = Machine(), []
+    operations: tuple[Operation, ...] = (
+        lambda one: snapshot("memory:disk", "create", "new", context=one.context) and None,
+        lambda one: snapshot("memory:disk", "apply", "s1", context=one.context) and None,
+        lambda one: snapshot("memory:disk", "delete", "s0", context=one.context) and None,
+        lambda one: resize("memory:disk", SIZE // 3 // 512 * 512, shrink=True, context=one.context) and None,
+        lambda one: resize("memory:disk", SIZE * 3, context=one.context) and None,
+        lambda one: amend("memory:disk", {"compat": "0.10"}, context=one.context),
+        lambda one: amend("memory:disk", {"refcount_bits": 64}, context=one.context),
+    )
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 2, 4))):
+            at = chance.randrange(112) if chance.random() < 0.1 else chance.randrange(len(data))
+            data[at] = chance.choice((0, 255, chance.randrange(256)))
+        for operation in operations:
+            machine.put("disk", bytes(data))
+            try:
+                operation(machine)
+            except DiskmillError as error:
+                messages.append(str(error))
+    assert messages and not any("\n" in message for message in messages)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from diskmill.commands.amend import amend
+from diskmill.commands.bitmap import bitmap, bitmaps_of
 from diskmill.commands.commit import commit
 from diskmill.commands.rebase import rebase
 from diskmill.commands.resize import resize
@@ -49,6 +50,8 @@ class Qcow2(RuleBasedStateMachine):
         self.model = bytearray()
         self.bases: dict[str, bytes] = {}
         self.snapshots: list[tuple[str, str, bytes]] = []
+        self.bitmaps: dict[str, set[int]] = {}
+        """Of each bitmap, the pages of 4 KiB that it must have marked."""
         self.backing = ""
         self.version = 3
         self.extended = False
@@ -81,6 +84,12 @@ class Qcow2(RuleBasedStateMachine):
         begin = start * 512 % (len(self.model) or 1)
         return begin, min(sectors * 512, len(self.model) - begin)
 
+    def changed(self, offset: int, data: bytes) -> None:
+        """The disk now holds *data* there."""
+        self.model[offset : offset + len(data)] = data
+        for pages in self.bitmaps.values():
+            pages.update(range(offset // 4096, -(-(offset + len(data)) // 4096)))
+
     def snap(self, action: str, name: str) -> None:
         listed = snapshot("memory:disk", action, name, context=self.machine.context)
         assert [(one.id, one.name) for one in listed] == [(key, own) for key, own, _ in self.snapshots]
@@ -93,7 +102,7 @@ class Qcow2(RuleBasedStateMachine):
         data = random.Random(seed).randbytes(max(length - skip, 0))
         with self.machine.open("disk", "qcow2", writable=True) as image:
             image.write(offset, data)
-        self.model[offset : offset + len(data)] = data
+        self.changed(offset, data)
 
     @precondition(lambda self: len(self.model) >= 16 * KiB)
     @rule(start=SECTORS, seed=SEEDS)
@@ -104,14 +113,14 @@ class Qcow2(RuleBasedStateMachine):
             length = min(3 * unit, len(self.model) - offset)
             data = bytes(random.Random(seed).choices(b"abc", k=length))
             copy(memory(data), image, CopyPlan(compress=True), target_offset=offset, length=length)
-        self.model[offset : offset + length] = data
+        self.changed(offset, data)
 
     @rule(start=SECTORS, sectors=st.sampled_from((1, 8, 33, 200)), unmap=st.booleans())
     def zero(self, start: int, sectors: int, unmap: bool) -> None:
         offset, length = self.place(start, sectors)
         with self.machine.open("disk", "qcow2", writable=True) as image:
             image.zero(offset, length, unmap=unmap)
-        self.model[offset : offset + length] = bytes(length)
+        self.changed(offset, bytes(length))
 
     @rule(start=SECTORS, sectors=st.sampled_from((8, 33, 200)))
     def discard(self, start: int, sectors: int) -> None:
@@ -121,8 +130,8 @@ class Qcow2(RuleBasedStateMachine):
             image.discard(offset, length)
             found = image.read(0, image.size)
         for at in range(offset, offset + length, 512):
-            if found[at : at + 512] == bytes(512):
-                self.model[at : at + 512] = bytes(512)
+            if found[at : at + 512] != self.model[at : at + 512]:
+                self.changed(at, bytes(512))
 
     # -- the image ----------------------------------------------------------------------------------------------
 
@@ -141,7 +150,7 @@ class Qcow2(RuleBasedStateMachine):
                 raise
             self.snapshots.pop()
 
-    @precondition(lambda self: self.snapshots)
+    @precondition(lambda self: self.snapshots and not self.bitmaps)
     @rule(which=st.integers(0, 5))
     def go_back(self, which: int) -> None:
         key, _, disk = self.snapshots[which % len(self.snapshots)]
@@ -163,6 +172,8 @@ class Qcow2(RuleBasedStateMachine):
         mode = mode if new > old and not self.backing else "off"
         resize("memory:disk", new, shrink=True, preallocation=mode, context=self.machine.context)
         self.model = self.model[:new] + bytes(max(new - old, 0))
+        for name, pages in self.bitmaps.items():
+            self.bitmaps[name] = {page for page in pages if page * 4096 < new}
 
     @precondition(lambda self: self.backing)
     @rule()
@@ -198,8 +209,24 @@ class Qcow2(RuleBasedStateMachine):
             amend("memory:disk", options, context=self.machine.context)
             self.version = 2 if old else 3
         except UnsupportedError as error:
-            if not re.search("refcount too large|version 2 cannot hold snapshot", str(error)):
+            if not re.search("refcount too large|version 2 (cannot hold snapshot|has no persistent)", str(error)):
                 raise
+
+    @precondition(lambda self: self.version > 2 and self.model)  # qemu-img cannot open a bitmap of no bytes
+    @rule(name=st.sampled_from(("x", "y")), action=st.sampled_from(("add", "add", "clear", "remove")))
+    def bitmap(self, name: str, action: str) -> None:
+        if (name in self.bitmaps) != (action == "add"):
+            bitmap(
+                "memory:disk",
+                name,
+                [(action, "")],
+                granularity=None if action != "add" else 4096,
+                context=self.machine.context,
+            )
+            if action == "remove":
+                del self.bitmaps[name]
+            else:
+                self.bitmaps[name] = set()
 
     # -- what must hold -----------------------------------------------------------------------------------------
 
@@ -208,6 +235,15 @@ class Qcow2(RuleBasedStateMachine):
         if "disk" in self.machine.files:
             with self.machine.open("disk", "qcow2") as image:
                 assert image.read(0, image.size) == self.model
+                shown = {one.name: one for one in bitmaps_of(image, self.machine.context)}
+                assert shown.keys() == self.bitmaps.keys()
+                for name, pages in self.bitmaps.items():
+                    marked = {
+                        page
+                        for at, length in shown[name].ranges()
+                        for page in range(at // 4096, -(-(at + length) // 4096))
+                    }
+                    assert pages <= marked
 
     def teardown(self) -> None:
         if "disk" not in self.machine.files:
