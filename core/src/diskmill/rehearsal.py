@@ -28,7 +28,9 @@ class Rehearsal(Storage):
         self._aside = tempfile.TemporaryFile(prefix="diskmill-")  # noqa: SIM115 - it lives as long as this object
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        if length:
+        if not self._pages and self._visible == self.size:
+            yield from self.base.extents(offset, length)
+        elif length:
             yield Extent(offset, length, Kind.DATA, self, offset)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:

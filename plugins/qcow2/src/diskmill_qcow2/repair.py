@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diskmill.errors import DiskmillError, ImageError, StorageError, UnsupportedError
+from diskmill.extents import Kind
 from diskmill.node import Storage
 from diskmill.results import CheckResult, Finding
 from diskmill.sizes import MiB, format_size, round_up
@@ -49,6 +50,8 @@ _GLANCE = 4096
 """Bytes of a lost cluster that are looked at first: most show there that they are no L2 table."""
 _MOST_TRIED = 64
 """Impossible entries of one table for which flipped bits are tried."""
+_MOST_LOST = 256
+"""Lost L2 tables that are looked for."""
 _FEW = 8
 """Up to half as many impossible entries do not make something else of a table."""
 _DUE = 1
@@ -111,10 +114,11 @@ def _refuse_lost(checker: Checker, lost: dict[int, int]) -> None:
     """Refuse to give up the L2 tables *lost* (offset → how many lost clusters they name)."""
     if lost:
         size = format_size(sum(lost.values()) * checker.size)
-        first = ", ".join(str(offset) for offset in list(lost)[:3])
+        many = " or more" if len(lost) == _MOST_LOST else ""
+        places = ", ".join(str(offset) for offset in list(lost)[:3]) + (", …" if len(lost) > 3 else "")
         raise ImageError(
-            f"{len(lost)} L2 tables (at offset {first}{', …' if len(lost) > 3 else ''}) with {size} of data are in no "
-            "L1 table, which must be damaged. Nothing was changed; -r lost gives them up",
+            f"{len(lost)}{many} L2 tables (at offset {places}) with {size} of data are in no L1 table, which must be "
+            "damaged. Nothing was changed; -r lost gives them up",
             file=checker.image.name,
         )
 
@@ -159,24 +163,36 @@ def _give_back(checker: Checker) -> None:
 
 
 def find_tables(checker: Checker) -> dict[int, int]:
-    """Lost L2 tables: offset → how many lost clusters their entries name."""
+    """Lost L2 tables: offset → how many lost clusters their entries name. No more than _MOST_LOST are looked for."""
     found: dict[int, int] = {}
-    size, together = checker.size, max(_BATCH // checker.size, 1)
+    size, together = checker.size, max(_BATCH // _GLANCE, 1)
     glance = min(_GLANCE, size)
-    for index, lost in sorted(checker.lost.items()):
-        clusters = np.flatnonzero(lost) + index * _CHUNK
-        for at in range(0, len(clusters), together):
-            part = clusters[at : at + together]
+    for run in _lost_data(checker):
+        for at in range(run.start, run.stop, together):
+            part = range(at, min(at + together, run.stop))
             raw = bytearray(len(part) * glance)
             view = memoryview(raw)
-            for row, cluster in enumerate(part.tolist()):
+            for row, cluster in enumerate(part):
                 checker.file.read_into(cluster * size, view[row * glance : (row + 1) * glance])
             words = np.frombuffer(raw, ">u8").astype(np.uint64).reshape(len(part), -1)
-            for cluster in part[_like_table(checker, words)].tolist():
-                named = _names_lost(checker, cluster * size)
+            for row in np.flatnonzero(_like_table(checker, words)).tolist():
+                named = _names_lost(checker, part[row] * size)
                 if named:
-                    found[cluster * size] = named
+                    found[part[row] * size] = named
+                    if len(found) == _MOST_LOST:
+                        return found
     return found
+
+
+def _lost_data(checker: Checker) -> Iterator[range]:
+    """Lost clusters, without those that are holes in the file."""
+    size = checker.size
+    for index, lost in sorted(checker.lost.items()):
+        for low, high in _runs(np.flatnonzero(lost) + index * _CHUNK):
+            start = low * size
+            for extent in checker.file.extents(start, max(min(high * size, checker.file.size) - start, 0)):
+                if extent.kind is Kind.DATA:
+                    yield range(extent.start // size, -(-extent.end // size))
 
 
 def _like_table(checker: Checker, words: NDArray[Any]) -> NDArray[Any]:
