@@ -52,6 +52,8 @@ class DirectStorage(FileStorage):
             return self._own.view  # type: ignore[no-any-return]
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
+        if self._used is not None:
+            buffer = self._ours(offset, buffer)
         view = memoryview(buffer)
         try:
             done = 0
@@ -84,8 +86,8 @@ class DirectStorage(FileStorage):
     def write(self, offset: int, data: ReadBuffer) -> None:
         view = memoryview(data)
         end = offset + len(view)
-        if end > self.size and len(view):
-            self._grow(end)
+        if (end > self.size or self._used is not None) and len(view):
+            self._grow(offset, end)
         try:
             if (offset | len(view)) % self.align == 0:
                 self._write_fitting(offset, view)
@@ -156,15 +158,15 @@ class DirectStorage(FileStorage):
         return count
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        with self._partial:
+        with self._growing, self._partial:
             super().zero(offset, length, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
-        with self._partial:
+        with self._growing, self._partial:
             super().discard(offset, length)
 
     def truncate(self, size: int) -> None:
-        with self._partial:
+        with self._growing, self._partial:
             super().truncate(size)
 
     def settle(self) -> None:

@@ -68,7 +68,9 @@ class Output:
         fd = _unnamed(self._folder, flags)
         if fd is None:
             temporary = _fresh_name()
-            fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=self._folder)
+            # Who may not read the old file reads nothing of the new one either, before it inherits the mode.
+            mode = _MODE if self._old < 0 else stat.S_IMODE(os.fstat(self._old).st_mode) & 0o600
+            fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=self._folder)
             self._temporary = temporary
         return fd
 

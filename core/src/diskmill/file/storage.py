@@ -81,8 +81,7 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
         storage = _class(cache)(driver, name, fd, writable=True, cache=cache)
         storage._output = output
         if output is None:
-            storage._half_made = True
-            storage._blank_head()
+            storage._begin_anew()
         elif request.options.get("nocow"):
             from .space import no_copy_on_write
 
@@ -146,13 +145,14 @@ class FileStorage(Storage):
         self.cache = cache
         self._fd = fd
         self._output: Output | None = None
-        self._half_made = False
+        self._used: int | None = None
+        """A device that is made anew is ours up to here; from here on it reads as zeros, whatever lies there."""
         info = os.fstat(fd)
         self._device = stat.S_ISBLK(info.st_mode)
         self._identity = (info.st_rdev,) if self._device else (info.st_dev, info.st_ino)
-        self.size = os.lseek(fd, 0, os.SEEK_END) if self._device else info.st_size
+        self.size = self._capacity = os.lseek(fd, 0, os.SEEK_END) if self._device else info.st_size
         self.blank = not self._device
-        self._growing = threading.Lock()
+        self._growing = threading.RLock()
         self._known: tuple[int, int, Kind] | None = None
         # Another object after each change: who looked before it knows that what was seen may be old.
         self._change = self._flushed = object()
@@ -192,12 +192,22 @@ class FileStorage(Storage):
             return offset, max(size, offset + 1), Kind.ZERO if error.errno == errno.ENXIO else Kind.DATA
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
+        if self._used is not None:
+            buffer = self._ours(offset, buffer)
         try:
             count = os.preadv(self._fd, (buffer,), offset)
             if count != len(buffer):
                 self._read_rest(offset, memoryview(buffer), count)
         except (OSError, OverflowError) as error:
             raise self._error(error, f"read at offset {offset}") from None
+
+    def _ours(self, offset: int, buffer: Buffer) -> Buffer:
+        """The part of *buffer* that is to be read from a device that is made anew; the rest becomes zeros."""
+        view = memoryview(buffer)
+        with self._growing:
+            inside = len(view) if self._used is None else min(max(self._used - offset, 0), len(view))
+        view[inside:] = bytes(len(view) - inside)
+        return view[:inside]
 
     def _read_rest(self, offset: int, view: memoryview, done: int) -> None:
         while done < len(view):
@@ -211,8 +221,8 @@ class FileStorage(Storage):
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         end = offset + len(data)
-        if end > self.size and len(data):
-            self._grow(end)
+        if (end > self.size or self._used is not None) and len(data):
+            self._grow(offset, end)
         try:
             count = os.pwrite(self._fd, data, offset)
             while offset + count < end:
@@ -230,8 +240,8 @@ class FileStorage(Storage):
         for at in range(0, len(buffers), _IOV_MAX):
             group = buffers[at : at + _IOV_MAX]
             end = offset + sum(map(len, group))
-            if end > self.size and end > offset:
-                self._grow(end)
+            if (end > self.size or self._used is not None) and end > offset:
+                self._grow(offset, end)
             try:
                 count = os.pwritev(self._fd, group, offset)
             except (OSError, OverflowError) as error:
@@ -254,11 +264,29 @@ class FileStorage(Storage):
                 offset += len(buffer)
                 done -= len(buffer)
 
-    def _grow(self, end: int) -> None:
-        """A write is about to reach *end*. Known beforehand, so that no truncation cuts off what others write."""
+    def _grow(self, offset: int, end: int) -> None:
+        """A write of *offset* to *end* is about to come. Known beforehand, so that no truncation cuts off what others
+        write, and what a device holds from before is gone wherever something is written behind it.
+        """
         with self._growing:
-            if end > self.size and not self._device:
+            if self._used is not None:
+                self._clear(offset)
+                self._used = max(self._used, end)
+            if end > self.size and (self._used is not None or not self._device):
                 self.size = end
+
+    def _clear(self, end: int) -> None:
+        """Make zeros of what a device that is made anew holds from before, up to *end*. Others' writes wait."""
+        with self._growing:
+            start = self._used
+            if start is None or end <= start:
+                return
+            self._used = end
+            try:
+                self._zero_device(start, end)
+            except OSError as error:
+                self._used = start
+                raise self._error(error, f"zero the device up to offset {end}") from None
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         if length <= 0:
@@ -266,6 +294,12 @@ class FileStorage(Storage):
         from . import space
 
         end = offset + length
+        if self._used is not None:
+            with self._growing:
+                self.size = max(self.size, end)
+                end = min(end, self._used)  # the rest is zeros already
+            if offset >= end:
+                return
         if end > self.size and not self._device:
             self._extend(end)
         try:
@@ -326,10 +360,13 @@ class FileStorage(Storage):
 
     def truncate(self, size: int) -> None:
         if self._device:
-            if size > self.size:
+            if size > self._capacity:
                 raise StorageError(
-                    f"the device has {self.size} bytes, too few for {size}", file=self.name, errno=errno.ENOSPC
+                    f"the device has {self._capacity} bytes, too few for {size}", file=self.name, errno=errno.ENOSPC
                 )
+            with self._growing:
+                if self._used is not None:
+                    self.size, self._used = size, min(self._used, size)
             return
         try:
             with self._growing:
@@ -360,9 +397,11 @@ class FileStorage(Storage):
             self.flush()
             return
         if self._device:
+            if self._used is not None:
+                self.truncate(max(self.size, offset + length))
             return  # its space is there
         try:
-            self._grow(offset + length)
+            self._grow(offset, offset + length)
             os.posix_fallocate(self._fd, offset, length)
             self._synchronise()
         except (OSError, OverflowError) as error:
@@ -377,6 +416,7 @@ class FileStorage(Storage):
             os.fdatasync(self._fd)
 
     def flush(self) -> None:
+        self._clear(self.size)
         change = self._change
         if not self.writable or self.cache == "unsafe" or self._fd < 0 or change is self._flushed:
             return
@@ -406,7 +446,8 @@ class FileStorage(Storage):
     # -- the end ------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        self._half_made = False
+        self._clear(self.size)
+        self._used = None
         output = self._output
         if output is None:
             return
@@ -420,7 +461,7 @@ class FileStorage(Storage):
         if self._fd < 0:
             return
         try:
-            if self._output is None and not self._half_made:
+            if self._output is None and self._used is None:
                 self.flush()
         finally:
             self._release()
@@ -430,8 +471,8 @@ class FileStorage(Storage):
             self._release()
 
     def _release(self) -> None:
-        if self._half_made:
-            self._half_made = False
+        if self._used is not None:
+            self._used = None
             with contextlib.suppress(StorageError):  # a device that fails has told so before
                 self._blank_head()
         fd, self._fd = self._fd, -1
@@ -443,9 +484,15 @@ class FileStorage(Storage):
         except OSError as error:
             raise StorageError.from_os(error, self.name, "close") from None
 
+    def _begin_anew(self) -> None:
+        """Take the device for an empty file that grows."""
+        self._blank_head()
+        self.size = self._used = 0
+        self.blank = True
+
     def _blank_head(self) -> None:
         """Let nothing on the device look like an image."""
-        self._write_zeros(0, min(_HEAD, self.size))
+        self._write_zeros(0, min(_HEAD, self._capacity))
         self.flush()
 
     def _error(self, error: OSError | OverflowError, place: str) -> StorageError:
