@@ -7,6 +7,8 @@ nothing more.
 
 from __future__ import annotations
 
+import errno
+import os
 import posixpath
 import threading
 from collections.abc import Iterator, Sequence
@@ -134,11 +136,13 @@ class MemoryStorage(Storage):
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         self._changing()
+        self._claim(offset, offset + len(data))
         self._record("write", offset, bytes(data))
         self.content.write(offset, data)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self._changing()
+        self._claim(offset, offset + length)
         self._record("zero", offset, length)
         self.content.zero(offset, offset + length, unmap=unmap)
 
@@ -165,6 +169,21 @@ class MemoryStorage(Storage):
             self.journal.append(change)
         if self.driver.journal is not None:
             self.driver.journal.append((file_key(self.name), change))
+
+    def _claim(self, offset: int, end: int) -> None:
+        """Fail where the driver says so; what makes a file longer takes of the room that there is."""
+        more = max(end - self.size, 0)
+        if self.driver.broken is not None:
+            self.driver.broken -= 1
+            if self.driver.broken == -1:
+                self._fail(errno.EIO, offset)
+        if more and self.driver.room is not None:
+            if more > self.driver.room:
+                self._fail(errno.ENOSPC, offset)
+            self.driver.room -= more
+
+    def _fail(self, code: int, offset: int) -> None:
+        raise StorageError.from_os(OSError(code, os.strerror(code)), self.name, f"write at offset {offset}")
 
     def _changing(self) -> None:
         if not self.writable or self.closed:
@@ -204,6 +223,10 @@ class MemoryDriver(ProtocolDriver):
         self.files: dict[str, Content] = {}
         self.journal: list[tuple[str, tuple[Any, ...]]] | None = None
         """Where set, gets every change of every file, with the file's key in front."""
+        self.room: int | None = None
+        """By how many bytes the files may still grow before the disk is full; None: without end."""
+        self.broken: int | None = None
+        """How many writes succeed before one fails; None: all do."""
 
     @hookimpl
     def open(self, request: OpenRequest) -> MemoryStorage:

@@ -105,6 +105,18 @@ def test_a_lost_refcount_table_does_not_stop_reading(image: Path, tmp_path: Path
     assert image.read_bytes() == before
 
 
+def test_a_version_of_the_future_is_not_taken_for_raw(image: Path) -> None:
+    with image.open("r+b") as file:
+        file.seek(4)
+        file.write(struct.pack(">I", 4))
+    before = image.read_bytes()
+    for command in (("info",), ("resize", "--shrink")):
+        done = diskmill(*command, image, *(["1M"] if len(command) > 1 else []), check=False)
+        assert done.returncode == 1
+        assert_one_line(done.stderr, image)
+    assert image.read_bytes() == before
+
+
 def test_an_output_that_is_also_the_input(image: Path) -> None:
     before = image.read_bytes()
     os.link(image, image.with_name("same"))

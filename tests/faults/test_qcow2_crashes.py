@@ -2,13 +2,15 @@
 
 Every change of every file is recorded. After each prefix of the record, with all of it on disk, and with only some of
 the sectors that changed since the last barrier, the image opens, checks without corruption, and its disk and each of
-its snapshots read as before the operation or as after it.
+its snapshots read as before the operation or as after it. So they do when
+the disk is full, or a write fails, and the operation with it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from crashes import crash_of_several
@@ -21,7 +23,7 @@ from diskmill.engine.copy import CopyPlan, copy
 from diskmill.errors import DiskmillError
 from diskmill.sizes import KiB
 from formats import Machine
-from twins import memory
+from twins import Content, memory
 
 SIZE = 160 * KiB
 LAYOUTS: dict[str, dict[str, object]] = {
@@ -95,6 +97,48 @@ def survives(machine: Machine, operation: Operation, seed: int, *, samples: int 
             machine.files.update(after)
             holds(old, new, state(machine))
 
+    for full in (True, False):
+        fails(machine, operation, before, (old, new), journal, chance, full=full)
+
+
+def fails(
+    machine: Machine,
+    operation: Operation,
+    before: dict[str, Content],
+    states: tuple[State, State],
+    journal: list[tuple[str, tuple[Any, ...]]],
+    chance: random.Random,
+    *,
+    full: bool,
+) -> None:
+    """Run *operation* while the disk gets full, or while one write fails, and look at what it leaves."""
+    driver = machine.context.registry.protocol("memory")
+    most = growth(before, journal) if full else sum(change[0] == "write" for _, change in journal)
+    for point in {0, most - 1, *(chance.randrange(most + 1) for _ in range(6))}:
+        machine.files.update({name: content.copy() for name, content in before.items()})
+        driver.room, driver.broken = (point, None) if full else (None, point)
+        cause = ""
+        try:
+            operation(machine)
+        except DiskmillError as error:
+            cause = str(error)
+        finally:
+            driver.room = driver.broken = None
+        assert not cause or ("No space left" if full else "Input/output error") in cause
+        for name in before:
+            found = state(machine, name)
+            if name == "disk":
+                holds(*states, found)
+
+
+def growth(before: dict[str, Content], journal: list[tuple[str, tuple[Any, ...]]]) -> int:
+    """By how many bytes the files grow, at most."""
+    largest = {name: content.size for name, content in before.items()}
+    for name, change in journal:
+        if change[0] == "write":
+            largest[name] = max(largest[name], change[1] + len(change[2]))
+    return sum(largest.values()) - sum(content.size for content in before.values()) + 1
+
 
 def made(layout: str, seed: int) -> Machine:
     """An image with three snapshots, all different, the last with the disk's size of then."""
@@ -119,6 +163,14 @@ def test_snapshots(layout: str, action: str, name: str) -> None:
 def test_resize_with_snapshots(layout: str, size: int) -> None:
     machine = made(layout, seed=3)
     survives(machine, lambda one: resize("memory:disk", size, shrink=True, context=one.context) and None, seed=4)
+
+
+def test_resize_moves_the_l1_table() -> None:
+    machine = Machine()
+    machine.create("disk", "qcow2", SIZE, LAYOUTS["tiny"])
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, random.Random(18).randbytes(SIZE))
+    survives(machine, lambda one: resize("memory:disk", SIZE * 16, context=one.context) and None, seed=19, samples=1)
 
 
 @pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])

@@ -92,7 +92,7 @@ class Qcow2Driver(FormatDriver):
     @hookimpl
     def probe(self, data: bytes, name: str) -> int:
         """By magic and version."""
-        return 100 if data[:8] in (b"QFI\xfb\0\0\0\2", b"QFI\xfb\0\0\0\3") else 0
+        return 100 if data.startswith(b"QFI\xfb") and data[4:8] >= b"\0\0\0\2" else 0
 
     @hookimpl
     def open(self, request: OpenRequest) -> Qcow2Image:

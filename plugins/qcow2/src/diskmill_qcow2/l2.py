@@ -216,9 +216,15 @@ class Mapping:
         The changes go there afterwards. So an L2 table that nothing names and that says where data is was never left by
         a crash: it is the mark of a damaged L1 table.
         """
+        try:
+            for table in homeless:
+                origin = tables.filled(self.cluster_size // 8, 8) if table.origin is None else table.origin
+                self.file.write(table.offset, tables.to_bytes(origin, "big"))
+        except BaseException:
+            for table in homeless:  # nothing may name what does not hold its origin
+                table.offset = 0
+            raise
         for table in homeless:
-            origin = tables.filled(self.cluster_size // 8, 8) if table.origin is None else table.origin
-            self.file.write(table.offset, tables.to_bytes(origin, "big"))
             table.origin = None
 
     def link(self) -> None:
@@ -247,9 +253,11 @@ class Mapping:
                 parts.append(tables.to_bytes(table.entries[low:high], "big"))
                 size += (high - low) * 8
                 end = at + (high - low) * 8
-                table.low, table.high = len(table.entries), 0
         if parts:
             self.file.write(start, b"".join(parts))
+        for index in self._dirty:  # only now: after a write that failed, all are still to be written
+            table = self._tables[index]
+            table.low, table.high = len(table.entries), 0
         self._dirty.clear()
 
     def write_l1(self) -> None:

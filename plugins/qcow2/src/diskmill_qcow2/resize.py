@@ -107,13 +107,15 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
         start = header.l1_table_offset
     else:
         start = refcounts.allocate_together(clusters) * header.cluster_size
-        refcounts.drop_metadata(header.l1_table_offset // header.cluster_size, room)
     image.write_refcounts()
     image.file.write(start, tables.to_bytes(grown, "big").ljust(clusters * header.cluster_size, b"\0"))
     image.barrier()
+    former = header.l1_table_offset
     header.l1_table_offset, header.l1_size = start, needed
     image.write_header()
     mapping.l1, mapping.l1_offset = grown, start
+    if former != start:  # only now: what fails before leaves the image with the table that it has
+        refcounts.drop_metadata(former // header.cluster_size, room)
     image.give_back()
 
 
