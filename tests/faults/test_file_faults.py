@@ -139,6 +139,17 @@ def test_a_file_cut_short_meanwhile_reads_as_zeros(storage: FileStorage) -> None
     assert storage.read(4096, 4096) == (bytes(range(256)) * 64)[4096:5000] + bytes(8192 - 5000)
 
 
+def test_a_source_cut_short_meanwhile_is_an_error(tmp_path: Path, cache: str) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(range(256)) * 64)
+    with driver.open(OpenRequest(str(path), Context(cache=cache))) as storage:
+        assert storage.read(16000, 1000)[384:] == bytes(616)  # beyond the end all is zeros
+        os.truncate(path, 4096)
+        for read in (lambda: storage.read(4000, 4096), lambda: list(storage.extents(8192, 4096))):
+            with pytest.raises(StorageError, match="shorter"):
+                read()
+
+
 def test_a_full_disk_fails_a_conversion_whole(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(os.urandom(4 * MiB))

@@ -136,6 +136,11 @@ def test_what_cannot_be_replaced_is_refused_at_once(tmp_path: Path, kind: str) -
             driver.create(CreateRequest(f"{tmp_path}/{name}", Context(), 0))
     with pytest.raises(StorageError, match="neither a regular file"):
         create(Path("/dev/null"))
+    ends = os.pipe()
+    with pytest.raises(StorageError, match="neither a regular file"):  # as /dev/stdout may be
+        create(Path(f"/proc/self/fd/{ends[1]}"))
+    for end in ends:
+        os.close(end)
     assert sorted(os.listdir(tmp_path)) == ["file", "loop", "pipe"]
 
 

@@ -66,6 +66,7 @@ class DirectStorage(FileStorage):
                 wanted = min(round_up(skip + len(view) - done, self.align), len(bounce))
                 count = max(os.preadv(self._fd, (bounce[:wanted],), low) - skip, 0)
                 if count == 0:  # the end
+                    self._expect_whole(offset + done)
                     view[done:] = bytes(len(view) - done)
                     return
                 count = min(count, len(view) - done)

@@ -118,9 +118,12 @@ def _expect_file(info: os.stat_result, name: str) -> None:
 
 def _is_device(name: str) -> bool:
     try:
-        return stat.S_ISBLK(os.stat(name).st_mode)
+        info = os.stat(name)
     except FileNotFoundError:
         return False
+    if not stat.S_ISDIR(info.st_mode):
+        _expect_file(info, name)
+    return stat.S_ISBLK(info.st_mode)
 
 
 def _open_error(error: OSError | ValueError, name: str, flags: int) -> StorageError:
@@ -188,6 +191,8 @@ class FileStorage(Storage):
                 return offset, data, Kind.ZERO
             return offset, max(os.lseek(self._fd, offset, os.SEEK_HOLE), offset + 1), Kind.DATA
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                self._expect_whole(offset)
             # ENXIO: nothing but a hole follows. Else: there is no telling holes from data here.
             return offset, max(size, offset + 1), Kind.ZERO if error.errno == errno.ENXIO else Kind.DATA
 
@@ -213,9 +218,15 @@ class FileStorage(Storage):
         while done < len(view):
             count = os.preadv(self._fd, (view[done:],), offset + done)
             if count == 0:
+                self._expect_whole(offset + done)
                 view[done:] = bytes(len(view) - done)
                 return
             done += count
+
+    def _expect_whole(self, offset: int) -> None:
+        """Where the end was met at *offset*: fail if the file, which nobody should change, was longer when opened."""
+        if not self.writable and offset < self.size and os.fstat(self._fd).st_size < self.size and not self._device:
+            raise StorageError("it has become shorter while it was read", file=self.name, place=f"offset {offset}")
 
     # -- writing ------------------------------------------------------------------------------------------------
 
