@@ -163,6 +163,9 @@ class Image(Node):
     unit: int = 1
     """Bytes that are allocated together, at most 2 MiB: writes of whole units need no copy. A format with larger
     blocks gives a smaller unit here, and places inside blocks that it has set aside and that read as zeros."""
+    subunit: int = 0
+    """Of a format whose units are filled in parts (qcow2's subclusters): the bytes of such a part, which divides the
+    unit. Writes of whole parts need no copy, and :meth:`zero_units` takes them. 0: units are whole."""
     sequential: bool = False
     """Whether data must come compressed, in whole units, in guest order, each once. The engine then copies so."""
     preallocated: bool | None = None
@@ -191,8 +194,9 @@ class Image(Node):
     def reserve(self, offset: int, length: int) -> list[Placement]:
         """Places for guest bytes *offset* to *offset + length*, in order and without gaps.
 
-        Fresh placements are whole units, so the first may begin before and the last end after the range (the guest
-        disk's end included: the engine pads with zeros). Nothing that the image on disk needs is touched.
+        Fresh placements are whole units (or subunits, where the rest of the unit can stay as it is), so the first may
+        begin before and the last end after the range, by less than a unit (the guest disk's end included: the engine
+        pads with zeros). Nothing that the image on disk needs is touched.
         """
         raise UnsupportedError(f"format '{self.driver.name}' cannot be written", file=self.name)
 
@@ -208,8 +212,9 @@ class Image(Node):
         raise UnsupportedError(f"format '{self.driver.name}' cannot be written", file=self.name)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Whole units (or the tail up to the guest disk's end) shall read as zeros.
+        """Whole units or subunits (or the tail up to the guest disk's end) shall read as zeros.
 
+        Where there are subunits, units that are zeroed in part come in a call of their own.
         Without *unmap* they do so by themselves, whatever backing image they may get, where the format can say that.
         A driver that has no cheap way raises :class:`UnsupportedError`, and the engine writes zeros.
         """

@@ -102,20 +102,20 @@ def _check_range(image: Image, offset: int, length: int) -> None:
 def store(image: Image, placement: Placement, offset: int, data: memoryview) -> None:
     """Put the part of *data*, which begins at guest *offset*, that belongs to *placement* into its place.
 
-    Of a fresh placement, the units that *data* covers in part are completed with what the guest reads there.
+    Of a fresh placement, what *data* does not cover is completed with what the guest reads there.
     """
     start, end = placement.start, placement.start + placement.length
     low, high = max(start, offset), min(end, offset + len(data))
     # Bytes that must be written together: whole units where the space is new, whole cipher sectors where it is not.
     unit = image.unit if placement.fresh else placement.cipher.granularity if placement.cipher else 1
-    body_low, body_high = min(start + round_up(low - start, unit), end), start + round_down(high - start, unit)
-    if high == end:
-        body_high = end
+    head = start + round_down(low - start, unit)
+    body_low = low if low == head else min(head + unit, end)
+    body_high = end if high == end else start + round_down(high - start, unit)
     if body_low > body_high:  # all inside one unit
-        _store_mixed(image, placement, round_down(low - start, unit) + start, body_low, offset, data)
+        _store_mixed(image, placement, head, body_low, offset, data)
         return
     if low < body_low:
-        _store_mixed(image, placement, body_low - unit, body_low, offset, data)
+        _store_mixed(image, placement, head, body_low, offset, data)
     if body_low < body_high:
         put(placement, body_low, data[body_low - offset : body_high - offset])
     if body_high < high:
@@ -146,34 +146,43 @@ def put(placement: Placement, start: int, data: memoryview) -> None:
 
 
 def zero(image: Image, offset: int, length: int, *, unmap: bool) -> None:
-    """Make guest bytes read as zeros: whole units by the driver's own way, the rest by writing."""
+    """Make guest bytes read as zeros: whole units and subunits by the driver's own way, the rest by writing."""
     _check_range(image, offset, length)
     end = offset + length
     with image.lock:
-        low, high = _whole_units(image, offset, end)
+        low, high = _whole_units(image, offset, end, image.subunit or image.unit)
         if low >= high:
             _write_zeros(image, offset, end)
             return
         _write_zeros(image, offset, low)
-        try:
-            image.zero_units(low, high - low, unmap=unmap)
-        except UnsupportedError:
-            _write_zeros(image, low, high)
+        for start, stop in _edges_apart(image, low, high):
+            try:
+                image.zero_units(start, stop - start, unmap=unmap)
+            except UnsupportedError:
+                _write_zeros(image, start, stop)
         _write_zeros(image, high, end)
+
+
+def _edges_apart(image: Image, low: int, high: int) -> list[tuple[int, int]]:
+    """*low* to *high* with the units that it covers in part apart: a driver may not be able to zero those."""
+    first, last = _whole_units(image, low, high, image.unit)
+    if first >= last:  # there is none between
+        first = last = min(first, high)
+    return [(start, stop) for start, stop in ((low, first), (first, last), (last, high)) if start < stop]
 
 
 def discard(image: Image, offset: int, length: int) -> None:
     """Whole units inside the range lose their contents."""
     _check_range(image, offset, length)
     with image.lock:
-        low, high = _whole_units(image, offset, offset + length)
+        low, high = _whole_units(image, offset, offset + length, image.unit)
         if low < high:
             image.discard_units(low, high - low)
 
 
-def _whole_units(image: Image, offset: int, end: int) -> tuple[int, int]:
-    high = end if end == image.size else round_down(end, image.unit)
-    return round_up(offset, image.unit), high
+def _whole_units(image: Image, offset: int, end: int, unit: int) -> tuple[int, int]:
+    high = end if end == image.size else round_down(end, unit)
+    return round_up(offset, unit), high
 
 
 def _write_zeros(node: Node, offset: int, end: int) -> None:

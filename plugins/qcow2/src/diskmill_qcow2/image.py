@@ -69,6 +69,7 @@ class Qcow2Image(Image):
         super().__init__(driver, file, name=name, size=header.size, writable=writable)
         self.header = header
         self.unit = header.cluster_size
+        self.subunit = self.unit // c.SUBCLUSTERS if header.extended_l2 else 0
         self.fresh = fresh
         self.external = bool(header.incompatible_features & c.EXTERNAL_DATA_FILE)
         self.data: Node | None = None if self.external else file
@@ -457,7 +458,11 @@ class Qcow2Image(Image):
             self._bitmaps.mark(offset, length)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
-        """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters."""
+        """As :meth:`Image.reserve`. What this image alone uses is overwritten in place; all else gets new clusters.
+
+        With extended L2 entries only the subclusters that the range touches are fresh, save in a cluster that moves
+        with what it holds.
+        """
         self._changing(offset, length)
         if self.volume is not None:  # whole sectors
             end = round_up(offset + length, self.volume.granularity)
@@ -471,7 +476,7 @@ class Qcow2Image(Image):
             count = min(last - at, mapping.count - entry)
             table = mapping.get(index)
             if table is None:
-                self._new(result, at, count)
+                self._new(result, at, count, *self._around(offset, offset + length))
             else:
                 self._reserve_in(result, table.entries, entry, at, count, offset, offset + length)
             at += count
@@ -491,7 +496,12 @@ class Qcow2Image(Image):
         for run in tables.runs(words, size):
             value = run.value
             if not value & c.COPIED or value & c.COMPRESSED or not (value & c.OFFSET_MASK or self.external):
-                self._new(result, at + run.at, run.length)
+                begin, end = self._around(low, high)
+                if extended and (value & c.COMPRESSED or bitmaps[run.at] & _ALL):
+                    begin = 0
+                if extended and (value & c.COMPRESSED or bitmaps[run.at + run.length - 1] & _ALL):
+                    end = round_up(end, size)
+                self._new(result, at + run.at, run.length, begin, end)
                 continue
             host = value & c.OFFSET_MASK
             if host % size:
@@ -505,31 +515,47 @@ class Qcow2Image(Image):
                 self.refcounts.refuse_metadata(first, first + (run.length if run.step else 1), "a guest cluster")
             if extended:
                 parts = [
-                    (part.at, part.length, part.value == c.ALL_ALLOCATED)
+                    (part.at, part.length, part.value & _ALL)
                     for part in tables.runs(bitmaps[run.at : run.at + run.length], 0)
                 ]
             else:
-                parts = [(0, run.length, not (value & c.ZERO and self.header.version > 2))]
-            assert self.data is not None
-            for begin, number, whole in parts:
-                for single in range(begin, begin + number) if not run.step else (begin,):
+                parts = [(0, run.length, 0 if value & c.ZERO and self.header.version > 2 else _ALL)]
+            for begin, number, allocated in parts:
+                together = run.step and allocated in (0, _ALL)
+                for single in (begin,) if together else range(begin, begin + number):
                     start = (at + run.at + single) * size
                     place = host + single * run.step
-                    end = start + (number if run.step else 1) * size
-                    if whole:
-                        start, place = max(start, low), place + max(low - start, 0)
-                        result.append(Placement(start, min(end, high) - start, self.data, place))
-                    else:  # space is kept for it; nothing reads it yet
-                        result.append(Placement(start, end - start, self.data, place, fresh=True))
+                    end = start + (number if together else 1) * size
+                    for first, upto, own in _by_allocation(allocated, start, end, self.subunit):
+                        if first < high and upto > low:
+                            self._inside(result, first, upto, place + first - start, low, high, own=own)
 
-    def _new(self, result: list[Placement], at: int, count: int) -> None:
+    def _inside(
+        self, result: list[Placement], start: int, end: int, place: int, low: int, high: int, *, own: bool
+    ) -> None:
+        """Guest bytes *start* to *end* have their place; their part of *low* to *high* goes there.
+
+        Not *own*: space is kept for them, and nothing reads it yet.
+        """
+        assert self.data is not None
+        if not own:
+            low, high = self._around(low, high)
+        begin = max(start, low)
+        result.append(Placement(begin, min(end, high) - begin, self.data, place + begin - start, fresh=not own))
+
+    def _around(self, low: int, high: int) -> tuple[int, int]:
+        """The clusters, or subclusters, that bytes *low* to *high* touch: where they begin and end."""
+        size = self.subunit or self.unit
+        return round_down(low, size), round_up(high, size)
+
+    def _new(self, result: list[Placement], at: int, count: int, low: int, high: int) -> None:
+        """New clusters for *count* guest clusters from *at* on, of which bytes *low* to *high* are to be filled."""
         size = self.unit
-        if self.external:
-            assert self.data is not None
-            result.append(Placement(at * size, count * size, self.data, at * size, fresh=True))
-            return
-        for first, number in self.refcounts.allocate(count):
-            result.append(Placement(at * size, number * size, self.file, first * size, fresh=True))
+        assert self.data is not None
+        for first, number in [(at, count)] if self.external else self.refcounts.allocate(count):
+            begin, end = max(at * size, low), min((at + number) * size, high)
+            place = first * size + begin - at * size
+            result.append(Placement(begin, end - begin, self.data, place, fresh=True))
             at += number
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
@@ -543,10 +569,10 @@ class Qcow2Image(Image):
         ]
 
     def publish_places(self, placements: Sequence[Placement]) -> None:
-        """As :meth:`publish`, but with extended L2 entries no subcluster is allocated yet."""
+        """As :meth:`publish` for clusters without contents; with extended L2 entries no subcluster is allocated yet."""
         for placement in placements:
             if placement.fresh:
-                at, count = placement.start // self.unit, placement.length // self.unit
+                at, count = placement.start // self.unit, -(-placement.length // self.unit)
                 self._set(at, count, placement.offset | c.COPIED, self.unit, 0)
         self._relieve()
 
@@ -556,11 +582,30 @@ class Qcow2Image(Image):
             if placement.stored:
                 self._set(placement.start // self.unit, 1, self._descriptor(placement), 0, 0)
             elif placement.fresh:
-                value = placement.offset | c.COPIED
-                self._set(
-                    placement.start // self.unit, placement.length // self.unit, value, self.unit, c.ALL_ALLOCATED
-                )
+                place = placement.offset - placement.start
+                for at, count, bits in self._by_cluster(placement.start, placement.start + placement.length):
+                    bitmap = bits if bits == _ALL else self._entry(at)[1] & ~(bits << 32) | bits
+                    self._set(at, count, place + at * self.unit | c.COPIED, self.unit, bitmap)
         self._relieve()
+
+    def _by_cluster(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Guest bytes *start* to *end* as (cluster, count, bits of their subclusters): whole clusters are together."""
+        size = self.unit
+        while start < end:
+            at, skip = divmod(start, size)
+            count = 1 if skip else max((end - start) // size, 1)
+            upto = min((at + count) * size, end)
+            first, last = (0, c.SUBCLUSTERS)
+            if upto - start < size:
+                first, last = skip // self.subunit, -(-(upto - at * size) // self.subunit)
+            yield at, count, (1 << last) - (1 << first)
+            start = upto
+
+    def _entry(self, at: int) -> tuple[int, int]:
+        """The extended L2 entry of guest cluster *at*, and its bitmap."""
+        index, entry = divmod(at, self.mapping.count)
+        table = self.mapping.get(index)
+        return (0, 0) if table is None else (table.entries[2 * entry], table.entries[2 * entry + 1])
 
     def _set(self, at: int, count: int, value: int, step: int, bitmap: int) -> None:
         """Entries of *count* guest clusters from *at* on become value, value + step, …; what they had is dropped."""
@@ -619,15 +664,34 @@ class Qcow2Image(Image):
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
         """Clusters read as zeros from now on; *unmap* gives their space back, and may leave them unallocated.
 
+        Subclusters of a cluster too, where the image has such.
+
         :raises UnsupportedError: version 2, where they must say so themselves, and raw external data files have no such
-            mark.
+            mark; nor have parts of a compressed cluster.
         """
         version2 = self.header.version < 3
         if self.external and self.header.autoclear_features & c.RAW_EXTERNAL_DATA:
             raise UnsupportedError("a raw external data file has no zero clusters", file=self.name)
         if version2 and (self.header.backing_file is not None or not unmap):
             raise UnsupportedError("version 2 has no zero clusters", file=self.name)
-        self._clear(offset, length, zero=not version2, keep=not unmap)
+        whole = not offset % self.unit and (not length % self.unit or offset + length == self.size)
+        if whole:
+            self._clear(offset, length, zero=not version2, keep=not unmap)
+        else:
+            self._zero_subclusters(offset, length, keep=not unmap)
+
+    def _zero_subclusters(self, offset: int, length: int, *, keep: bool) -> None:
+        """Subclusters of one cluster (or its tail up to the guest disk's end) read as zeros."""
+        ((at, _, bits),) = self._by_cluster(offset, offset + length)
+        value, bitmap = self._entry(at)
+        if value & c.COMPRESSED:
+            raise UnsupportedError("a compressed cluster has no zero subclusters", file=self.name)
+        self._changing(offset, length)
+        bitmap = bitmap & ~bits | bits << 32
+        if not bitmap & _ALL and not (keep and value & c.COPIED):
+            value = 0
+        self._set(at, 1, value, 0, bitmap)
+        self._relieve()
 
     def discard_units(self, offset: int, length: int) -> None:
         """Clusters read as zeros from now on, where the version can say so; their space is given back."""
@@ -806,6 +870,22 @@ class Qcow2Image(Image):
         self.store_bitmaps()
         super().settle()
         self.fresh = False
+
+
+def _by_allocation(allocated: int, start: int, end: int, size: int) -> Iterator[tuple[int, int, bool]]:
+    """Guest bytes *start* to *end* by whether they are allocated; where that differs they are a cluster.
+
+    :param allocated: the bits of subclusters of *size* bytes.
+    """
+    if allocated in (0, _ALL):
+        yield start, end, allocated == _ALL
+        return
+    index = 0
+    while index < c.SUBCLUSTERS:
+        first, kind = index, allocated >> index & 1
+        while index < c.SUBCLUSTERS and allocated >> index & 1 == kind:
+            index += 1
+        yield start + first * size, start + index * size, kind == 1
 
 
 def _joins(first: Extent, second: Extent) -> bool:

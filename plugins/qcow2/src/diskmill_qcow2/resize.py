@@ -137,7 +137,11 @@ def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
         with image.lock:
             holes = [extent for extent in image.extents(at, upto - at) if extent.kind is Kind.HOLE]
             for hole in holes:
-                placements = image.reserve(hole.start, hole.length)
+                low = round_up(hole.start, image.unit)  # a cluster that is in use in part stays as it is
+                high = hole.end if hole.end == end else round_down(hole.end, image.unit)
+                if low >= high:
+                    continue
+                placements = image.reserve(low, high - low)
                 for placement in placements:
                     stale = sizes[placement.node] - placement.offset
                     if stale > 0:  # space that is used again
