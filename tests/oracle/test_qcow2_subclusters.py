@@ -6,11 +6,13 @@ The same operations are done by diskmill and by qemu-io, on overlays of one back
 from __future__ import annotations
 
 import random
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 from diskmill.context import Context
 from diskmill.graph import open_image
 from diskmill.sizes import KiB
@@ -58,11 +60,6 @@ STEPS = st.lists(
 )
 
 
-def overlay(path: Path, *, options: str = "cluster_size=16k") -> None:
-    """An empty overlay, made by qemu-img, of ``base`` beside it, which is shorter and has zeros in it."""
-    qemu_img("create", "-q", "-f", "qcow2", "-o", f"extended_l2=on,{options}", "-b", "base", "-F", "raw", path, str(SIZE))
-
-
 def change(path: Path, steps: list[Step]) -> None:
     """Do *steps* by diskmill."""
     with open_image(str(path), "qcow2", writable=True, context=Context()) as image:
@@ -94,17 +91,27 @@ def host_clusters(path: Path) -> int:
     return found.get("allocated-clusters", 0)
 
 
+@contextmanager
+def pair(seed: int, *before: str) -> Iterator[tuple[Path, Path]]:
+    """Two equal overlays of one backing image, in which qemu-io did *before*."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs, base = (Path(folder) / name for name in ("ours", "theirs", "base"))
+        chance = random.Random(seed)
+        base.write_bytes(b"".join(chance.choice((bytes(3072), chance.randbytes(3072))) for _ in range(30)))
+        options = "extended_l2=on,cluster_size=16k"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", options, "-b", base, "-F", "raw", ours, str(SIZE))
+        if before:
+            qemu_io(ours, *before, format="qcow2")
+        shutil.copy(ours, theirs)
+        yield ours, theirs
+
+
 @settings(max_examples=40)
 @given(steps=STEPS, seed=st.integers(0, 99))
 @example(steps=[Step("write", 700, 100, 1)], seed=0)
 @example(steps=[Step("write", 0, 16384, 1), Step("keep", 512, 1024, 0), Step("write", 1000, 10, 2)], seed=0)
 def test_the_same_as_qemu(steps: list[Step], seed: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        ours, theirs, base = (Path(folder) / name for name in ("ours", "theirs", "base"))
-        chance = random.Random(seed)
-        base.write_bytes(b"".join(chance.choice((bytes(3072), chance.randbytes(3072))) for _ in range(30)))
-        for path in (ours, theirs):
-            overlay(path)
+    with pair(seed) as (ours, theirs):
         change(ours, steps)
         qemu_io(theirs, *(step.command for step in steps), format="qcow2")
         assert_clean(ours)
@@ -112,3 +119,19 @@ def test_the_same_as_qemu(steps: list[Step], seed: int) -> None:
         assert own(ours) == own(theirs)
         # Clusters of which each subcluster was zeroed by itself are given back; QEMU keeps them.
         assert host_clusters(ours) <= host_clusters(theirs)
+
+
+@settings(max_examples=12)
+@given(before=STEPS, steps=STEPS, seed=st.integers(0, 99))
+def test_snapshots_keep_what_they_have(before: list[Step], steps: list[Step], seed: int) -> None:
+    """A cluster that a snapshot holds, or that is compressed, moves with all that it has."""
+    with pair(seed, "write -c -P 9 16k 16k", *(step.command for step in before)) as (ours, theirs):
+        qemu_img("snapshot", "-c", "then", ours)
+        shutil.copy(ours, theirs)
+        change(ours, steps)
+        qemu_io(theirs, *(step.command for step in steps), format="qcow2")
+        assert_clean(ours)
+        assert_identical(theirs, ours, formats=("qcow2", "qcow2"))
+        for path in (ours, theirs):
+            qemu_img("convert", "-l", "snapshot.name=then", "-O", "raw", path, path.with_suffix(".then"))
+        assert ours.with_suffix(".then").read_bytes() == theirs.with_suffix(".then").read_bytes()
