@@ -588,18 +588,22 @@ class Qcow2Image(Image):
                     self._set(at, count, place + at * self.unit | c.COPIED, self.unit, bitmap)
         self._relieve()
 
-    def _by_cluster(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    def _by_cluster(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """Guest bytes *start* to *end* as (cluster, count, bits of their subclusters): whole clusters are together."""
         size = self.unit
+        if not self.subunit:
+            return [(start // size, (end - start) // size, _ALL)]
+        result = []
         while start < end:
             at, skip = divmod(start, size)
             count = 1 if skip else max((end - start) // size, 1)
             upto = min((at + count) * size, end)
-            first, last = (0, c.SUBCLUSTERS)
+            first, last = 0, c.SUBCLUSTERS
             if upto - start < size:
                 first, last = skip // self.subunit, -(-(upto - at * size) // self.subunit)
-            yield at, count, (1 << last) - (1 << first)
+            result.append((at, count, (1 << last) - (1 << first)))
             start = upto
+        return result
 
     def _entry(self, at: int) -> tuple[int, int]:
         """The extended L2 entry of guest cluster *at*, and its bitmap."""
@@ -872,20 +876,21 @@ class Qcow2Image(Image):
         self.fresh = False
 
 
-def _by_allocation(allocated: int, start: int, end: int, size: int) -> Iterator[tuple[int, int, bool]]:
+def _by_allocation(allocated: int, start: int, end: int, size: int) -> list[tuple[int, int, bool]]:
     """Guest bytes *start* to *end* by whether they are allocated; where that differs they are a cluster.
 
     :param allocated: the bits of subclusters of *size* bytes.
     """
     if allocated in (0, _ALL):
-        yield start, end, allocated == _ALL
-        return
+        return [(start, end, allocated == _ALL)]
+    result = []
     index = 0
     while index < c.SUBCLUSTERS:
         first, kind = index, allocated >> index & 1
         while index < c.SUBCLUSTERS and allocated >> index & 1 == kind:
             index += 1
-        yield start + first * size, start + index * size, kind == 1
+        result.append((start + first * size, start + index * size, kind == 1))
+    return result
 
 
 def _joins(first: Extent, second: Extent) -> bool:
