@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diskmill.context import Context
+from diskmill.extents import Kind
 from diskmill.graph import open_image
 from diskmill.sizes import KiB
 from hypothesis import example, given, settings
@@ -135,3 +136,13 @@ def test_snapshots_keep_what_they_have(before: list[Step], steps: list[Step], se
         for path in (ours, theirs):
             qemu_img("convert", "-l", "snapshot.name=then", "-O", "raw", path, path.with_suffix(".then"))
         assert ours.with_suffix(".then").read_bytes() == theirs.with_suffix(".then").read_bytes()
+
+
+def test_extents_inside_a_cluster_lie_in_the_range() -> None:
+    with pair(0, "write -P 1 0 2k", "write -P 2 12k 2k") as (ours, _):
+        with open_image(str(ours), "qcow2", context=Context()) as image:
+            found = list(image.extents(8704, 4096))
+        assert [(extent.start, extent.length, extent.kind) for extent in found] == [
+            (8704, 3584, Kind.HOLE),
+            (12288, 512, Kind.DATA),
+        ]

@@ -207,6 +207,8 @@ class Qcow2Image(Image):
         last: Extent | None = None
         for extent in self._extents(offset, end):
             if extent.start < offset or extent.end > end:
+                if extent.end <= offset or extent.start >= end:
+                    continue  # other subclusters of the first or last cluster
                 extent = extent.clip(offset, end)
             if last is None:
                 last = extent
