@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         qemu_img("create", "-q", "-f", "qcow2", "base.qcow2", "4M")
         qemu_io("base.qcow2", "write -P 1 1M 64k", format="qcow2")
         qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "over.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2")
         qemu_img("snapshot", "-c", "first", "over.qcow2")
         qemu_img("create", "-q", "-f", "raw", "disk.raw", "8M")
         qemu_img("create", "-q", "-f", "raw", "empty.raw", "0")
@@ -76,6 +77,8 @@ def validate(name: str, value: Any) -> None:
         "create -f qcow2 new.qcow2 1M",
         "create -f qcow2 -b base.qcow2 -F qcow2 new.qcow2",
         "resize -f raw empty.raw 1M",
+        "commit top.qcow2",
+        "commit -d top.qcow2",
         "drivers",
     ],
 )

@@ -27,7 +27,10 @@ def run(arguments: Arguments, session: Session) -> int:
             context=common.context_of(arguments, session),
             progress=report,
         )
-    session.print("Image committed.")
+    if arguments.one("output") == "json":
+        session.json({"filename": name, "emptied": not arguments.has("keep") and arguments.one("base") is None})
+    else:
+        session.print("Image committed.")
     return 0
 
 
@@ -43,6 +46,7 @@ COMMAND = Command(
         Option("rate", ("-r", "--rate-limit"), "The most bytes a second.", "RATE", panel="The copying"),
         common.CACHE,
         common.PROGRESS,
+        common.OUTPUT,
         common.QUIET,
         common.OBJECT,
         common.TRUST,
