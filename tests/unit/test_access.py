@@ -99,7 +99,7 @@ class Xor:
         assert start % 16 == 0 and len(data) % 16 == 0
         return bytes(byte ^ 0x55 for byte in data)
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         assert extent.start % 16 == 0 and len(payload) % 16 == 0
         return bytes(byte ^ 0x55 for byte in payload)
 
@@ -131,7 +131,7 @@ def test_a_compressed_unit_is_decoded_whole_and_cut() -> None:
     class Reverse:
         granularity = 0
 
-        def decode(self, extent: Extent, payload: memoryview) -> bytes:
+        def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
             return bytes(payload)[::-1]
 
     unit = Extent(0, 8, Kind.ENCODED, memory(b"..87654321"), 2, 8, Reverse(), 8)
@@ -144,7 +144,7 @@ def test_a_unit_that_decodes_to_the_wrong_length_is_damaged() -> None:
     class Short:
         granularity = 0
 
-        def decode(self, extent: Extent, payload: memoryview) -> bytes:
+        def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
             return b"123"
 
     unit = Extent(0, 8, Kind.ENCODED, memory(b"12345678"), 0, 8, Short(), 8)

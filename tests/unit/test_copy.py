@@ -193,7 +193,7 @@ class Told:
 
     granularity = 0
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         assert len(payload) == extent.stored
         return (len(payload).to_bytes(7, "big") + bytes(payload[-1:])) * (extent.unit // 8)
 

@@ -260,11 +260,16 @@ def test_rounding(value: int, unit: int) -> None:
 @given(
     pieces=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2)), max_size=12),
     granule=st.sampled_from([8, 16, 64]),
+    before=st.integers(0, 9),
     beyond=st.integers(0, 20),
 )
-def test_data_runs_are_the_granules_that_are_not_zero(pieces: list[tuple[int, int]], granule: int, beyond: int) -> None:
+def test_data_runs_are_the_granules_that_are_not_zero(
+    pieces: list[tuple[int, int]], granule: int, before: int, beyond: int
+) -> None:
     data = b"".join(bytes([value]) * length for length, value in pieces)
-    found = list(data_runs(bytearray(data + b"\xff" * beyond), len(data), granule))
+    buffer = bytearray(b"\xff" * 8 * before + data + b"\xff" * beyond)
+    begin = 8 * before
+    found = [(at - begin, length) for at, length in data_runs(buffer, begin, begin + len(data), granule)]
     expected = [
         any(data[at : at + granule]) for at in range(0, len(data), granule)
     ]  # a granule at a time, the last one maybe shorter
@@ -283,7 +288,7 @@ def test_data_runs_are_the_granules_that_are_not_zero(pieces: list[tuple[int, in
 def test_large_granules(granule: int) -> None:
     data = bytearray(3 * granule)
     data[granule + granule - 1] = 1  # the last byte of the second
-    assert list(data_runs(data, len(data), granule)) == [(granule, granule)]
+    assert list(data_runs(data, 0, len(data), granule)) == [(granule, granule)]
 
 
 @pytest.mark.parametrize("length", [0, 1, 65535, 65536, 65537, 200000])

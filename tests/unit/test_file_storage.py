@@ -316,3 +316,37 @@ def test_a_link_at_the_end_can_be_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"link"):
         driver.open(OpenRequest(str(tmp_path / "link"), Context(), options={"follow": False}))
     driver.open(OpenRequest(str(tmp_path / "disk"), Context(), options={"follow": False})).close()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("gains", [False, True])
+def test_a_new_file_has_space_for_what_was_written_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: bool, refused: bool
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def allocate(fd: int, offset: int, length: int) -> None:
+        asked.append((offset, length))
+        if refused:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        real(fd, offset, length)
+
+    real = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(space, "gains_by_allocation", lambda fd: gains)
+    path = tmp_path / "disk"
+    with created(path) as storage:
+        storage.truncate(16 * MiB)
+        storage.write(4 * MiB, b"a" * MiB)
+        storage.write_vector(8 * MiB, [b"b" * MiB, b"c" * MiB])
+        storage.write(16 * MiB, b"d" * MiB)
+        storage.write(0, b"small")
+        storage.settle()
+    everything = [(4 * MiB, MiB), (8 * MiB, 2 * MiB), (16 * MiB, MiB)]
+    assert asked == ((everything[:1] if refused else everything) if gains else [])
+    assert 4 * MiB <= path.stat().st_blocks * 512 < 5 * MiB
+    expected = bytearray(17 * MiB)
+    expected[:5] = b"small"
+    for at, letter in ((4, b"a"), (8, b"b"), (9, b"c"), (16, b"d")):
+        expected[at * MiB : (at + 1) * MiB] = letter * MiB
+    assert path.read_bytes() == expected

@@ -155,7 +155,7 @@ class _Unreadable:
     def __init__(self, error: DiskmillError) -> None:
         self._error = error
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         raise self._error
 
 
@@ -170,7 +170,7 @@ class _Whole:
         self._kept = kept
         self._short: tuple[bytes, bytes] = b"", b""
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         """See :class:`diskmill.extents.Codec`."""
         chunk = Chunk(extent.start - extent.skip, extent.unit, extent.offset, extent.stored, self._method)
         if extent.length == extent.unit:
@@ -204,7 +204,7 @@ class _Pieces:
         self._chunks = chunks
         self._chunk = chunk
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         """See :class:`diskmill.extents.Codec`."""
         return self._chunks.piece(self._chunk, extent.start - extent.skip - self._chunk.start)
 

@@ -187,7 +187,7 @@ class Volume:
             raise SecretError("the image is encrypted, and it was opened without a passphrase", file=self.name)
         return self._sectors
 
-    def decode(self, extent: Extent, payload: memoryview) -> memoryview:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> memoryview:
         """See :class:`~diskmill.extents.Codec`."""
         return self.sectors.decrypt((extent.offset if self._host else extent.start) // SECTOR, payload)
 

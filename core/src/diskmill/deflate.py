@@ -35,7 +35,7 @@ class DeflateCodec:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         """The cluster that *payload* begins with."""
         from isal import igzip_lib
 

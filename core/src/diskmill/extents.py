@@ -36,11 +36,14 @@ class Codec(Protocol):
     """0 where a unit can only be decoded whole (a compressed cluster). Else stored and guest lengths are the same and
     any run of whole sectors of this many bytes can be decoded alone (an encrypted disk)."""
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes | bytearray | memoryview:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes | bytearray | memoryview:
         """The guest bytes whose stored bytes are *payload*.
 
         With granularity 0: the ``extent.unit`` bytes of the whole unit. Else: ``extent.length`` bytes; the extent
-        begins and ends at whole sectors, and the codec may overwrite *payload* and return it.
+        begins and ends at whole sectors.
+
+        :param into: as many bytes of memory, which the codec may fill and return, rather than make its own. With a
+            granularity it is *payload* itself.
 
         :raises ImageError: the payload is damaged.
         """

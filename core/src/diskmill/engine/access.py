@@ -48,7 +48,7 @@ def _decode(extent: Extent, view: memoryview) -> None:
         # Whole sectors are read where they are wanted, and decoded in place.
         stored = into if len(into) == piece.length else memoryview(bytearray(piece.length))
         extent.node.read_into(piece.offset, stored)
-        plain = extent.codec.decode(piece, stored)
+        plain = extent.codec.decode(piece, stored, stored)
         if plain is not into:
             into[:] = memoryview(plain)[low - at : high - at]
 
@@ -56,10 +56,14 @@ def _decode(extent: Extent, view: memoryview) -> None:
 def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None:
     """Decode the unit of *extent* from *payload* and put what *extent* covers of it into *view*."""
     assert extent.codec is not None
-    plain = memoryview(extent.codec.decode(extent.original, payload))
-    if len(plain) != extent.unit:
+    unit = extent.unit
+    into = view if extent.length == unit else memoryview(bytearray(unit))
+    plain = extent.codec.decode(extent.original, payload, into)
+    if plain is view:
+        return
+    if len(plain) != unit:
         raise ImageError(f"compressed data at guest offset {extent.start - extent.skip} is damaged")
-    view[:] = plain[extent.skip : extent.skip + extent.length]
+    view[:] = memoryview(plain)[extent.skip : extent.skip + extent.length]
 
 
 def fill_zeros(view: memoryview) -> None:

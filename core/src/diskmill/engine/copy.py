@@ -112,11 +112,15 @@ def _tasks(
     window: list[Extent] = []
     border = limit = 0
     for extent in extents:
-        for part in _zeros_apart(extent, unit, plan):
-            if part.reads_as_zeros and _left_out(part, plan):
+        zeros = extent.reads_as_zeros
+        if not zeros and extent.end <= limit:  # as most compressed ones do
+            window.append(extent)
+            continue
+        for part in _zeros_apart(extent, unit, plan) if zeros else (extent,):
+            if zeros and _left_out(part, plan):
                 progress.advance(part.length)
                 continue
-            if part.reads_as_zeros and part.length >= chunk and plan.sparse:
+            if zeros and part.length >= chunk and plan.sparse:
                 if window:
                     yield _Task(window[0].start, window[-1].end, window)
                     window = []
@@ -147,7 +151,7 @@ def _left_out(extent: Extent, plan: CopyPlan) -> bool:
 
 def _zeros_apart(extent: Extent, unit: int, plan: CopyPlan) -> Iterator[Extent]:
     """Zeros that must be put into the target: their whole units apart from what shares a unit with data."""
-    if not extent.reads_as_zeros or _left_out(extent, plan):
+    if _left_out(extent, plan):
         yield extent
         return
     low, high = min(round_up(extent.start, unit), extent.end), max(round_down(extent.end, unit), extent.start)
@@ -157,6 +161,26 @@ def _zeros_apart(extent: Extent, unit: int, plan: CopyPlan) -> Iterator[Extent]:
     for start, end in ((extent.start, low), (low, high), (high, extent.end)):
         if start < end:
             yield extent.clip(start, end)
+
+
+class _Buffers:
+    """A worker's memory, which is used again and again: fresh memory costs as much as copying it does."""
+
+    def __init__(self, guest: int) -> None:
+        self.guest = bytearray(guest)
+        self.stored = bytearray()
+
+    def for_guest(self, length: int) -> bytearray:
+        """For *length* guest bytes at least."""
+        if length > len(self.guest):
+            self.guest = bytearray(length)
+        return self.guest
+
+    def for_stored(self, length: int) -> memoryview:
+        """For *length* stored bytes."""
+        if length > len(self.stored):
+            self.stored = bytearray(length)
+        return memoryview(self.stored)[:length]
 
 
 class _Copier:
@@ -173,19 +197,15 @@ class _Copier:
         self.ordered = target.sequential or plan.in_order and (target.unit > 1 or plan.compress)
 
     def worker(self, workers: Workers[_Task]) -> Callable[[_Task, int], None]:
-        buffer = bytearray(self.chunk)
+        buffers = _Buffers(self.chunk)
 
         def work(task: _Task, turn: int) -> None:
-            nonlocal buffer
-            room = round_up(task.end, self.granule) - round_down(task.start, self.chunk)
-            if room > len(buffer) and not task.zeros:  # a unit of the source reaches beyond the chunk
-                buffer = bytearray(room)
-            self.deal(workers, task, turn, buffer)
+            self.deal(workers, task, turn, buffers)
             self.progress.advance(task.end - task.start)
 
         return work
 
-    def deal(self, workers: Workers[_Task], task: _Task, turn: int, buffer: bytearray) -> None:
+    def deal(self, workers: Workers[_Task], task: _Task, turn: int, buffers: _Buffers) -> None:
         """One task: read, find data, reserve, write, publish."""
         target, plan = self.target, self.plan
         if task.zeros:
@@ -197,14 +217,19 @@ class _Copier:
         if plan.offload and not plan.compress and self.offload(task.extents):
             return
         if not plan.zeroed:
-            self.deal_in_place(workers, task, turn, buffer)
+            self.deal_in_place(workers, task, turn, buffers)
             return
         # Whole units, so that a fresh unit is completed with zeros here and not by reading the target.
         low = round_down(task.start, target.unit)
         high = min(round_up(task.end, target.unit), target.size)
+        buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
-        self.read(task.extents, view, low)
-        runs = list(data_runs(buffer, high - low, self.granule)) if plan.sparse else [(0, high - low)]
+        stretches = _stretches(task.extents, low, high, self.granule) if plan.sparse else [(low, high)]
+        self.read(task.extents, stretches, view, low, buffers)
+        if plan.sparse:
+            runs = [run for begin, end in stretches for run in data_runs(buffer, begin - low, end - low, self.granule)]
+        else:
+            runs = [(0, high - low)]
         if self.encoder is not None:
             self.deal_compressed(workers, turn, view, low, runs)
             return
@@ -237,9 +262,10 @@ class _Copier:
                 return False
         return True
 
-    def deal_in_place(self, workers: Workers[_Task], task: _Task, turn: int, buffer: bytearray) -> None:
+    def deal_in_place(self, workers: Workers[_Task], task: _Task, turn: int, buffers: _Buffers) -> None:
         """One task of a copy onto contents that matter: each stretch of the task's extents by itself."""
         base = round_down(task.start, self.chunk)
+        buffer = buffers.for_guest(round_up(task.end, self.granule) - base)
         stretches: list[list[Extent]] = []
         for extent in task.extents:
             if stretches and stretches[-1][-1].end == extent.start:
@@ -248,7 +274,7 @@ class _Copier:
                 stretches.append([extent])
         for stretch in stretches:
             start, end = stretch[0].start, stretch[-1].end
-            self.read(stretch, memoryview(buffer)[start - base : end - base], start)
+            self.read(stretch, [(start, end)], memoryview(buffer)[start - base : end - base], start, buffers)
         self.wait(workers, turn)
         for stretch in stretches:
             self.write_stretch(stretch[0].start, stretch[-1].end, buffer, base)
@@ -263,7 +289,7 @@ class _Copier:
         low = round_down(start, self.granule)
         at = start
         whole = bytearray(view[low - base : end - base]) if low != base else buffer
-        for offset, length in data_runs(whole, end - low, self.granule):
+        for offset, length in data_runs(whole, 0, end - low, self.granule):
             begin, upto = max(low + offset, start), low + offset + length
             if begin > at:
                 self.target.zero(at, begin - at)
@@ -297,26 +323,33 @@ class _Copier:
         if self.ordered:
             workers.done()
 
-    def read(self, extents: Sequence[Extent], view: memoryview, base: int) -> None:
-        """Fill *view*, guest bytes from *base* on, with *extents* and zeros between them."""
-        at = base
+    def read(
+        self,
+        extents: Sequence[Extent],
+        stretches: Sequence[tuple[int, int]],
+        view: memoryview,
+        base: int,
+        buffers: _Buffers,
+    ) -> None:
+        """Fill those *stretches* of *view*, guest bytes from *base* on, with *extents* and zeros between them."""
         index = 0
-        while index < len(extents):
-            extent = extents[index]
-            if extent.start > at:
-                fill_zeros(view[at - base : extent.start - base])
-            upto = index + 1
-            if extent.unit:
-                while upto < len(extents) and _follows(extents[upto], extents[index], extents[upto - 1]):
-                    upto += 1
-            group = extents[index:upto]
-            at = group[-1].end
-            try:
-                _read_group(group, view[extent.start - base : at - base])
-            except DiskmillError as error:
-                self.salvage(group, view, base, error)
-            index = upto
-        fill_zeros(view[at - base :])
+        for at, end in stretches:
+            while index < len(extents) and extents[index].start < end:
+                extent = extents[index]
+                if extent.start > at:
+                    fill_zeros(view[at - base : extent.start - base])
+                upto = index + 1
+                if extent.unit:
+                    while upto < len(extents) and _follows(extents[upto], extent, extents[upto - 1]):
+                        upto += 1
+                group = extents[index:upto]
+                at = group[-1].end
+                try:
+                    _read_group(group, view[extent.start - base : at - base], buffers)
+                except DiskmillError as error:
+                    self.salvage(group, view, base, error)
+                index = upto
+            fill_zeros(view[at - base : end - base])
 
     def salvage(self, group: Sequence[Extent], view: memoryview, base: int, error: DiskmillError) -> None:
         if self.plan.salvage is None:
@@ -442,17 +475,35 @@ def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
     )
 
 
-def _read_group(group: Sequence[Extent], view: memoryview) -> None:
+def _stretches(extents: Sequence[Extent], low: int, high: int, granule: int) -> list[tuple[int, int]]:
+    """(start, end) of the stretches of guest bytes *low* to *high*, whole granules from *low* on, that extents touch.
+
+    What lies between them are zeros that need not be looked at.
+    """
+    result: list[tuple[int, int]] = []
+    begin = end = low
+    for extent in extents:
+        first = low + round_down(extent.start - low, granule)
+        if first > end:
+            if begin < end:
+                result.append((begin, end))
+            begin = first
+        end = low + round_up(extent.end - low, granule)
+    if begin < end:
+        result.append((begin, min(end, high)))
+    return result
+
+
+def _read_group(group: Sequence[Extent], view: memoryview, buffers: _Buffers) -> None:
     """Fill *view* from neighbouring extents, compressed payloads with one read for all."""
     first = group[0]
-    if len(group) == 1:
+    if not first.unit:
         read_extent(first, view)
         return
     assert first.node is not None
     end = max(extent.offset + extent.stored for extent in group)  # payloads may overlap
-    payload = bytearray(end - first.offset)
-    first.node.read_into(first.offset, payload)
-    stored = memoryview(payload)
+    stored = buffers.for_stored(end - first.offset)
+    first.node.read_into(first.offset, stored)
     for extent in group:
         at = extent.offset - first.offset
         place_decoded(

@@ -23,25 +23,25 @@ def is_zero(buffer: bytearray | memoryview | bytes) -> bool:
     )
 
 
-def data_runs(buffer: bytearray, length: int, granule: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the stretches of ``buffer[:length]`` that are not zeros, in whole granules.
+def data_runs(buffer: bytearray, start: int, end: int, granule: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the stretches of ``buffer[start:end]`` that are not zeros, in whole granules from *start* on.
 
     :param granule: bytes, a multiple of 8; the last one may be shorter.
     """
-    whole = length // granule
-    words = memoryview(buffer)[: whole * granule].cast("Q")[:: granule // 8].tolist() if whole else []
-    start = -1
+    whole = (end - start) // granule
+    words = memoryview(buffer)[start : start + whole * granule].cast("Q")[:: granule // 8].tolist() if whole else []
     zeros = ZEROS[:granule] if granule <= len(ZEROS) else bytes(granule)
-    for index, word in enumerate(words):
-        if word == 0 and buffer.startswith(zeros, index * granule):
-            if start >= 0:
-                yield start, index * granule - start
-                start = -1
-        elif start < 0:
-            start = index * granule
-    rest = length - whole * granule
-    if rest and not buffer.startswith(zeros[:rest], whole * granule):
-        start = start if start >= 0 else whole * granule
-        yield start, length - start
-    elif start >= 0:
-        yield start, whole * granule - start
+    begin = index = 0
+    for _ in range(words.count(0)):
+        index = words.index(0, index)
+        if buffer.startswith(zeros, start + index * granule):
+            if begin < index:
+                yield start + begin * granule, (index - begin) * granule
+            begin = index + 1
+        index += 1
+    begin = start + begin * granule
+    upto = start + whole * granule
+    if upto < end and not buffer.startswith(zeros[: end - upto], upto):
+        upto = end
+    if begin < upto:
+        yield begin, upto - begin

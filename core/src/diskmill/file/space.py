@@ -91,3 +91,21 @@ def no_copy_on_write(fd: int) -> None:
     with contextlib.suppress(OSError):
         (flags,) = struct.unpack_from("@i", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)))
         fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("@ii", flags | _FS_NOCOW, 0))
+
+
+def gains_by_allocation(fd: int) -> bool:
+    """Whether writes to a new regular file get faster by allocating their blocks first.
+
+    On ext4 they do. On xfs it makes no difference, tmpfs gets slower, btrfs no longer compresses what was allocated.
+    """
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                mount, _, system = line.partition(" - ")
+                if mount.split(" ", 3)[2] == number:
+                    return system.startswith("ext4 ")
+    except OSError:
+        pass
+    return False

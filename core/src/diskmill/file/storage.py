@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _IOV_MAX = 1024
 _DIRECT = ("none", "directsync")
 _SYNC = ("writethrough", "directsync")
+_AHEAD = 65536
+"""Bytes of a write from which it pays to ask for its space first."""
 _HEAD = 65536
 """Bytes at the start of a block device that hold every format's header: zero until an output on it is whole."""
 
@@ -82,10 +84,12 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
         storage._output = output
         if output is None:
             storage._begin_anew()
-        elif request.options.get("nocow"):
-            from .space import no_copy_on_write
+        else:
+            from . import space
 
-            no_copy_on_write(fd)
+            storage._ahead = space.gains_by_allocation(fd)
+            if request.options.get("nocow"):
+                space.no_copy_on_write(fd)
     except BaseException:
         os.close(fd)
         if output is not None:
@@ -150,6 +154,8 @@ class FileStorage(Storage):
         self._output: Output | None = None
         self._used: int | None = None
         """A device that is made anew is ours up to here; from here on it reads as zeros, whatever lies there."""
+        self._ahead = False
+        """Whether to ask for space before each larger write."""
         info = os.fstat(fd)
         self._device = stat.S_ISBLK(info.st_mode)
         self._identity = (info.st_rdev,) if self._device else (info.st_dev, info.st_ino)
@@ -234,6 +240,8 @@ class FileStorage(Storage):
         end = offset + len(data)
         if (end > self.size or self._used is not None) and len(data):
             self._grow(offset, end)
+        if self._ahead and len(data) >= _AHEAD:
+            self._take_space(offset, len(data))
         try:
             count = os.pwrite(self._fd, data, offset)
             while offset + count < end:
@@ -253,6 +261,8 @@ class FileStorage(Storage):
             end = offset + sum(map(len, group))
             if (end > self.size or self._used is not None) and end > offset:
                 self._grow(offset, end)
+            if self._ahead and end - offset >= _AHEAD:
+                self._take_space(offset, end - offset)
             try:
                 count = os.pwritev(self._fd, group, offset)
             except (OSError, OverflowError) as error:
@@ -274,6 +284,17 @@ class FileStorage(Storage):
             else:
                 offset += len(buffer)
                 done -= len(buffer)
+
+    def _take_space(self, offset: int, length: int) -> None:
+        """Let the file have blocks for a write that is about to come.
+
+        On ext4 two threads then write a third faster: what a write does for each page that has no block yet, it does
+        under the file's lock.
+        """
+        try:
+            os.posix_fallocate(self._fd, offset, length)
+        except OSError:
+            self._ahead = False  # if it matters, the write fails too, and tells it
 
     def _grow(self, offset: int, end: int) -> None:
         """A write of *offset* to *end* is about to come. Known beforehand, so that no truncation cuts off what others

@@ -27,29 +27,29 @@ class ZstdCodec:
         self.name = name
         self._local = threading.local()
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytearray:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> memoryview:
         """The cluster that *payload* begins with."""
         import zstandard
 
-        decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
-        if decompressor is None:
+        try:
+            decompressor = self._local.decompressor
+        except AttributeError:
             # The frame says how much memory its window needs; more than a cluster's worth cannot be of use.
-            self._local.decompressor = decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
-        plain = bytearray(extent.unit)
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
         try:
             # A stream, because a frame that claims a huge size must not get the memory for it.
-            with decompressor.stream_reader(payload) as stream:
-                count = stream.readinto(plain)
-                while 0 < count < extent.unit:
-                    more = stream.readinto(memoryview(plain)[count:])
-                    if not more:
-                        break
-                    count += more
+            stream = decompressor.stream_reader(payload)
+            count = stream.readinto(into)
+            while 0 < count < extent.unit:
+                more = stream.readinto(into[count:])
+                if not more:
+                    break
+                count += more
         except zstandard.ZstdError as error:
             raise damaged(self.name, extent, error) from None
         if count != extent.unit:
             raise damaged(self.name, extent, f"{count} bytes come out of it, not {extent.unit}")
-        return plain
+        return into
 
 
 class ZstdEncoder:

@@ -64,7 +64,7 @@ class GrainCodec:
         # The stubs take this class for one of its instances.
         self._error = cast("type[Exception]", igzip_lib.IsalError)
 
-    def decode(self, extent: Extent, payload: memoryview) -> bytes:
+    def decode(self, extent: Extent, payload: memoryview, into: memoryview) -> bytes:
         at = extent.start - extent.skip
         data = payload
         if self._markers:
