@@ -614,14 +614,146 @@ def test_an_overlay_needs_a_vmdk_below_it(tmp_path: Path) -> None:
         diskmill.create(str(tmp_path / "disk.vmdk"), format="vmdk", backing=str(raw), backing_format="raw")
 
 
-@pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentFlat", "streamOptimized"])
-def test_flat_disks_and_streams_stand_on_nothing(subformat: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("subformat", ["monolithicFlat", "twoGbMaxExtentFlat"])
+def test_flat_disks_stand_on_nothing(subformat: str, tmp_path: Path) -> None:
     diskmill.create(str(tmp_path / "base.vmdk"), MiB, format="vmdk")
     options = {"subformat": subformat}
     with pytest.raises(UnsupportedError, match="cannot have a backing file"):
         diskmill.create(
             str(tmp_path / "disk.vmdk"), format="vmdk", backing="base.vmdk", backing_format="vmdk", options=options
         )
+
+
+# -- streams that stand on an image -----------------------------------------------------------------------------------
+
+
+def stream_overlay(folder: Path, size: int = TABLE + GRAIN + SECTOR) -> tuple[Path, Path, Path]:
+    """A base with data; a raw disk that is unlike it in parts of grains, grains of zeros and at its end; and a stream
+    that reads so on that base, made of a qcow2 overlay whose clusters are smaller than grains."""
+    raw, base, top = source(folder, size), folder / "base.vmdk", folder / "top.qcow2"
+    convert(raw, base)
+    diskmill.create(
+        str(top), size, format="qcow2", backing=str(raw), backing_format="raw", options={"cluster_size": "4k"}
+    )
+    chance = random.Random(8)
+    with open_image(str(base), "vmdk", context=Context()) as disk:
+        data = next(one.start for one in disk.extents(4 * GRAIN, size - 4 * GRAIN) if one.kind.value == "data")
+    with open_image(str(top), "qcow2", context=Context(), writable=True) as disk:
+        for at, length in ((5000, 300), (GRAIN - 100, 200), (10 * GRAIN + 8192, 4096), (size - 700, 700)):
+            disk.write(at, chance.randbytes(length))
+        for at in range(20, 24):
+            disk.write(at * GRAIN + 4096 * at, chance.randbytes(4096))
+        disk.zero(data, GRAIN)
+        disk.zero(2 * GRAIN, 8192)
+        disk.zero(TABLE // 2, 4 * MiB)
+        expected = disk.read(0, size)
+    stream, model = folder / "stream.vmdk", folder / "model.raw"
+    convert(top, stream, "streamOptimized", backing="base.vmdk", backing_format="vmdk")
+    model.write_bytes(expected)
+    assert expected[data : data + GRAIN] == bytes(GRAIN) != raw.read_bytes()[data : data + GRAIN]
+    return model, base, stream
+
+
+def test_a_stream_on_a_base_holds_what_is_unlike_it(tmp_path: Path) -> None:
+    model, base, stream = stream_overlay(tmp_path)
+    assert_identical(model, stream, formats=("raw", "vmdk"))
+    assert read_all(stream) == model.read_bytes()
+    assert diskmill.check(str(stream)).findings == []
+    told, parent = qemu_img_json("info", stream), qemu_img_json("info", base)
+    assert diskmill_json("info", stream) == told
+    assert told["backing-filename"] == "base.vmdk"
+    assert told["format-specific"]["data"]["parent-cid"] == parent["format-specific"]["data"]["cid"]
+    maps = diskmill_json("map", stream)
+    assert maps == qemu_img_json("map", stream)
+    # Grains of its own begin and end with the grains that were written, and zeros over zeros are no grains.
+    own = [(one["start"], one["start"] + one["length"]) for one in maps if one["depth"] == 0]
+    size = model.stat().st_size
+    assert all(start % GRAIN == 0 and (end % GRAIN == 0 or end == size) for start, end in own)
+    assert sum(end - start for start, end in own) < 40 * GRAIN
+
+
+def test_streams_of_qemu_img_on_a_base_read_the_same(tmp_path: Path) -> None:
+    model, _, ours = stream_overlay(tmp_path)
+    for options in ("", ",zeroed_grain=on"):
+        its = tmp_path / "its.vmdk"
+        qemu_img(
+            *("convert", "-f", "vmdk", "-O", "vmdk", "-o", f"subformat=streamOptimized{options}"),
+            *("-B", "base.vmdk", "-F", "vmdk", ours, its),
+        )
+        assert read_all(its) == model.read_bytes()
+        assert diskmill_json("map", its) == qemu_img_json("map", its)
+
+
+def test_an_empty_stream_reads_as_its_base(tmp_path: Path) -> None:
+    raw, base, image = source(tmp_path, TABLE), tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
+    convert(raw, base)
+    options = {"subformat": "streamOptimized"}
+    diskmill.create(str(image), TABLE + MiB, format="vmdk", backing=base.name, backing_format="vmdk", options=options)
+    os.truncate(raw, TABLE + MiB)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+    assert read_all(image) == raw.read_bytes()
+    with open_image(str(base), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(0, b"changed")
+    with pytest.raises(ImageError, match="has changed since"):
+        read_all(image)
+
+
+def test_zeros_over_zeros_take_no_room_in_a_stream(tmp_path: Path) -> None:
+    size = 4 * SPLIT
+    base, raw, image = tmp_path / "base.vmdk", sparse_file(tmp_path / "raw", size, {}), tmp_path / "disk.vmdk"
+    diskmill.create(str(base), size, format="vmdk")
+    with open_image(str(base), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(size // 2 + 5, bytes(range(256)) * 1024)
+    convert(raw, image, "streamOptimized", backing=base.name, backing_format="vmdk")
+    with open_image(str(image), "vmdk", context=Context()) as disk:
+        held = [(one.start, one.length) for one in disk.extents(0, size) if one.kind.value == "encoded"]
+        assert held == [(size // 2 + at * GRAIN, GRAIN) for at in range(5)]
+        assert disk.read(size // 2, 5 * GRAIN) == bytes(5 * GRAIN)
+    assert image.stat().st_size < MiB
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
+def from_pipe(image: Path, back: Path, base: Path | None) -> subprocess.CompletedProcess[bytes]:
+    command: list[Any] = [COMMAND, "convert", "-f", "vmdk", "-O", "raw", "pipe:-", back]
+    if base is not None:
+        names = "driver=vmdk,file.driver=pipe,file.filename=-,backing.driver=vmdk,backing.file.filename=" + str(base)
+        command = [COMMAND, "convert", "--image-opts", "-O", "raw", names, back]
+    return subprocess.run(command, input=image.read_bytes(), stderr=subprocess.PIPE)
+
+
+def test_a_stream_on_a_base_comes_through_a_pipe_when_the_base_is_given(tmp_path: Path) -> None:
+    model, base, stream = stream_overlay(tmp_path)
+    back = tmp_path / "back.raw"
+    done = from_pipe(stream, back, None)
+    assert done.returncode == 1
+    assert b"needs the backing file 'base.vmdk', and nothing lies beside a pipe" in done.stderr
+    assert not back.exists()
+    assert from_pipe(stream, back, base).returncode == 0
+    assert back.read_bytes() == model.read_bytes()
+
+
+def test_zeros_that_only_the_tables_tell_of_are_not_taken_for_the_base(tmp_path: Path) -> None:
+    model, base, stream = stream_overlay(tmp_path)
+    its, back = tmp_path / "its.vmdk", tmp_path / "back.raw"
+    text = "subformat=streamOptimized,zeroed_grain=on"
+    qemu_img("convert", "-O", "vmdk", "-o", text, "-B", "base.vmdk", "-F", "vmdk", stream, its)
+    assert_identical(model, its, formats=("raw", "vmdk"))
+    done = from_pipe(its, back, base)
+    assert done.returncode == 1
+    assert b"only its tables tell zeros" in done.stderr
+    assert not back.exists()
+
+
+def test_a_stream_on_a_base_is_neither_committed_nor_rebased(tmp_path: Path) -> None:
+    model, base, stream = stream_overlay(tmp_path)
+    before = base.read_bytes(), stream.read_bytes()
+    for change in (lambda: diskmill.commit(str(stream)), lambda: diskmill.rebase(str(stream), "")):
+        with pytest.raises(UnsupportedError, match="written once, in order"):
+            change()
+    assert (base.read_bytes(), stream.read_bytes()) == before
+    whole = tmp_path / "whole.vmdk"
+    convert(stream, whole)  # what takes the place of both
+    assert_identical(model, whole, formats=("raw", "vmdk"))
 
 
 # -- resize and check -----------------------------------------------------------------------------------------------

@@ -278,6 +278,12 @@ class _Opener:
 
     def admitted(self, image: Image, reference: Reference) -> Spec:
         storage = storage_of(image.file)
+        if storage.forward:
+            raise ImageError(
+                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside a pipe: "
+                f"give that file too, with --image-opts and {reference.role}.file.filename=…",
+                file=image.name,
+            )
         folder = folder_of(storage)
         if folder is None:
             folder = os.path.dirname(storage.name)

@@ -52,6 +52,13 @@ class CopyPlan:
     salvage: Callable[[int, int, DiskmillError], None] | None = None
 
 
+_Payload = bytes | bytearray | memoryview | None
+"""What a unit is stored as; None: verbatim."""
+_Unit = tuple[int, int, _Payload]
+"""Guest offset, guest length, payload."""
+_Write = tuple[Placement, _Payload]
+
+
 @dataclass
 class _Task:
     start: int
@@ -210,14 +217,20 @@ class _Copier:
         target, plan = self.target, self.plan
         if task.zeros:
             self.wait(workers, turn)
-            target.zero(task.start, task.end - task.start)
+            if target.sequential:
+                self.hide(task.start, task.end)
+            else:
+                target.zero(task.start, task.end - task.start)
             self.passed(workers)
             return
         self.limit.take(task.end - task.start)
         if plan.offload and not plan.compress and self.offload(task.extents):
             return
         if not plan.zeroed:
-            self.deal_in_place(workers, task, turn, buffers)
+            if target.sequential:
+                self.deal_overlay(workers, task, turn, buffers)
+            else:
+                self.deal_in_place(workers, task, turn, buffers)
             return
         # Whole units, so that a fresh unit is completed with zeros here and not by reading the target.
         low = round_down(task.start, target.unit)
@@ -279,6 +292,44 @@ class _Copier:
         for stretch in stretches:
             self.write_stretch(stretch[0].start, stretch[-1].end, buffer, base)
         self.passed(workers)
+
+    def deal_overlay(self, workers: Workers[_Task], task: _Task, turn: int, buffers: _Buffers) -> None:
+        """One task of a copy into a new image that takes whole units, once: what the task's extents leave of theirs is
+        completed with what the target's backing image has there.
+        """
+        low = round_down(task.start, self.target.unit)
+        high = min(round_up(task.end, self.target.unit), self.target.size)
+        view = memoryview(buffers.for_guest(high - low))[: high - low]
+        stretches = _stretches(task.extents, low, high, self.target.unit)
+        self.read(task.extents, stretches, view, low, buffers)
+        index = 0
+        for at, end in stretches:
+            while index < len(task.extents) and task.extents[index].start < end:
+                self.complete(view, low, at, task.extents[index].start)
+                at = task.extents[index].end
+                index += 1
+            self.complete(view, low, at, end)
+        self.deal_compressed(workers, turn, view, low, [(begin - low, end - begin) for begin, end in stretches])
+
+    def complete(self, view: memoryview, base: int, start: int, end: int) -> None:
+        """Fill guest bytes *start* to *end* of *view*, which begins at *base*, from the target's backing image."""
+        if start < end and self.target.backing is not None:
+            self.target.backing.read_into(start, view[start - base : end - base])
+
+    def hide(self, start: int, end: int) -> None:
+        """Put units of zeros over what the target's backing image has in whole units from *start* to *end*."""
+        target, backing = self.target, self.target.backing
+        inside = start if backing is None else min(end, backing.size)
+        view, at = memoryview(bytes(self.chunk)), start
+        for extent in walk(backing, start, inside - start) if backing is not None and start < inside else ():
+            if extent.reads_as_zeros:
+                continue
+            at = max(at, round_down(extent.start, target.unit))
+            upto = min(round_up(extent.end, target.unit), end)
+            while at < upto:
+                length = min(self.chunk, upto - at)
+                self.store_all(self.place(self.encoded(view, at, [(0, length)])), at, view)
+                at += length
 
     def write_stretch(self, start: int, end: int, buffer: bytearray, base: int) -> None:
         """Guest bytes *start* to *end*, which are in *buffer* from guest *base* on: data as data, zeros as zeros."""
@@ -377,10 +428,17 @@ class _Copier:
     def deal_compressed(
         self, workers: Workers[_Task], turn: int, view: memoryview, low: int, runs: Sequence[tuple[int, int]]
     ) -> None:
-        target, encoder = self.target, self.encoder
+        units = self.encoded(view, low, runs)
+        self.wait(workers, turn)
+        writes = self.place(units)
+        self.passed(workers)
+        self.store_all(writes, low, view)
+
+    def encoded(self, view: memoryview, low: int, runs: Sequence[tuple[int, int]]) -> list[_Unit]:
+        """The units of *runs*, (offset, length) in *view*, which is guest bytes from *low* on, with their payloads."""
+        encoder, unit = self.encoder, self.target.unit
         assert encoder is not None
-        unit = target.unit
-        units: list[tuple[int, int, bytes | bytearray | memoryview | None]] = []
+        units: list[_Unit] = []
         for start, length in runs:
             for at in range(start, start + length, unit):
                 upto = min(at + unit, start + length)
@@ -388,8 +446,12 @@ class _Copier:
                 if len(data) < unit:
                     data = memoryview(bytes(data) + bytes(unit - len(data)))
                 units.append((low + at, upto - at, encoder.encode(low + at, data)))
-        self.wait(workers, turn)
-        writes: list[tuple[Placement, bytes | bytearray | memoryview | None]] = []
+        return units
+
+    def place(self, units: Sequence[_Unit]) -> list[_Write]:
+        """Reserve places for *units*."""
+        target = self.target
+        writes: list[_Write] = []
         with target.lock:
             for encoded, group in _grouped(units):
                 if encoded:
@@ -399,15 +461,10 @@ class _Copier:
                 else:
                     start, end = group[0][0], group[-1][0] + group[-1][1]
                     writes.extend((placement, None) for placement in target.reserve(start, end - start))
-        self.passed(workers)
-        self.store_all(writes, low, view)
-        with target.lock:
-            target.publish([placement for placement, _ in writes])
+        return writes
 
-    def store_all(
-        self, writes: list[tuple[Placement, bytes | bytearray | memoryview | None]], low: int, view: memoryview
-    ) -> None:
-        """Write payloads, those that are neighbours in the file with one call."""
+    def store_all(self, writes: list[_Write], low: int, view: memoryview) -> None:
+        """Write payloads, those that are neighbours in the file with one call, and publish them."""
         index = 0
         while index < len(writes):
             placement, payload = writes[index]
@@ -425,6 +482,8 @@ class _Copier:
                 end += following.stored
                 index += 1
             _write_vector(placement.node, placement.offset, vector)
+        with self.target.lock:
+            self.target.publish([placement for placement, _ in writes])
 
 
 def _copy_range(source: int, offset: int, target: int, into: int, length: int) -> bool:
@@ -447,11 +506,9 @@ def _write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | 
     node.write(offset, b"".join(vector))
 
 
-def _grouped(
-    units: Sequence[tuple[int, int, bytes | bytearray | memoryview | None]],
-) -> Iterator[tuple[bool, list[tuple[int, int, bytes | bytearray | memoryview | None]]]]:
+def _grouped(units: Sequence[_Unit]) -> Iterator[tuple[bool, list[_Unit]]]:
     """Neighbours that are all encoded, or all verbatim and adjacent in the guest."""
-    group: list[tuple[int, int, bytes | bytearray | memoryview | None]] = []
+    group: list[_Unit] = []
     for one in units:
         if group:
             last = group[-1]

@@ -36,7 +36,7 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
         raise UsageError("compat6 sets the hardware version: hwversion cannot be given too")
     if zeroed and (flat or stream):
         raise UnsupportedError(f"subformat {subformat} has no zeroed grains", file=request.name)
-    if request.backing is not None and (flat or stream):
+    if request.backing is not None and flat:
         raise UnsupportedError(f"subformat {subformat} cannot have a backing file", file=request.name)
     file = request.file
     assert file is not None

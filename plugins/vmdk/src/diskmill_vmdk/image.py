@@ -112,6 +112,7 @@ class VmdkImage(Image):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
         checked = self.backing is None or self._parent_matches
+        overlay = self.backing is not None or self.parent_cid not in (NO_PARENT, 0)
         for part in self._touched(offset, end):
             at, upto = max(offset, part.start), min(end, part.end)
             for extent in part.extents(at, upto - at):
@@ -120,6 +121,12 @@ class VmdkImage(Image):
                         f"its parent '{self.backing.name if self.backing else ''}' has changed since "
                         f"(parentCID {self.parent_cid:08x}): what it holds no longer fits",
                         file=self.name,
+                    )
+                if part.blind and overlay and extent.kind is Kind.HOLE:
+                    raise UnsupportedError(
+                        "only its tables tell zeros from what its parent holds, and they are not read here",
+                        file=self.name,
+                        place=f"guest byte {extent.start}",
                     )
                 yield extent
 

@@ -27,6 +27,8 @@ class Part:
     """Bytes that are allocated together."""
     writable = True
     compressed = False
+    blind = False
+    """Whether it takes grains of zeros that only its tables tell of for grains that it does not hold."""
 
     def __init__(self, node: Node | None, start: int, length: int, *, name: str) -> None:
         self.node = node

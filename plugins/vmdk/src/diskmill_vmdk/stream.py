@@ -172,7 +172,9 @@ class StreamWriter(CompressedPart):
         raise UnsupportedError("a streamOptimized image takes whole compressed grains only, in order", file=self.name)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool, backing: bool) -> None:
-        """What was not written reads as zeros; what was cannot be changed."""
+        """What was not written reads as zeros, or as the parent does; what was cannot be changed."""
+        if backing:
+            raise UnsupportedError("a streamOptimized image takes zeros as grains of them", file=self.name)
         if offset < self._last + self.unit and self._last >= 0:
             raise UnsupportedError("a streamOptimized image is written in order, once", file=self.name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import ImageError
 from diskmill.extents import Extent, Kind
@@ -18,7 +18,7 @@ from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 from .grains import MAX_HELD_GRAIN
 from .parts import Part
 from .stream import GrainCodec
-from .structures import END_OF_STREAM, FOOTER, GD_AT_END, MARKER
+from .structures import END_OF_STREAM, FLAG_ZEROED, FOOTER, GD_AT_END, MARKER
 
 if TYPE_CHECKING:
     from diskmill.structs import Record
@@ -74,6 +74,7 @@ class WalkedPart(Part):
         self.first = header.overHead * SECTOR
         # Without a footer (QEMU writes none) the file's end is all that tells the end of the stream.
         self.footed = header.gdOffset == GD_AT_END
+        self.blind = bool(header.flags & FLAG_ZEROED)
         self.longest = self.unit + self.unit // 8 + 2 * SECTOR
         self.codec = GrainCodec(start, start + header.capacity * SECTOR, markers=True, name=name)
         self._lock = threading.Lock()
@@ -103,6 +104,9 @@ class WalkedPart(Part):
         if stop == self.end:
             with self._lock:  # a stream that breaks off behind its last grain is not whole
                 self._next(self.start + round_up(self.end - self.start, self.unit))
+
+    def details(self) -> dict[str, Any]:
+        return {"cluster-size": self.unit, "compressed": True}
 
     def _next(self, at: int) -> tuple[int, bytes] | None:
         """The first grain that ends behind guest byte *at*; it stays the next one until it is passed."""
