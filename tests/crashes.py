@@ -63,13 +63,22 @@ def crash_of_several(
 ) -> dict[str, Content]:
     """The files after a crash when all of *journal*, changes of several files, had been asked for.
 
-    A barrier holds for one file; the next change, of whatever file, was asked for after it had returned.
+    A barrier holds for one file; the next change, of whatever file, was asked for after it had returned. So it is
+    with a new file that gets its name ("settle", with what was flushed of it), and with one that is removed.
 
     :param chance: which of the sectors that changed since each file's last barrier are on disk; None: all.
     """
     after = {}
-    for name, content in before.items():
+    for name in [*before, *({file for file, _ in journal} - set(before))]:
+        content: Content | None = before.get(name)
         changes = [change for file, change in journal if file == name]
+        named = max((at for at, change in enumerate(changes) if change[0] in ("settle", "remove")), default=-1)
+        if named >= 0:
+            content = changes[named][1] if changes[named][0] == "settle" else None
+            changes = changes[named + 1 :]
+        if content is None:
+            assert not changes
+            continue
         barrier = max((at for at, change in enumerate(changes) if change[0] == "barrier"), default=0)
         sure, loose = changes[:barrier], changes[barrier:]
         if chance is not None:

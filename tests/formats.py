@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from diskmill.context import Context
 from diskmill.creation import create_image
 from diskmill.drivers import FormatDriver
@@ -60,6 +61,16 @@ def formats(*capabilities: str, blank: bool = False) -> list[Any]:
         for name, driver in FORMATS.items()
         if driver.capabilities.issuperset(capabilities) and not (blank and name in NOISE)
     ]
+
+
+def layouts(*capabilities: str) -> list[Any]:
+    """The formats that have all of *capabilities*, in each of their layouts: names and options to create them with."""
+    found: list[Any] = []
+    for name in formats(*capabilities, blank=True):
+        choices = next((one.choices for one in FORMATS[name].options if one.name == "subformat"), ())
+        found += [pytest.param(name, {}, id=name)]
+        found += [pytest.param(name, {"subformat": choice}, id=f"{name}-{choice}") for choice in choices]
+    return found
 
 
 def fillable() -> list[str]:

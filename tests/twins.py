@@ -112,6 +112,9 @@ class MemoryStorage(Storage):
         self.writable = writable
         self.journal: list[tuple[Any, ...]] | None = None
         self.new = new
+        self.like: MemoryStorage | None = None
+        self.durable = Content()
+        """Of a new file: what was flushed, which is what a crash leaves once it has its name."""
         self.closed = False
 
     @property
@@ -167,7 +170,7 @@ class MemoryStorage(Storage):
     def _record(self, *change: Any) -> None:
         if self.journal is not None:
             self.journal.append(change)
-        if self.driver.journal is not None:
+        if self.driver.journal is not None and not self.new:
             self.driver.journal.append((file_key(self.name), change))
 
     def _claim(self, offset: int, end: int) -> None:
@@ -199,13 +202,29 @@ class MemoryStorage(Storage):
         self.flush()
 
     def flush(self) -> None:
+        if self.new and self.driver.journal is not None:
+            self.durable = self.content.copy()
         if self.journal is None or self.journal[-1:] != [("barrier",)]:
             self._record("barrier")
 
     def settle(self) -> None:
         if self.new:
-            self.driver.files[file_key(self.name)] = self.content
+            self._claim(0, 0)
+            key = file_key(self.name)
+            if self.like is not None and self.driver.files.get(key) not in (None, self.like.content):
+                raise StorageError("File exists", file=self.name, errno=errno.EEXIST)
+            self.driver.files[key] = self.content
             self.new = False
+            self._record("settle", self.durable)
+
+    @property
+    def settled(self) -> bool:
+        return not self.new
+
+    def remove(self) -> None:
+        self._claim(0, 0)
+        assert self.driver.files.pop(file_key(self.name)) is self.content
+        self._record("remove")
 
     def close(self) -> None:
         self.closed = True
@@ -232,12 +251,18 @@ class MemoryDriver(ProtocolDriver):
     def open(self, request: OpenRequest) -> MemoryStorage:
         key = file_key(request.name)
         if key not in self.files:
-            raise StorageError("No such file or directory", file=request.name)
+            raise StorageError("No such file or directory", file=request.name, errno=errno.ENOENT)
         return MemoryStorage(self, request.name, self.files[key], writable=request.writable)
 
     @hookimpl
     def create(self, request: CreateRequest) -> MemoryStorage:
-        return MemoryStorage(self, request.name, Content(), writable=True, new=True)
+        storage = MemoryStorage(self, request.name, Content(), writable=True, new=True)
+        if request.like is not None:
+            assert isinstance(request.like, MemoryStorage)
+            storage.like = request.like
+            if self.files.get(file_key(request.name)) not in (None, request.like.content):
+                raise StorageError("File exists", file=request.name, errno=errno.EEXIST)
+        return storage
 
 
 def file_key(name: str) -> str:

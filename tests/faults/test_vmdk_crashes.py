@@ -8,11 +8,11 @@ from typing import Any
 
 import diskmill
 import pytest
-from crashes import Change, Workload, apply, crash_states, random_workload
+from crashes import Change, Workload, apply, crash_of_several, crash_states, random_workload
 from diskmill.node import Image
 from diskmill.sizes import KiB, MiB
-from formats import Machine
-from twins import Content, MemoryStorage
+from formats import Machine, refused
+from twins import Content, MemoryDriver, MemoryStorage
 
 SECTOR = 512
 GRAIN = 64 * KiB
@@ -137,6 +137,141 @@ def test_a_crash_while_growing(size: int, overlay: bool) -> None:
             assert again.read(0, SIZE) == model
             assert not any(again.read(SIZE, min(again.size - SIZE, MiB)))
     assert sizes == {SIZE, size}
+
+
+PIECE = MiB
+"""How large extents are here, instead of 2 GiB."""
+PIECES = {
+    "sparse": {"subformat": "twoGbMaxExtentSparse"},
+    "zeroed": {"subformat": "twoGbMaxExtentSparse", "zeroed_grain": True},
+    "flat": {"subformat": "twoGbMaxExtentFlat"},
+}
+OLD, NEW = PIECE + PIECE // 2 + 3 * SECTOR, 3 * PIECE + 5 * GRAIN + SECTOR
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("creating", "resizing"):
+        monkeypatch.setattr(f"diskmill_vmdk.{module}.SPLIT", PIECE)
+
+
+def pieces(machine: Machine, options: dict[str, Any], chance: random.Random, size: int = OLD) -> bytes:
+    """A disk in pieces, and what its guest disk holds."""
+    machine.create("disk.vmdk", "vmdk", size, options)
+    model = bytearray(size)
+    with machine.open("disk.vmdk", "vmdk", writable=True) as image:
+        for at in (0, PIECE - 5 * SECTOR, size - 3 * SECTOR):
+            data = chance.randbytes(min(9 * SECTOR, size - at))
+            image.write(at, data)
+            model[at : at + len(data)] = data
+        if "zeroed_grain" in options or "Sparse" in options["subformat"]:
+            # What other writers leave behind the end of the disk must not come up.
+            (extent,) = image.extents(size - SECTOR, SECTOR)
+            assert extent.node is not None
+            extent.node.write(extent.offset + SECTOR, b"\xee" * SECTOR)
+    return bytes(model)
+
+
+def grow(machine: Machine, size: int = NEW) -> None:
+    with machine.open("disk.vmdk", "vmdk", writable=True) as image:
+        assert machine.context.registry.call(image.driver, "resize", image=image, size=size, preallocation="off")
+
+
+def grow_again(machine: Machine, size: int) -> None:
+    """A table and its copy that a crash made differ must be repaired before the disk is written."""
+    try:
+        grow(machine, size)
+    except diskmill.DiskmillError as error:
+        refused(error, "check and repair the image first")
+        with machine.open("disk.vmdk", "vmdk", writable=True) as image:
+            machine.context.registry.call(image.driver, "check", image=image, repair="all")
+        grow(machine, size)
+
+
+def found(machine: Machine, model: bytes) -> int:
+    """How large the disk is, which holds *model* and zeros behind that."""
+    with machine.open("disk.vmdk", "vmdk") as image:
+        result = machine.context.registry.call(image.driver, "check", image=image, repair="")
+        assert all("redundant copy differ" in one.text for one in result.findings), result.findings
+        data = image.read(0, image.size)
+        assert data == model.ljust(image.size, b"\0")
+        return image.size
+
+
+def copies(files: dict[str, Content]) -> dict[str, Content]:
+    return {name: content.copy() for name, content in files.items()}
+
+
+def restore(machine: Machine, files: dict[str, Content]) -> None:
+    machine.files.clear()
+    machine.files.update(copies(files))
+
+
+@pytest.mark.parametrize("size", [NEW, 2 * PIECE, OLD + SECTOR], ids=["many", "full", "sector"])
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_crash_while_a_disk_gets_more_pieces(kind: str, size: int, small_pieces: None) -> None:
+    chance = random.Random(kind)
+    machine = Machine()
+    driver = machine.context.registry.protocol("memory")
+    assert isinstance(driver, MemoryDriver)
+    model = pieces(machine, PIECES[kind], chance)
+    before = copies(machine.files)
+    journal: list[tuple[str, Change]] = []
+    driver.journal = journal
+    try:
+        grow(machine, size)
+    finally:
+        driver.journal = None
+    after = set(machine.files)
+    assert found(machine, model) == size
+    sizes = set()
+    for point in range(len(journal) + 1):
+        for sample in range(4):
+            state = crash_of_several(before, journal[:point], chance if sample else None)
+            restore(machine, state)
+            now = found(machine, model)
+            sizes.add(now)
+            # Run again, whatever was left: the same resize, or one that needs fewer files, and then the same.
+            if now == OLD:
+                for target in (OLD + SECTOR, size) if sample == 3 else (size,):
+                    grow_again(machine, target)
+                    assert found(machine, model) == target
+            assert found(machine, model) == size
+            assert set(machine.files) == after
+            for name in sorted(after):
+                assert b"# Extents to be" not in bytes(machine.files[name].read(0, 4096))
+    assert sizes == {OLD, size}
+
+
+@pytest.mark.parametrize("fault", ["full", "broken"])
+@pytest.mark.parametrize("kind", PIECES)
+def test_a_disk_that_cannot_get_more_pieces_is_as_before(kind: str, fault: str, small_pieces: None) -> None:
+    chance = random.Random(kind)
+    machine = Machine()
+    driver = machine.context.registry.protocol("memory")
+    assert isinstance(driver, MemoryDriver)
+    model = pieces(machine, PIECES[kind], chance)
+    before = copies(machine.files)
+    failures = 0
+    for point in range(10_000):
+        restore(machine, before)
+        driver.room, driver.broken = (point * 3 * SECTOR, None) if fault == "full" else (None, point)
+        try:
+            grow(machine)
+            break
+        except diskmill.DiskmillError as error:
+            failures += 1
+            refused(error, "No space left" if fault == "full" else "Input/output error")
+        finally:
+            driver.room = driver.broken = None
+        assert found(machine, model) == OLD
+        assert set(machine.files) == set(before)
+        assert bytes(machine.files["disk.vmdk"]) == bytes(before["disk.vmdk"])
+        assert all(machine.files[name].size <= content.size + GRAIN for name, content in before.items())
+        grow_again(machine, NEW)
+        assert found(machine, model) == NEW
+    assert failures >= 1
+    assert found(machine, model) == NEW
 
 
 def test_a_crash_while_an_overlay_is_committed() -> None:

@@ -756,42 +756,7 @@ def test_a_stream_on_a_base_is_neither_committed_nor_rebased(tmp_path: Path) -> 
     assert_identical(model, whole, formats=("raw", "vmdk"))
 
 
-# -- resize and check -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("maker", ["diskmill", "qemu-img"])
-@pytest.mark.parametrize("subformat", ["monolithicSparse", "monolithicFlat"])
-@pytest.mark.parametrize("size", [GRAIN + SECTOR, TABLE + SECTOR, SPLIT + 5 * TABLE], ids=["grain", "table", "many"])
-def test_a_grown_disk_reads_as_before_and_zeros_behind(subformat: str, maker: str, size: int, tmp_path: Path) -> None:
-    raw, image = source(tmp_path, GRAIN - SECTOR), tmp_path / "disk.vmdk"
-    if maker == "diskmill":
-        convert(raw, image, subformat)
-    else:
-        qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", raw, image)
-    diskmill.resize(str(image), size)
-    os.truncate(raw, size)
-    assert diskmill.info(str(image)).virtual_size == size
-    assert_identical(raw, image, formats=("raw", "vmdk"))
-    assert f"({size} bytes)" in run(tool("vmdkinfo"), image).stdout
-    for file, format in ((raw, "raw"), (image, "vmdk")):
-        qemu_io(file, f"write -P 8 {size - SECTOR} {SECTOR}", f"write -P 9 {GRAIN - SECTOR} {SECTOR}", format=format)
-    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
-        disk.write(size // 2, b"new")
-    with raw.open("r+b") as model:
-        model.seek(size // 2)
-        model.write(b"new")
-    assert_identical(raw, image, formats=("raw", "vmdk"))
-    assert diskmill.check(str(image)).corruptions == 0
-
-
-@pytest.mark.parametrize("subformat", ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"])
-def test_other_disks_are_not_resized(subformat: str, tmp_path: Path) -> None:
-    image = tmp_path / "disk.vmdk"
-    diskmill.create(str(image), SPLIT + MiB, format="vmdk", options={"subformat": subformat})
-    before = {file: (file.stat().st_size, file.open("rb").read(MiB)) for file in files_of(image)}
-    with pytest.raises(UnsupportedError):
-        diskmill.resize(str(image), 2 * SPLIT)
-    assert {file: (file.stat().st_size, file.open("rb").read(MiB)) for file in files_of(image)} == before
+# -- check ----------------------------------------------------------------------------------------------------------
 
 
 def directories(image: Path) -> tuple[int, int, int]:

@@ -42,12 +42,12 @@ def create_image(
     spec = parse_name(name)["file"]
     protocol = registry.protocol(str(spec["driver"]))
     own, below = split_options(driver, protocol, options)
-    storage = _storage(protocol, str(spec["filename"]), below, context)
+    storage = new_storage(protocol, str(spec["filename"]), below, context)
     made = [storage]
 
     def sibling(path: str) -> Storage:
         folder = os.path.dirname(str(spec["filename"]))
-        made.append(_storage(protocol, os.path.join(folder, path), below, context))
+        made.append(new_storage(protocol, os.path.join(folder, path), below, context))
         return made[-1]
 
     try:
@@ -71,7 +71,18 @@ def create_image(
     return image
 
 
-def _storage(protocol: ProtocolDriver, where: str, options: Mapping[str, Value], context: Context) -> Storage:
+def new_storage(
+    protocol: ProtocolDriver,
+    where: str,
+    options: Mapping[str, Value],
+    context: Context,
+    *,
+    like: Storage | None = None,
+) -> Storage:
+    """A new file, empty, which gets its name when it is settled.
+
+    :param like: see :class:`~diskmill.requests.CreateRequest`.
+    """
     if "create" not in protocol.capabilities:
         raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=where)
     request = CreateRequest(
@@ -79,6 +90,7 @@ def _storage(protocol: ProtocolDriver, where: str, options: Mapping[str, Value],
         context=context,
         size=0,
         options=validate(protocol.options, options, when="create", driver=protocol.name),
+        like=like,
     )
     return cast(Storage, context.registry.call(protocol, "create", request=request))
 

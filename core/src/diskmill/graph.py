@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .context import Context
 from .drivers import FormatDriver, ProtocolDriver
@@ -19,6 +19,9 @@ from .node import Image, Node, Storage
 from .options import validate
 from .references import Reference
 from .requests import OpenRequest
+
+if TYPE_CHECKING:
+    from .siblings import Siblings
 
 PROBE_BYTES = 4096
 """How much of a file format drivers see when they probe."""
@@ -159,6 +162,7 @@ class _Opener:
                 shallow=self.shallow,
                 repair="" if depth else self.repair,
                 child=lambda role: self.given(spec, role, writable=writable, depth=depth),
+                siblings=self.siblings(file) if writable else None,
             )
             if writable and "write" not in driver.capabilities:
                 raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
@@ -178,6 +182,13 @@ class _Opener:
             image.abandon()
             raise
         return image
+
+    def siblings(self, file: Node) -> Siblings | None:
+        if not isinstance(file, Storage):
+            return None
+        from .siblings import Siblings
+
+        return Siblings(file, self.context, rehearse=self.rehearse)
 
     def given(self, spec: Spec, role: str, *, writable: bool, depth: int) -> Node | None:
         """The node below that the user gave for *role*, opened without a format."""

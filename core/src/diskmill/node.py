@@ -136,6 +136,15 @@ class Storage(Node):
     def settle(self) -> None:
         """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether it has its name: all has but a new output that was not settled."""
+        return True
+
+    def remove(self) -> None:
+        """Take its name away, so that nothing is left once it is closed."""
+        raise UnsupportedError(f"protocol '{self.driver.name}' cannot remove files", file=self.name)
+
     def fileno(self) -> int | None:
         """The file descriptor, for copies inside the kernel; None where there is none."""
         return None

@@ -21,7 +21,7 @@ class Option:
     :param help: a phrase for ``-o help`` and the docs.
     :param default: what holds where it is not given; None: the driver decides.
     :param choices: the only values allowed, for ``str``.
-    :param when: the operations that take it: of ``create``, ``amend``, ``open``.
+    :param when: the operations that take it: of ``create``, ``amend``, ``open``, ``resize``.
     :param versions: which versions of the format allow it, for the docs; empty: all.
     """
 

@@ -22,6 +22,7 @@ class Rehearsal(Storage):
         self.writable = True
         self.align = base.align
         self.conflict = base.conflict
+        self._settled = base.settled
         self._visible = base.size
         """Bytes of *base* that are still to be seen: beyond, it was cut off."""
         self._pages: dict[int, int] = {}  # page → its place in the temporary file, in pages
@@ -90,6 +91,17 @@ class Rehearsal(Storage):
 
     def flush(self) -> None:
         """Nothing of it is meant to last."""
+
+    def settle(self) -> None:
+        """A new file gets no name: it goes when it is closed."""
+        self._settled = True
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    def remove(self) -> None:
+        """It stays."""
 
     def close(self) -> None:
         self._aside.close()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .node import Node, Storage
     from .options import Value
+    from .siblings import Siblings
 
 
 @dataclass
@@ -25,6 +26,8 @@ class OpenRequest:
         which is all, and gives up data that the image lost track of. What otherwise forbids writing does not, then.
     :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
         driver closes it.
+    :param siblings: other files in the folder of ``file``, where that is open for writing: for formats of several
+        files, which may need one more.
     """
 
     name: str
@@ -35,6 +38,7 @@ class OpenRequest:
     shallow: bool = False
     repair: str = ""
     child: Callable[[str], Node | None] = lambda role: None
+    siblings: Siblings | None = None
 
 
 @dataclass
@@ -64,6 +68,8 @@ class CreateRequest:
     :param sibling: makes another output file, in the same folder, for formats of several files; it takes the
         name that the finished file will have.
     :param compressed: whether all data will be stored compressed (``convert -c``).
+    :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
+        may bear the name now, or when the new one gets it.
     """
 
     name: str
@@ -74,6 +80,7 @@ class CreateRequest:
     backing: Backing | None = None
     sibling: Callable[[str], Storage] | None = None
     compressed: bool = False
+    like: Storage | None = None
 
 
 @dataclass

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 
-from ..errors import StorageError
+from ..errors import StorageError, UnsupportedError
 from .locks import lock
 
 _MODE = 0o644
@@ -22,20 +22,30 @@ class Output:
     """The way of a new file to its name.
 
     :param name: what the user calls the output.
+    :param like: an open file that the new one gets owner and mode of; it alone may be replaced, where it bears *name*.
     """
 
-    def __init__(self, name: str, flags: int) -> None:
+    def __init__(self, name: str, flags: int, like: os.stat_result | None = None) -> None:
         self.name = name
+        self.named = False
+        """Whether the file has got its name."""
+        self._like = like
+        self._replaces = like is None
         self._temporary: str | None = None
         self._old = -1
         self._folder = -1
         target = os.path.realpath(name)  # a symbolic link stays: the file that it names is replaced
+        if like is not None:
+            target = self._place(target, like)
         folder, self._base = os.path.split(target)
         try:
             if not name or name.endswith("/"):
                 code = errno.EISDIR if name else errno.ENOENT
                 raise OSError(code, os.strerror(code))
-            self._keep(target)
+            if like is None:
+                self._keep(target)
+            elif not self._replaces and os.path.lexists(target):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
                 self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 self.fd = self._make(flags)
@@ -49,6 +59,17 @@ class Output:
         except BaseException:
             self.forget()
             raise
+
+    def _place(self, target: str, like: os.stat_result) -> str:
+        """The place of *like*, where that is what the name leads to; else that of the very name, link or not."""
+        with contextlib.suppress(OSError):
+            self._replaces = os.path.samestat(os.stat(target), like)
+        if self._replaces:
+            if not stat.S_ISREG(like.st_mode):
+                raise UnsupportedError("a device cannot be replaced by a file", file=self.name)
+            return target
+        folder, base = os.path.split(self.name)
+        return os.path.join(os.path.realpath(folder), base)
 
     def _keep(self, target: str) -> None:
         """See that what bears the name may be replaced, and keep others off it until then."""
@@ -69,7 +90,8 @@ class Output:
         if fd is None:
             temporary = _fresh_name()
             # Who may not read the old file reads nothing of the new one either, before it inherits the mode.
-            mode = _MODE if self._old < 0 else stat.S_IMODE(os.fstat(self._old).st_mode) & 0o600
+            old = os.fstat(self._old) if self._old >= 0 else self._like
+            mode = _MODE if old is None else stat.S_IMODE(old.st_mode) & 0o600
             fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=self._folder)
             self._temporary = temporary
         return fd
@@ -81,6 +103,11 @@ class Output:
         :raises OSError: it cannot be; the file is still there to be forgotten.
         """
         old = self._stat_old()
+        if self._like is not None and not (old is not None and self._replaces and os.path.samestat(old, self._like)):
+            self._inherit(self._like)
+            self._claim()
+            self._done(durable)
+            return
         if old is not None:
             self._inherit(old)
         if self._temporary is None:
@@ -98,6 +125,24 @@ class Output:
         os.rename(self._temporary, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._temporary = None
         self._done(durable)
+
+    def _claim(self) -> None:
+        """Give the file its name, if nothing bears that.
+
+        :raises FileExistsError: something does.
+        """
+        if self._temporary is None:
+            self._link(self._base)
+            return
+        try:
+            os.link(self._temporary, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here: an empty file holds the name
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(self._base, flags, 0o600, dir_fd=self._folder))
+            os.rename(self._temporary, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._temporary = None
 
     def _stat_old(self) -> os.stat_result | None:
         try:
@@ -124,6 +169,7 @@ class Output:
         os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self._folder, follow_symlinks=True)
 
     def _done(self, durable: bool) -> None:
+        self.named = True
         if durable:
             try:
                 folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)

@@ -71,10 +71,10 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
     flags = _flags(cache) | os.O_RDWR
     output = None
     try:
-        if _is_device(name):
+        if request.like is None and _is_device(name):
             fd = os.open(name, flags)
         else:
-            output = Output(name, flags)
+            output = Output(name, flags, None if request.like is None else _stat_of(request.like))
             fd = output.fd
     except (OSError, ValueError) as error:
         raise _open_error(error, name, flags) from None
@@ -96,6 +96,11 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
             output.forget()
         raise
     return storage
+
+
+def _stat_of(storage: Storage) -> os.stat_result:
+    fd = storage.fileno()
+    return os.stat(storage.name) if fd is None else os.fstat(fd)
 
 
 def _flags(cache: str) -> int:
@@ -487,7 +492,22 @@ class FileStorage(Storage):
             output.settle(durable=self.cache != "unsafe")
         except OSError as error:
             raise StorageError.from_os(error, self.name, "give the finished output its name") from None
-        self._output = None
+        finally:
+            if output.named:
+                self._output = None
+                output.forget()
+
+    @property
+    def settled(self) -> bool:
+        return self._output is None
+
+    def remove(self) -> None:
+        try:
+            if self._device or not os.path.samestat(os.lstat(self.name), os.fstat(self._fd)):
+                raise StorageError("it is another file by now", file=self.name, place="remove")
+            os.unlink(self.name)
+        except OSError as error:
+            raise self._error(error, "remove") from None
 
     def close(self) -> None:
         if self._fd < 0:

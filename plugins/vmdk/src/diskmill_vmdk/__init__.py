@@ -49,6 +49,14 @@ class VmdkDriver(FormatDriver):
         Option("compat6", "bool", "virtual hardware version 6", default=False),
         Option("zeroed_grain", "bool", "mark zeros in the grain tables (sparse subformats)", default=False),
         Option(
+            "preallocation",
+            "str",
+            "how space for new parts of flat extents is claimed",
+            default="off",
+            choices=("off", "metadata", "falloc", "full"),
+            when=("resize",),
+        ),
+        Option(
             "scan",
             "bool",
             "find the grains of a streamOptimized image by their markers, its tables unread",
@@ -92,7 +100,7 @@ class VmdkDriver(FormatDriver):
 
     @hookimpl
     def resize(self, image: VmdkImage, size: int, preallocation: str) -> bool:
-        """Grow a disk of one flat or uncompressed sparse extent."""
+        """Make the last extent longer, and add extents to a disk in pieces."""
         from .resizing import resize_vmdk
 
         return resize_vmdk(image, size, preallocation)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.sizes import SECTOR, GiB
 
-from .descriptor import NO_PARENT, ExtentLine, compose, parse
-from .hosted import DESCRIPTOR_AT, DESCRIPTOR_ROOM, HostedPart, make_extent, read_header
+from .descriptor import MAX_EXTENTS, NO_PARENT, ExtentLine, compose, parse
+from .hosted import DESCRIPTOR_AT, DESCRIPTOR_ROOM, GRAIN, HostedPart, make_extent, read_header
 from .image import VmdkImage, new_cid
 from .parts import FlatPart, Part
 from .stream import StreamWriter
 
 if TYPE_CHECKING:
     from diskmill.drivers import FormatDriver
+    from diskmill.node import Storage
     from diskmill.requests import CreateRequest
 
 SPLIT = 2 * GiB
@@ -79,24 +80,26 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
         file.write(0, text)
         start = 0
         for index, line in enumerate(lines):
-            parts.append(_sibling(request, image, index, line, start, zeroed=zeroed))
+            assert request.sibling is not None
+            node = request.sibling(line.name)
+            image.adopt(index, node)
+            parts.append(make_part(node, line, start, zeroed=zeroed))
             start = parts[-1].end
     image.set_parts(parts)
     image.changed = True  # nobody knows its content id yet
     return image
 
 
-def _sibling(
-    request: CreateRequest, image: VmdkImage, index: int, line: ExtentLine, start: int, *, zeroed: bool
-) -> Part:
-    assert request.sibling is not None
-    node = request.sibling(line.name)
-    image.adopt(index, node)
+def make_part(node: Storage, line: ExtentLine, start: int, *, zeroed: bool, grain: int = GRAIN) -> Part:
+    """The new extent *line*, for guest bytes from *start* on, in the empty file *node*.
+
+    :param zeroed: whether a sparse one marks grains of zeros; *grain*: how many sectors those are.
+    """
     length = line.sectors * SECTOR
     if line.type == "FLAT":
         node.truncate(length)
         return FlatPart(node, start, length, name=node.name, offset=0)
-    make_extent(node, length, zeroed=zeroed)
+    make_extent(node, length, zeroed=zeroed, grain=grain)
     return HostedPart(node, read_header(node, name=node.name), start, name=node.name)
 
 
@@ -108,10 +111,17 @@ def _lines(request: CreateRequest, *, flat: bool, split: bool) -> Iterator[Exten
     if not split:
         yield ExtentLine("RW", request.size // SECTOR, kind, f"{stem}-flat{suffix}" if flat else base)
         return
-    letter = "f" if flat else "s"
+    if request.size > MAX_EXTENTS * SPLIT:
+        raise UnsupportedError(f"more than {MAX_EXTENTS} extents", file=request.name)
     for number, at in enumerate(range(0, request.size, SPLIT), 1):
         length = min(SPLIT, request.size - at)
-        yield ExtentLine("RW", length // SECTOR, kind, f"{stem}-{letter}{number:03}{suffix}")
+        yield ExtentLine("RW", length // SECTOR, kind, piece_name(base, number, flat=flat))
+
+
+def piece_name(name: str, number: int, *, flat: bool) -> str:
+    """The file of extent *number*, from 1 on, of the split disk *name*."""
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}-{'f' if flat else 's'}{number:03}{suffix}"
 
 
 def _parent(request: CreateRequest) -> tuple[int, str | None]:

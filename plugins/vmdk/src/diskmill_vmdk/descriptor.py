@@ -9,9 +9,9 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from diskmill.errors import ImageError, UsageError
+from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import MAX_SIZE, SECTOR
 
 LIMIT = 1 << 20
@@ -33,7 +33,12 @@ _ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([^"\r\n]*)', re.IGNOREC
 # Numbers, to be found where they stand when they change. A line may end with a carriage return alone.
 _CID = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*CID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
 _PARENT_CID = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*parentCID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
-_EXTENT_SIZE = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+)(\d+)")
+_EXTENT_SIZE = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+)(\d+)([^\r\n]*)")
+_CYLINDERS = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*ddb\.geometry\.cylinders[ \t]*=[ \t]*\"?)(\d+)")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_EXTENTS_TITLE = re.compile(rb"(?i)# *Extent description[^\r\n]*")
+_PLANNED_TITLE = "# Extents to be, of a resize that has not ended"
+_PLANNED = re.compile(rb"(?<=[\r\n])" + _PLANNED_TITLE.encode() + rb"((?:\n#[^\r\n]*)*)\n*\Z")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Descriptor:
     raw: bytes
     entries: dict[str, str]
     extents: list[ExtentLine]
+    planned: list[ExtentLine] = field(default_factory=list)
+    """Extents that a resize which has not ended was about to make longer, or to add."""
 
     @property
     def create_type(self) -> str | None:
@@ -149,23 +156,40 @@ def parse(raw: bytes, *, file: str, extents: bool = True) -> Descriptor:
             if len(value) >= 2 and value[0] == value[-1] == '"':
                 value = value[1:-1]
             entries.setdefault(match.group(1).lower(), value)
-    descriptor = Descriptor(raw, entries, lines)
+    descriptor = Descriptor(raw, entries, lines, _planned(raw))
     if descriptor.size > MAX_SIZE:
         raise ImageError(f"the extents add up to {descriptor.size} bytes", file=file, place="descriptor")
     return descriptor
 
 
-def _decoded(raw: bytes) -> str:
+def _codec(raw: bytes) -> tuple[str, str]:
+    """The encoding of the descriptor *raw*, and how errors are dealt with."""
     match = _ENCODING.search(raw)
     name = match.group(1).decode("ascii", "replace").strip() if match else "utf-8"
     try:
         info = codecs.lookup(name)
         if getattr(info, "_is_text_encoding", True) and info.name not in ("idna", "punycode", "utf-7"):
-            return raw.decode(name)
+            raw.decode(name)
+            return name, "strict"
     except (LookupError, ValueError):
         pass
     # No, or not the, encoding that it claims: names then stand for the very bytes, as they do in the file system.
-    return raw.decode("utf-8", "surrogateescape")
+    return "utf-8", "surrogateescape"
+
+
+def _decoded(raw: bytes) -> str:
+    return raw.decode(*_codec(raw))
+
+
+def _encoded(raw: bytes, text: str) -> bytes:
+    """*text*, to stand in the descriptor *raw*.
+
+    :raises UsageError: its encoding cannot say that.
+    """
+    try:
+        return text.encode(*_codec(raw))
+    except UnicodeEncodeError:
+        raise UsageError("its descriptor's encoding cannot say the names of the new extents") from None
 
 
 def _extent(line: str, number: int, file: str) -> ExtentLine:
@@ -198,6 +222,7 @@ def compose(
 
     :param size: the guest disk's size in bytes, for the geometry.
     :raises UsageError: a name cannot stand in a descriptor.
+    :raises UnsupportedError: it becomes longer than what is read.
     """
     for name in [*(line.name for line in extents), parent or "", hardware_version, tools_version]:
         if any(char in name for char in '"\r\n\0'):
@@ -205,8 +230,8 @@ def compose(
     # The geometry that VMware gives disks of each kind of adapter.
     heads = 16 if adapter_type == "ide" else 255
     cylinders = size // (63 * heads * SECTOR)
-    # VMware assumes another encoding where names are not plain ASCII and none is given.
     plain = all(line.name.isascii() for line in extents) and (parent or "").isascii()
+    # VMware assumes another encoding where names are not plain ASCII and none is given.
     lines = [
         "# Disk DescriptorFile",
         "version=1",
@@ -230,16 +255,77 @@ def compose(
         f'ddb.toolsVersion = "{tools_version}"',
         "",
     ]
-    return "\n".join(lines).encode("utf-8", "surrogateescape")
+    text = "\n".join(lines).encode("utf-8", "surrogateescape")
+    if len(text) >= LIMIT:
+        raise UnsupportedError(f"a descriptor of {len(text)} bytes is too long")
+    return text
 
 
-def resized(descriptor: Descriptor, index: int, sectors: int) -> bytes:
-    """The bytes of *descriptor*, with another size for its extent *index*."""
-    count = -1
+def resized(
+    descriptor: Descriptor, old: int, new: int, sectors: int | None, added: Sequence[ExtentLine] = (), *, file: str
+) -> bytes:
+    """The bytes of *descriptor*, with another size for its last extent, and with extents behind it.
 
-    def replace(match: re.Match[bytes]) -> bytes:
-        nonlocal count
-        count += 1
-        return match.group(1) + b"%d" % sectors if count == index else match.group(0)
+    What a resize that did not end had planned is left out. A geometry that follows from the disk's size still does.
 
-    return _EXTENT_SIZE.sub(replace, descriptor.raw)
+    :param old: the disk's size up to now, in bytes; *new*: its size from now on.
+    :param sectors: the last extent's new size; None: it stays.
+    :param file: named in errors.
+    :raises ImageError: they are too many extents.
+    :raises UnsupportedError: it becomes longer than what is read.
+    :raises UsageError: a name cannot stand in it.
+    """
+    raw = without_plan(descriptor)
+    matches = list(_EXTENT_SIZE.finditer(raw))
+    at = matches[-1].end() if matches else next((one.end() for one in _EXTENTS_TITLE.finditer(raw)), len(raw))
+    head, lines = raw[:at], list(descriptor.extents)
+    if matches and sectors is not None:
+        head = head[: matches[-1].start(2)] + b"%d" % sectors + head[matches[-1].end(2) :]
+        lines[-1:] = [replace(line, sectors=sectors) for line in lines[-1:]]
+    end = _LINE_END.search(raw)
+    for line in added:
+        head += (end.group(0) if end is not None else b"\n") + _encoded(raw, str(line))
+        lines.append(line)
+    result = _geometry(descriptor, head + raw[at:], old, new)
+    if len(result) >= LIMIT:
+        raise UnsupportedError(f"a descriptor of {len(result)} bytes is too long", file=file)
+    # Where the lines count, they must be read as they are meant, whatever text they stand in.
+    if lines and parse(result, file=file).extents != lines:
+        raise UsageError("its descriptor cannot be given the new extents", file=file)
+    return result
+
+
+def _geometry(descriptor: Descriptor, raw: bytes, old: int, new: int) -> bytes:
+    """*raw* with as many cylinders more as *new* bytes are, if up to now they were as many as *old* bytes are."""
+    names = ("cylinders", "heads", "sectors")
+    values = [descriptor.entries.get(f"ddb.geometry.{name}", "") for name in names]
+    if not all(value.isascii() and value.isdigit() and len(value) < 20 for value in values):
+        return raw
+    cylinders, heads, sectors = map(int, values)
+    track = heads * sectors * SECTOR
+    if not track or cylinders != old // track:
+        return raw
+    return _CYLINDERS.sub(lambda match: match.group(1) + b"%d" % (new // track), raw, count=1)
+
+
+def plan(descriptor: Descriptor, lines: Sequence[ExtentLine]) -> bytes:
+    """What to put behind *descriptor* to say, in comments, that *lines* are about to be its extents."""
+    text = "".join(f"{line}\n" for line in [_PLANNED_TITLE, *(f"#{line}" for line in lines)])
+    before = b"" if descriptor.raw.endswith((b"\r", b"\n")) else b"\n"
+    return before + _encoded(descriptor.raw, text)
+
+
+def without_plan(descriptor: Descriptor) -> bytes:
+    """The bytes, without what :func:`plan` put there."""
+    return _PLANNED.sub(b"", descriptor.raw)
+
+
+def _planned(raw: bytes) -> list[ExtentLine]:
+    match = _PLANNED.search(raw)
+    lines: list[ExtentLine] = []
+    for line in match.group(1).decode(*_codec(raw)).split("\n") if match is not None else ():
+        try:
+            lines += [_extent(line.removeprefix("#"), 0, "")] if line else []
+        except ImageError:
+            return []  # written in part
+    return lines

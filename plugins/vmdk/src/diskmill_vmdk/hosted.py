@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskmill import tables
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Placement
+from diskmill.extents import Kind, Placement
 from diskmill.node import Node, Storage
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
@@ -448,13 +448,38 @@ class HostedPart(GrainPart):
                 sector = self.take(self.unit // SECTOR)
                 self.node.write(sector * SECTOR, self.node.read(end - used, used).ljust(self.unit, b"\0"))
                 self._set(self.end - used, self.unit, sector, 0)
-        used = -(-(self.end - self.start) // self.unit) % self.per_table
-        if used and self.special(self.directory[-1]) is None and any(self.table(self.count - 1)[used:]):
-            tables.fill_run(self.table(self.count - 1), used, self.per_table - used, 0, 0)
-            self._dirty.add(self.count - 1)
+        index, used = divmod(-(-(self.end - self.start) // self.unit), self.per_table)
+        if used and self.special(self.directory[index]) is None and any(self.table(index)[used:]):
+            tables.fill_run(self.table(index), used, self.per_table - used, 0, 0)
+            self._dirty.add(index)
+
+    def ends(self) -> bool:
+        """Whether there is nothing behind the end, in tables that the header counts too."""
+        end, first = self.end, self.start + round_up(self.end - self.start, self.unit)
+        self.end = self.start + self.header.capacity * SECTOR
+        try:
+            return first >= self.end or all(
+                extent.kind is Kind.HOLE for extent in self.extents(first, self.end - first)
+            )
+        finally:
+            self.end = end
+
+    def give_up_changes(self) -> None:
+        """Forget the changes to tables that were not flushed, and the space that was taken at the file's end."""
+        self.forget()
+        self._dirty.clear()
+        self._next = None
+
+    def set_capacity(self, size: int) -> None:
+        """Say in the header that the extent holds *size* bytes, and where its directories are."""
+        self.header.capacity = size // SECTOR
+        self.header.gdOffset = self.directory_offset // SECTOR
+        if self.redundant_offset is not None:
+            self.header.rgdOffset = self.redundant_offset // SECTOR
+        self.node.write(0, SPARSE_HEADER.pack(self.header))
 
     def moved(self, primary: tuple[int, array[int]], redundant: tuple[int, array[int]] | None) -> None:
-        """The directories are elsewhere now: (sector, entries)."""
+        """The directories are elsewhere now: (sector, entries); the header does not say so yet."""
         self.directory_offset, self._directory = primary[0] * SECTOR, primary[1]
         self.count = len(primary[1])
         if redundant is not None:
@@ -471,21 +496,24 @@ DESCRIPTOR_AT, DESCRIPTOR_ROOM = 1, 20
 """Sectors for the descriptor in new extents."""
 
 
-def make_extent(node: Storage, size: int, *, zeroed: bool) -> None:
-    """A new, empty hosted sparse extent for *size* bytes, with all its tables in place and no descriptor yet."""
+def make_extent(node: Storage, size: int, *, zeroed: bool, grain: int = GRAIN) -> None:
+    """A new, empty hosted sparse extent for *size* bytes, with all its tables in place and no descriptor yet.
+
+    :param grain: sectors.
+    """
     capacity = size // SECTOR
-    count = -(-capacity // (GRAIN * MAX_ENTRIES))
+    count = -(-capacity // (grain * MAX_ENTRIES))
     directory_sectors = -(-count * 4 // SECTOR)
     table_sectors = MAX_ENTRIES * 4 // SECTOR
     redundant = DESCRIPTOR_AT + DESCRIPTOR_ROOM
     primary = redundant + directory_sectors + count * table_sectors
-    overhead = round_up(primary + directory_sectors + count * table_sectors, GRAIN)
+    overhead = round_up(primary + directory_sectors + count * table_sectors, grain)
     header = SPARSE_HEADER.new(
         magicNumber=SPARSE_MAGIC,
         version=2 if zeroed else 1,
         flags=FLAGS_NEW | (FLAG_ZEROED if zeroed else 0),
         capacity=capacity,
-        grainSize=GRAIN,
+        grainSize=grain,
         descriptorOffset=DESCRIPTOR_AT,
         descriptorSize=DESCRIPTOR_ROOM,
         numGTEsPerGT=MAX_ENTRIES,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Encoder, Extent, Kind, Placement
-from diskmill.node import Image, Node
+from diskmill.node import Image, Node, Storage
 from diskmill.references import Reference
 from diskmill.sizes import SECTOR
 
@@ -19,6 +19,7 @@ from .parts import FlatPart, MissingPart, Part
 
 if TYPE_CHECKING:
     from diskmill.drivers import FormatDriver
+    from diskmill.siblings import Siblings
 
 
 class VmdkImage(Image):
@@ -27,6 +28,7 @@ class VmdkImage(Image):
     :param descriptor: None where the file is an extent without one.
     :param room: how many bytes an embedded descriptor may take; 0: it is a file of its own.
     :param at: where it begins in ``file``.
+    :param siblings: the files beside it, where it may get more of them.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class VmdkImage(Image):
         create_type: str,
         at: int = 0,
         room: int = 0,
+        siblings: Siblings | None = None,
     ) -> None:
         super().__init__(driver, file, name=name, size=size, writable=writable)
         self.descriptor = descriptor
         self.create_type = create_type
         self.descriptor_at = at
         self.descriptor_room = room
+        self.siblings = siblings
         self.cid = NO_PARENT if descriptor is None or descriptor.cid is None else descriptor.cid
         self.parent_cid = NO_PARENT if descriptor is None else descriptor.parent_cid
         self.parts: list[Part] = []
@@ -83,7 +87,9 @@ class VmdkImage(Image):
         line = self.descriptor.extents[reference.key]
         self._attached[reference.key] = node
         placeholder = self.parts[reference.key]
-        self.parts[reference.key] = open_extent(line, node, placeholder.start, writable=self.writable)
+        # A resize that did not end may have made it longer already.
+        longer = {one.sectors for one in self.descriptor.planned if one.name == line.name}
+        self.parts[reference.key] = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
         self._set_unit()
         if self.writable:
             self.check_writable()
@@ -186,9 +192,12 @@ class VmdkImage(Image):
         if self.descriptor is not None and self.descriptor.cid is not None:
             cid = new_cid(self.descriptor.cid_digits)
             self.write_descriptor(self.descriptor.with_cid(cid))
-            self.cid = cid
-            if self._overlay is not None:
-                self._overlay.follow(cid)
+            self._set_cid(cid)
+
+    def _set_cid(self, cid: int) -> None:
+        self.cid = cid
+        if self._overlay is not None:
+            self._overlay.follow(cid)
 
     def follow(self, cid: int) -> None:
         """The parent is written through this very graph, with what is here (commit): the two still fit, from now on."""
@@ -218,6 +227,24 @@ class VmdkImage(Image):
             # Filled up with line ends where it was longer: no reader minds them.
             self.file.write(0, raw.ljust(len(old), b"\n"))
         self.descriptor = parse(raw, file=self.name, extents=bool(self.descriptor.extents))
+
+    def replace_descriptor(self, file: Storage, descriptor: Descriptor, parts: Sequence[Part]) -> None:
+        """*file*, which has taken the place of the one with the descriptor, says that *parts* are the disk."""
+        old, self.file = self.file, file
+        for index, part in enumerate(parts):
+            if index not in self._attached and part.node is not None:
+                self._attached[index] = part.node
+        self.became(descriptor, parts)
+        old.close()
+
+    def became(self, descriptor: Descriptor | None, parts: Sequence[Part]) -> None:
+        """*descriptor*, which is on disk now, says that *parts* are the disk."""
+        self.descriptor = descriptor
+        self.set_parts(parts)
+        self.size = parts[-1].end
+        self.changed = True
+        if descriptor is not None and descriptor.cid not in (None, self.cid):
+            self._set_cid(descriptor.cid)
 
     def flush(self) -> None:
         with self.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError
@@ -123,6 +124,7 @@ def _open_descriptor(
         create_type=create_type,
         at=at,
         room=room,
+        siblings=request.siblings if not room else None,
     )
     parts: list[Part] = []
     references = []
@@ -155,10 +157,11 @@ def _open_descriptor(
     return image
 
 
-def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool) -> Part:
+def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool, longer: Collection[int] = ()) -> Part:
     """The part that *line* of a descriptor stands for, in the file that it names.
 
     :param writable: whether the image is open for writing.
+    :param longer: how many sectors it may hold instead.
     """
     length, name = line.sectors * SECTOR, node.name
     part: Part
@@ -183,7 +186,8 @@ def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool) -> 
     if writable and line.access == "RW" and not part.writable:
         raise UnsupportedError(f"extents of type {line.type} of ESX can only be read", file=name)
     have = part.end - part.start
-    if not length <= have <= round_up(length, part.unit):
+    fits = length <= have <= round_up(length, part.unit) or (have > length and have // SECTOR in longer)
+    if not fits:
         raise ImageError(f"it holds {have} bytes of a disk, but the descriptor says {length}", file=name)
     part.end = start + length
     return part

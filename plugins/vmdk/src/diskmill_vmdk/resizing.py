@@ -1,92 +1,470 @@
-"""Resizing: more room at the end of disks of one extent."""
+"""Resizing: more room at the end. The last extent grows; a disk in pieces also gets more of them.
+
+What takes space comes first, where nobody looks: new extents in files that have no names yet, tables behind the end of
+the last one. Then the descriptor says in comments what its extents are about to be; the new files get their names; the
+last extent's header turns to its new tables; and a descriptor with the new extents takes the place of the old one. So a
+crash leaves the old disk or the new one. Files that it leaves besides are known by those comments: the next resize
+takes them away, if they hold nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import re
 from array import array
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill import tables
-from diskmill.errors import UnsupportedError
+from diskmill.engine.zeros import ZEROS, is_zero
+from diskmill.errors import DiskmillError, StorageError, UnsupportedError
+from diskmill.extents import Kind
 from diskmill.node import Storage
-from diskmill.sizes import SECTOR, round_up
+from diskmill.sizes import SECTOR, GiB, round_up
 
-from .descriptor import resized
-from .hosted import LAST_SECTOR, HostedPart
-from .parts import FlatPart
-from .structures import SPARSE_HEADER
+from .creating import SPLIT, make_part, piece_name
+from .descriptor import MAX_EXTENTS, ExtentLine, parse, plan, resized, without_plan
+from .hosted import GRAIN, HostedPart, read_header
+from .image import new_cid
+from .parts import FlatPart, Part
+from .structures import SPARSE_MAGIC
 
 if TYPE_CHECKING:
     from .image import VmdkImage
+
+_SPLIT_TYPES = {"twogbmaxextentsparse": False, "twogbmaxextentflat": True}
+"""Create types of disks in pieces, and whether those are flat."""
+_NO_NEW_FILES = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def resize_vmdk(image: VmdkImage, size: int, preallocation: str) -> bool:
     """Make the guest disk *size* bytes long; it is not shorter than before.
 
-    :raises UnsupportedError: the disk has several extents, or no room to grow.
+    :raises UnsupportedError: its last extent cannot grow, or it would need more extents than there can be.
+    :raises StorageError: a file bears the name of a new extent already; or there is no space. The disk is as before.
     """
     size = round_up(size, SECTOR)
     if size == image.size:
         return True
-    part = image.parts[0] if len(image.parts) == 1 else None
-    if not isinstance(part, FlatPart | HostedPart):
-        raise UnsupportedError("only disks of one flat or sparse extent can be resized", file=image.name)
-    if isinstance(part, HostedPart):
-        if preallocation not in ("off", "metadata"):
-            raise UnsupportedError("sparse extents cannot be preallocated", file=image.name)
-        text = None if image.descriptor is None else resized(image.descriptor, 0, size // SECTOR)
-        if text is not None and len(text) > image.descriptor_room:
-            raise UnsupportedError("the embedded descriptor has no room to grow", file=image.name)
-        image.begin()
-        _grow_sparse(part, size)
-    else:
-        if not isinstance(part.node, Storage) or part.offset + image.size != part.node.size:
-            raise UnsupportedError("the flat extent is not all of its file", file=image.name)
-        if preallocation == "metadata":
-            raise UnsupportedError("flat extents have no metadata", file=image.name)
-        image.begin()
-        part.node.truncate(part.offset + size)
-        if preallocation != "off":
-            part.node.allocate(part.offset + image.size, size - image.size, preallocation)
-    if image.descriptor is not None:
-        # The descriptor is what makes it so: the room is there before. Its text changed with the first write.
-        image.file.barrier()
-        image.write_descriptor(resized(image.descriptor, 0, size // SECTOR))
-    part.end = part.start + size
-    image.size = size
+    _clear_unfinished(image)
+    length, lines = _extents_for(image, size)
+    last = image.parts[-1] if image.parts else None
+    if last is None and not lines:
+        raise UnsupportedError("it has no extent that can grow", file=image.name)
+    undo = _Undo()
+    try:
+        growth = None
+        if last is not None and length > last.end - last.start:
+            growth = _growth_of(image, last, length, preallocation)
+        if last is not None and growth is not None and last.node is image.file:
+            _grow_whole(image, last, growth, size, undo)
+        else:
+            _grow_pieces(image, growth, size, lines, preallocation, undo)
+    except BaseException:
+        undo.run()
+        raise
     return True
 
 
-def _grow_sparse(part: HostedPart, size: int) -> None:
-    """Larger directories at the end of the file, with tables for what is new; the header turns to them at once."""
-    old, count = part.count, -(-size // part.cover)
-    header = part.header
-    part.trim()
-    part.flush()
-    part.node.barrier()
-    if count > old:
-        directory_sectors = -(-count * part.width // SECTOR)
-        table_sectors = part.table_sectors
-        places = []
-        for present in (part.redundant, part.directory):
-            if present is None:
-                continue
-            at = part.take(directory_sectors + (count - old) * table_sectors)
-            first = at + directory_sectors
-            added = array("I", range(first, first + (count - old) * table_sectors, table_sectors))
-            directory = present + added
-            block = tables.to_bytes(directory, "little").ljust(directory_sectors * SECTOR, b"\0")
-            part.node.write(at * SECTOR, block + bytes((count - old) * table_sectors * SECTOR))
-            places.append((at, directory))
-        if places[-1][0] >= LAST_SECTOR:
-            raise UnsupportedError("the file of a sparse extent cannot grow beyond 2 TiB", file=part.name)
-        header.gdOffset = places[-1][0]
-        if len(places) == 2:
-            header.rgdOffset = places[0][0]
-        part.moved(places[-1], places[0] if len(places) == 2 else None)
-    # The file ends with whole grains, for whoever appends to it.
-    end = part.take(0)
-    if part.node.size < end * SECTOR:
-        part.node.truncate(end * SECTOR)
-    part.node.barrier()
-    header.capacity = size // SECTOR
-    part.node.write(0, SPARSE_HEADER.pack(header))
+class _Undo:
+    """Steps back, for a resize that fails: the last one first, up to the first that fails as well."""
+
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], None]] = []
+        self.files: list[Storage] = []
+        """New files, which are given up afterwards."""
+
+    def run(self) -> None:
+        with contextlib.suppress(DiskmillError):
+            while self.steps:
+                self.steps.pop()()
+        for file in self.files:
+            with contextlib.suppress(DiskmillError):
+                file.abandon()
+
+    def forget(self) -> None:
+        """There is no way back from here."""
+        self.steps.clear()
+        self.files.clear()
+
+
+# -- what there is to do ----------------------------------------------------------------------------------------------
+
+
+def _extents_for(image: VmdkImage, size: int) -> tuple[int, list[ExtentLine]]:
+    """How many bytes long the last extent becomes, and which extents come behind it."""
+    start, held = (image.parts[-1].start, image.parts[-1].end - image.parts[-1].start) if image.parts else (0, 0)
+    flat = _SPLIT_TYPES.get(image.create_type.lower())
+    if flat is None or (image.parts and image.parts[-1].node is image.file):
+        return size - start, []
+    # VMware's pieces of 2047 MiB stay as large as they are.
+    largest = max((part.end - part.start for part in image.parts[:-1]), default=SPLIT)
+    piece = largest if GiB <= largest <= SPLIT else SPLIT
+    length = min(size - start, max(piece, round_up(held, image.unit))) if image.parts else 0
+    count = -(-(size - start - length) // piece)
+    if len(image.parts) + count > MAX_EXTENTS:
+        raise UnsupportedError(f"more than {MAX_EXTENTS} extents", file=image.name)
+    base = os.path.basename(image.file.name)
+    number = max(len(image.parts), *_numbers(image, base, flat=flat), 0)
+    lines = []
+    for at in range(start + length, size, piece):
+        number += 1
+        sectors = min(piece, size - at) // SECTOR
+        lines.append(ExtentLine("RW", sectors, "FLAT" if flat else "SPARSE", piece_name(base, number, flat=flat)))
+    return length, lines
+
+
+def _numbers(image: VmdkImage, base: str, *, flat: bool) -> list[int]:
+    """The numbers of the extents that the disk *base* has, as far as their names say."""
+    assert image.descriptor is not None
+    found = (re.fullmatch(_pattern(base, flat=flat), line.name) for line in image.descriptor.extents)
+    return [int(match.group(1)) for match in found if match is not None]
+
+
+def _pattern(base: str, *, flat: bool) -> str:
+    """What the names of extents of the disk *base* look like."""
+    before, after = (re.escape(part) for part in os.path.splitext(base))
+    return f"{before}-{'f' if flat else 's'}([0-9]{{3,9}}){after}"
+
+
+def _growth_of(image: VmdkImage, part: Part, length: int, preallocation: str) -> _FlatGrowth | _SparseGrowth:
+    if not part.writable or not isinstance(part, FlatPart | HostedPart) or not isinstance(part.node, Storage):
+        raise UnsupportedError("its last extent is not one that can grow", file=image.name)
+    _check_preallocation(preallocation, flat=isinstance(part, FlatPart), name=image.name)
+    if isinstance(part, HostedPart):
+        return _SparseGrowth(part, length)
+    end = part.offset + part.end - part.start
+    shared = any(other.node is not None and _same(other, part) for other in image.parts[:-1])
+    # Zeros behind it may be what a resize left that did not end.
+    if shared or not _is_zero(part.node, end, part.node.size):
+        raise UnsupportedError("the flat extent is not all of its file", file=image.name)
+    return _FlatGrowth(part, length, preallocation)
+
+
+def _same(one: Part, other: Part) -> bool:
+    identities = [part.node.identity() for part in (one, other) if isinstance(part.node, Storage)]
+    return len(identities) == 2 and identities[0] is not None and identities[0] == identities[1]
+
+
+def _check_preallocation(mode: str, *, flat: bool, name: str) -> None:
+    if flat and mode == "metadata":
+        raise UnsupportedError("flat extents have no metadata", file=name)
+    if not flat and mode not in ("off", "metadata"):
+        raise UnsupportedError("sparse extents cannot be preallocated", file=name)
+
+
+# -- the last extent --------------------------------------------------------------------------------------------------
+
+
+class _FlatGrowth:
+    """A flat extent becomes *length* bytes long: nobody looks beyond the end that the descriptor says."""
+
+    planned = False
+    """Whether the descriptor must say beforehand that it happens."""
+
+    def __init__(self, part: FlatPart, length: int, preallocation: str) -> None:
+        self.part, self.length = part, length
+        self.preallocation = preallocation
+
+    def prepare(self, undo: _Undo) -> None:
+        part, node = self.part, self.part.node
+        assert isinstance(node, Storage)
+        before, held = node.size, part.end - part.start
+        undo.steps.append(lambda: node.truncate(before))
+        node.truncate(part.offset + self.length)
+        if self.preallocation != "off":
+            node.allocate(part.offset + held, self.length - held, self.preallocation)
+        node.flush()
+
+    def switch(self, undo: _Undo) -> None:
+        """It is as long as it is."""
+
+
+class _SparseGrowth:
+    """A sparse extent comes to hold *length* bytes: larger directories at the end of its file, with tables for what is
+    new, to which its header turns at once."""
+
+    planned = True
+
+    def __init__(self, part: HostedPart, length: int) -> None:
+        self.part, self.length = part, length
+        self.kept: int | None = None
+        """How long the file was; None: there is something behind that that belongs to the old disk."""
+        self.places: list[tuple[int, array[int]]] = []
+
+    def prepare(self, undo: _Undo) -> None:
+        part, node = self.part, self.part.node
+        part.flush()
+        self.kept = node.size
+        undo.steps.append(self._cut)
+        part.trim()
+        self.kept = None
+        part.flush()
+        node.barrier()
+        self.kept = node.size
+        old, count = part.count, -(-self.length // part.cover)
+        if count > old:
+            directory_sectors = -(-count * part.width // SECTOR)
+            table_sectors = part.table_sectors
+            for present in (part.redundant, part.directory):
+                if present is None:
+                    continue
+                at = part.take(directory_sectors + (count - old) * table_sectors)
+                first = at + directory_sectors
+                added = array("I", range(first, first + (count - old) * table_sectors, table_sectors))
+                directory = present + added
+                block = tables.to_bytes(directory, "little").ljust(directory_sectors * SECTOR, b"\0")
+                node.write(at * SECTOR, block + bytes((count - old) * table_sectors * SECTOR))
+                self.places.append((at, directory))
+        # The file ends with whole grains, for whoever appends to it.
+        end = part.take(0) * SECTOR
+        if node.size < end:
+            node.truncate(end)
+        node.barrier()
+
+    def switch(self, undo: _Undo) -> None:
+        part = self.part
+        capacity = part.header.capacity
+        old = [(part.directory_offset // SECTOR, part.directory)]
+        if part.redundant is not None and part.redundant_offset is not None:
+            old.insert(0, (part.redundant_offset // SECTOR, part.redundant))
+
+        def back() -> None:
+            self._turn(old, capacity * SECTOR)
+
+        undo.steps.append(back)
+        self._turn(self.places, self.length)
+
+    def _turn(self, places: Sequence[tuple[int, array[int]]], length: int) -> None:
+        """Let the header have *length* bytes, and the directories, the redundant one first, at *places*."""
+        if places:
+            self.part.moved(places[-1], places[0] if len(places) == 2 else None)
+        self.part.set_capacity(length)
+        self.part.node.barrier()
+
+    def _cut(self) -> None:
+        if self.kept is not None:
+            self.part.give_up_changes()
+            self.part.node.truncate(self.kept)
+
+
+def _grow_whole(image: VmdkImage, part: Part, growth: _FlatGrowth | _SparseGrowth, size: int, undo: _Undo) -> None:
+    """The disk is one file, whose header says how large it is; the descriptor in it only repeats that."""
+    if image.descriptor is not None:
+        text = resized(image.descriptor, image.size, size, size // SECTOR, file=image.name)
+        if len(text) > image.descriptor_room:
+            raise UnsupportedError("the embedded descriptor has no room to grow", file=image.name)
+    growth.prepare(undo)
+    image.begin()
+    growth.switch(undo)
+    if image.descriptor is not None:
+        image.write_descriptor(resized(image.descriptor, image.size, size, size // SECTOR, file=image.name))
+    part.end = part.start + size
+    image.became(image.descriptor, [part])
+
+
+# -- disks with a descriptor of their own -----------------------------------------------------------------------------
+
+
+def _grow_pieces(
+    image: VmdkImage,
+    growth: _FlatGrowth | _SparseGrowth | None,
+    size: int,
+    lines: Sequence[ExtentLine],
+    preallocation: str,
+    undo: _Undo,
+) -> None:
+    descriptor, file = image.descriptor, image.file
+    assert descriptor is not None
+    sectors = None if growth is None else growth.length // SECTOR
+    text = resized(descriptor, image.size, size, sectors, lines, file=image.name)
+    if not image.changed and descriptor.cid is not None:
+        text = parse(text, file=image.name).with_cid(new_cid(descriptor.cid_digits))
+    after = parse(text, file=image.name)
+    new = _new_parts(image, lines, size, preallocation, undo)
+    planned = bool(lines) or (growth is not None and growth.planned)
+    if growth is not None:
+        growth.prepare(undo)
+    staged = _staged(image, text, undo, planned=planned)
+    if planned:
+        assert isinstance(file, Storage)
+        changed = after.extents[len(descriptor.extents) - (growth is not None) :]
+        _write_plan(file, len(descriptor.raw), plan(descriptor, changed), undo)
+    for _, node in new:
+        undo.steps.append(node.remove)
+        try:
+            node.settle()
+        except BaseException:
+            if not node.settled:
+                undo.steps.pop()
+            raise
+    if growth is not None:
+        growth.switch(undo)
+    parts = [*image.parts, *(part for part, _ in new)]
+    if staged is None:
+        undo.steps.append(lambda: image.write_descriptor(descriptor.raw))
+        image.write_descriptor(text)
+        file.barrier()
+        _lengthen(growth)
+        image.became(after, parts)
+        return
+    try:
+        staged.settle()
+    finally:
+        if staged.settled:  # the disk is what bears the name, even where a folder cannot be flushed
+            undo.forget()
+            _lengthen(growth)
+            image.replace_descriptor(staged, after, parts)
+
+
+def _lengthen(growth: _FlatGrowth | _SparseGrowth | None) -> None:
+    if growth is not None:
+        growth.part.end = growth.part.start + growth.length
+
+
+def _new_parts(
+    image: VmdkImage, lines: Sequence[ExtentLine], size: int, preallocation: str, undo: _Undo
+) -> list[tuple[Part, Storage]]:
+    """The extents *lines*, which end the disk of *size* bytes, in new files that have no names yet."""
+    if not lines:
+        return []
+    flat = lines[0].type == "FLAT"
+    _check_preallocation(preallocation, flat=flat, name=image.name)
+    like = image.parts[-1].node if image.parts else image.file
+    if image.siblings is None or not isinstance(like, Storage):
+        raise UnsupportedError("it cannot get more files", file=image.name)
+    sparse = [part for part in image.parts if isinstance(part, HostedPart)]
+    unit = image.unit if image.unit > 1 else GRAIN * SECTOR
+    start = size - sum(line.sectors for line in lines) * SECTOR
+    if not flat and any(one % unit for one in (start, *(part.start for part in image.parts))):
+        raise UnsupportedError("an extent would begin inside a grain", file=image.name)
+    result = []
+    for line in lines:
+        try:
+            node = image.siblings.make(line.name, like=like)
+        except StorageError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise StorageError(
+                f"it exists, but is no part of '{image.name}', whose next extent would be called so",
+                file=error.file,
+                errno=error.errno,
+            ) from None
+        undo.files.append(node)
+        part = make_part(node, line, start, zeroed=bool(sparse) and sparse[-1].zeroed, grain=unit // SECTOR)
+        if flat and preallocation != "off":
+            node.allocate(0, part.end - part.start, preallocation)
+        node.flush()
+        result.append((part, node))
+        start = part.end
+    return result
+
+
+def _staged(image: VmdkImage, text: bytes, undo: _Undo, *, planned: bool) -> Storage | None:
+    """The descriptor *text* in a file that can take the old one's place; None: it can only be written over that.
+
+    :param planned: it must take its place: written over the old one, it could be seen half written.
+    """
+    assert image.descriptor is not None
+    # A sector is written whole or not at all.
+    if not planned and max(len(text), len(image.descriptor.raw)) <= SECTOR:
+        return None
+    if image.siblings is None or not isinstance(image.file, Storage):
+        if planned:
+            raise UnsupportedError("its descriptor cannot be replaced", file=image.name)
+        return None
+    try:
+        node = image.siblings.make(os.path.basename(image.file.name), like=image.file)
+    except DiskmillError as error:
+        impossible = isinstance(error, UnsupportedError) or (
+            isinstance(error, StorageError) and error.errno in _NO_NEW_FILES
+        )
+        if planned or not impossible:
+            raise
+        return None
+    undo.files.append(node)
+    node.write(0, text)
+    node.flush()
+    return node
+
+
+# -- what a resize leaves that does not end ---------------------------------------------------------------------------
+
+
+def _write_plan(file: Storage, at: int, text: bytes, undo: _Undo) -> None:
+    """Put *text* behind the descriptor, which ends at *at*. What a crash leaves of it is a comment, or nothing."""
+    size = file.size
+    before = file.read(at, min(len(text), max(size - at, 0)))
+
+    def back() -> None:
+        if before:
+            file.write(at, before)
+        file.truncate(size)
+        file.barrier()
+
+    undo.steps.append(back)
+    file.write(at, text)
+    file.barrier()
+
+
+def _clear_unfinished(image: VmdkImage) -> None:
+    """Take back what a resize that did not end has done."""
+    descriptor, file, siblings = image.descriptor, image.file, image.siblings
+    if descriptor is None or not descriptor.planned or siblings is None or not isinstance(file, Storage):
+        return
+    part = image.parts[-1] if image.parts else None
+    if isinstance(part, HostedPart) and part.header.capacity * SECTOR > part.end - part.start:
+        if not part.ends():
+            raise UnsupportedError(
+                "a resize of it did not end, and its last extent holds data beyond the end of the disk", file=image.name
+            )
+        part.set_capacity(part.end - part.start)
+        part.node.barrier()
+    own = {line.name for line in descriptor.extents}
+    base = os.path.basename(file.name)
+    names = {line.name for line in descriptor.planned} - own
+    for name in sorted(names):
+        # The name stands in the descriptor, so only one that this very disk would give is believed.
+        if not any(re.fullmatch(_pattern(base, flat=flat), name) for flat in (False, True)):
+            continue
+        left = siblings.open(name)
+        if left is None:
+            continue
+        try:
+            if not _holds_nothing(left):
+                raise StorageError(
+                    f"a resize of '{image.name}' that did not end left it, but it holds data", file=left.name
+                )
+            left.remove()
+        finally:
+            left.abandon()
+    raw = without_plan(descriptor)
+    file.truncate(len(raw))
+    file.barrier()
+    image.descriptor = parse(raw, file=image.name)
+
+
+def _holds_nothing(node: Storage) -> bool:
+    """Whether *node* is zeros, or a sparse extent without grains."""
+    if node.read(0, min(node.size, len(SPARSE_MAGIC))) != SPARSE_MAGIC:
+        return _is_zero(node, 0, node.size)
+    try:
+        header = read_header(node, name=node.name)
+        part = HostedPart(node, header, 0, name=node.name)
+        held = part.extents(0, part.end) if part.end else ()
+        return node.size <= header.overHead * SECTOR and all(one.kind is Kind.HOLE for one in held)
+    except DiskmillError:
+        return False
+
+
+def _is_zero(node: Storage, start: int, end: int) -> bool:
+    """Whether bytes *start* to *end* of *node* are zeros."""
+    for extent in node.extents(start, end - start) if start < end else ():
+        if extent.kind is Kind.ZERO:
+            continue
+        for at in range(extent.start, extent.end, len(ZEROS)):
+            if not is_zero(node.read(at, min(len(ZEROS), extent.end - at))):
+                return False
+    return True
