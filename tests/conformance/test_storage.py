@@ -32,14 +32,16 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     opened = []
     numbers = itertools.count()
 
-    def make(name: str | None = None, *, new: bool = True, writable: bool = True) -> Storage:
+    def make(
+        name: str | None = None, *, new: bool = True, writable: bool = True, like: Storage | None = None
+    ) -> Storage:
         where = (
             f"memory:{name or next(numbers)}"
             if request.param == "memory"
             else str(tmp_path / f"{name or next(numbers)}")
         )
         if new:
-            storage = registry.call(driver, "create", request=CreateRequest(where, context, 0))
+            storage = registry.call(driver, "create", request=CreateRequest(where, context, 0, like=like))
         else:
             storage = registry.call(driver, "open", request=OpenRequest(where, context, writable=writable))
         opened.append(storage)
@@ -199,6 +201,35 @@ def test_a_new_output_replaces_the_old_one_whole(make: Make) -> None:
     new.close()
     again = make("output", new=False)
     assert (again.size, again.read(0, 3)) == (3, b"new")
+
+
+def test_a_new_file_beside_another_replaces_that_and_no_other(make: Make) -> None:
+    for name in ("one", "other"):
+        storage = make(name)
+        storage.write(0, name.encode())
+        storage.settle()
+        storage.close()
+    one = make("one", new=False)
+    with pytest.raises(StorageError, match="File exists"):
+        make("other", like=one)
+    late, own = make("third", like=one), make("one", like=one)
+    for storage in (late, own):
+        storage.write(0, b"new")
+        assert not storage.settled
+    third = make("third")
+    third.settle()
+    with pytest.raises(StorageError, match="File exists"):
+        late.settle()
+    late.abandon()
+    own.settle()
+    assert own.settled
+    own.close()
+    third.remove()
+    third.close()
+    assert make("one", new=False).read(0, 3) == b"new"
+    assert make("other", new=False).read(0, 5) == b"other"
+    with pytest.raises(StorageError, match="No such file"):
+        make("third", new=False)
 
 
 def test_the_same_file_is_known_by_two_names(make: Make) -> None:

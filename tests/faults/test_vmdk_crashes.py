@@ -169,6 +169,8 @@ def pieces(machine: Machine, options: dict[str, Any], chance: random.Random, siz
             (extent,) = image.extents(size - SECTOR, SECTOR)
             assert extent.node is not None
             extent.node.write(extent.offset + SECTOR, b"\xee" * SECTOR)
+    if "zeroed_grain" in options:
+        machine.files["disk.vmdk"].truncate(10 * KiB)  # as QEMU does when it has written
     return bytes(model)
 
 

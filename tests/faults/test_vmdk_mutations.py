@@ -68,7 +68,7 @@ def only_inside(folder: Path) -> Iterator[None]:
         yield
     finally:
         _watching = False
-    own = ("/proc/self", sys.prefix, sys.base_prefix, os.path.realpath(folder))
+    own = (os.path.realpath("/proc/self"), sys.prefix, sys.base_prefix, os.path.realpath(folder))
     assert not [
         name
         for name in _opened
@@ -187,6 +187,56 @@ def test_disks_of_several_files(file: str, folder: Path) -> None:
         (folder / file).write_bytes(mutant)
         with bounded(what), only_inside(folder):
             counts[_reads(str(folder / "disk.vmdk"), what)] += 1
+    assert min(counts.values()) > 20, counts
+
+
+PIECES = b"""# Disk DescriptorFile
+version=1
+CID=12345678
+parentCID=ffffffff
+createType="twoGbMaxExtentFlat"
+
+# Extent description
+RW 128 FLAT "disk-f001.vmdk" 0
+RW 100 FLAT "disk-f002.vmdk" 0
+
+# The Disk Data Base
+ddb.geometry.cylinders = "0"
+ddb.geometry.heads = "16"
+ddb.geometry.sectors = "63"
+# Extents to be, of a resize that has not ended
+#RW 128 FLAT "disk-f002.vmdk" 0
+#RW 128 FLAT "disk-f003.vmdk" 0
+#RW 44 FLAT "disk-f004.vmdk" 0
+"""
+
+
+def test_damaged_disks_that_grow_harm_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("creating", "resizing"):
+        monkeypatch.setattr(f"diskmill_vmdk.{module}.SPLIT", 128 * SECTOR)
+    folder, chance = tmp_path / "images", random.Random(6)
+    folder.mkdir()
+    monkeypatch.chdir(folder)  # new files are opened relative to it
+    parts = {f"disk-f00{number}.vmdk": chance.randbytes(size * SECTOR) for number, size in ((1, 128), (2, 100))}
+    left = {"disk-f003.vmdk": bytes(128 * SECTOR)}
+    others = dict.fromkeys(("disk-f005.vmdk", "disk-f4.vmdk", "disc-f003.vmdk", "../disk-f003.vmdk"), b"somebody's")
+    counts = {"grown": 0, "refused": 0}
+    for what, mutant in mutants(PIECES, [(0, len(PIECES))], seed=5, count=400):
+        for path in folder.iterdir():
+            path.unlink()
+        for name, data in {**parts, **left, **others, "disk.vmdk": mutant}.items():
+            (folder / name).write_bytes(data)
+        try:
+            with bounded(what), only_inside(folder):
+                diskmill.resize(str(folder / "disk.vmdk"), 500 * SECTOR, context=Context(trust=FOLDER))
+            message = ""
+        except DiskmillError as error:
+            message = str(error)
+        assert "\n" not in message, what
+        counts["refused" if message else "grown"] += 1
+        for name, data in {**parts, **others}.items():
+            assert (folder / name).read_bytes()[: len(data)] == data, what
+            assert name not in others or (folder / name).read_bytes() == data, what
     assert min(counts.values()) > 20, counts
 
 

@@ -111,6 +111,20 @@ def test_a_stream_is_not_resized(tmp_path: Path) -> None:
     assert state(tmp_path) == before
 
 
+def test_a_disk_does_not_grow_beyond_what_can_be_read(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    diskmill.create(str(image), MiB, format="vmdk")
+    before = state(tmp_path)
+    for size in (128 * 1024 * GiB + SECTOR, 1 << 54, 1 << 62):
+        with pytest.raises(UnsupportedError, match="no room"):
+            diskmill.resize(str(image), size)
+    assert state(tmp_path) == before
+    diskmill.resize(str(image), 100 * 1024 * GiB)
+    with open_image(str(image), "vmdk", context=Context(), writable=True) as disk:
+        disk.write(disk.size - 5, b"there")
+        assert disk.read(disk.size - 7, 7) == b"\0\0there"
+
+
 def test_no_disk_is_made_smaller(tmp_path: Path) -> None:
     image = tmp_path / "disk.vmdk"
     diskmill.create(str(image), SPLIT + MiB, format="vmdk", options={"subformat": "twoGbMaxExtentSparse"})

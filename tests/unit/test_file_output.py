@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -167,6 +170,101 @@ def test_an_output_that_is_read_is_not_replaced(tmp_path: Path, kind: str) -> No
     with driver.open(OpenRequest(str(path), Context())), pytest.raises(LockedError, match='Failed to get "write" lock'):
         create(path)
     assert os.listdir(tmp_path) == ["out"]
+
+
+def beside(path: Path, like: FileStorage) -> FileStorage:
+    """A new file that takes after *like*, and may replace nothing else."""
+    return driver.create(CreateRequest(str(path), Context(cache="writeback"), 0, like=like))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[FileStorage]:
+    path = tmp_path / "old"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    if os.getuid() == 0:
+        os.chown(path, 1234, 2345)
+    with driver.open(OpenRequest(str(path), Context(cache="writeback"), writable=True)) as storage:
+        yield storage
+
+
+@pytest.fixture(params=[True, False], ids=["hard links", "no hard links"])
+def links(request: pytest.FixtureRequest, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a file may have a second name; one without a first name gets it all the same."""
+    if kind == "named" and not request.param:
+
+        def link(*arguments: object, **keywords: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "link", link)
+
+
+def test_a_file_beside_another_takes_after_it(tmp_path: Path, links: None, old: FileStorage) -> None:
+    with beside(tmp_path / "new", old) as storage:
+        storage.write(0, b"new")
+        assert not storage.settled
+        storage.settle()
+        assert storage.settled
+        one, other = (tmp_path / "new").stat(), (tmp_path / "old").stat()
+        assert (one.st_mode, one.st_uid, one.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
+        assert (tmp_path / "new").read_bytes() == b"new"
+        assert sorted(os.listdir(tmp_path)) == ["new", "old"]
+        storage.remove()
+        assert os.listdir(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("what", ["file", "dangling link"])
+def test_a_file_beside_another_replaces_nothing(
+    tmp_path: Path, links: None, what: str, when: str, old: FileStorage
+) -> None:
+    path = tmp_path / "new"
+    storage = beside(path, old) if when == "meanwhile" else None
+    if what == "file":
+        path.write_bytes(b"somebody's")
+    else:
+        path.symlink_to("nowhere")
+    attempt = partial(beside, path, old) if storage is None else storage.settle
+    with pytest.raises(StorageError, match="File exists") as caught:
+        attempt()
+    assert caught.value.errno == errno.EEXIST
+    if storage is not None:
+        assert not storage.settled
+        storage.abandon()
+    assert sorted(os.listdir(tmp_path)) == ["new", "old"]
+    assert path.is_symlink() or path.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_beside_another_may_take_its_place(tmp_path: Path, kind: str, linked: bool, old: FileStorage) -> None:
+    """What is open, and locked, by the very process that replaces it."""
+    path, before = tmp_path / "old", (tmp_path / "old").stat()
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to("old")
+    with beside(path, old) as storage:
+        storage.write(0, b"new")
+        storage.settle()
+        with pytest.raises(LockedError):
+            driver.open(OpenRequest(str(path), Context(), writable=True))
+        with pytest.raises(StorageError, match="another file by now"):
+            old.remove()
+    after = (tmp_path / "old").stat()
+    assert (tmp_path / "old").read_bytes() == b"new"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert path.is_symlink() is linked
+    assert old.read(0, 3) == b"old"
+
+
+def test_a_file_that_is_not_the_other_any_more_is_not_replaced(tmp_path: Path, kind: str, old: FileStorage) -> None:
+    storage = beside(tmp_path / "old", old)
+    (tmp_path / "fresh").write_bytes(b"somebody's")
+    (tmp_path / "fresh").rename(tmp_path / "old")
+    with pytest.raises(StorageError, match="File exists"):
+        storage.settle()
+    storage.abandon()
+    assert (tmp_path / "old").read_bytes() == b"somebody's"
+    assert os.listdir(tmp_path) == ["old"]
 
 
 def test_nothing_is_left_when_the_process_is_killed(tmp_path: Path) -> None:

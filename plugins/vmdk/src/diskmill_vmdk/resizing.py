@@ -26,6 +26,7 @@ from diskmill.sizes import SECTOR, GiB, round_up
 
 from .creating import SPLIT, make_part, piece_name
 from .descriptor import MAX_EXTENTS, ExtentLine, parse, plan, resized, without_plan
+from .grains import MAX_DIRECTORY
 from .hosted import GRAIN, HostedPart, read_header
 from .image import new_cid
 from .parts import FlatPart, Part
@@ -134,11 +135,13 @@ def _growth_of(image: VmdkImage, part: Part, length: int, preallocation: str) ->
         raise UnsupportedError("its last extent is not one that can grow", file=image.name)
     _check_preallocation(preallocation, flat=isinstance(part, FlatPart), name=image.name)
     if isinstance(part, HostedPart):
+        if length > MAX_DIRECTORY * part.cover:
+            raise UnsupportedError("a disk that a sparse extent has no room for", file=image.name)
         return _SparseGrowth(part, length)
     end = part.offset + part.end - part.start
     shared = any(other.node is not None and _same(other, part) for other in image.parts[:-1])
-    # Zeros behind it may be what a resize left that did not end.
-    if shared or not _is_zero(part.node, end, part.node.size):
+    # Zeros behind it, in a file, may be what a resize left that did not end.
+    if shared or not (part.node.size == end or (part.node.blank and _is_zero(part.node, end, part.node.size))):
         raise UnsupportedError("the flat extent is not all of its file", file=image.name)
     return _FlatGrowth(part, length, preallocation)
 
@@ -215,8 +218,8 @@ class _SparseGrowth:
                 first = at + directory_sectors
                 added = array("I", range(first, first + (count - old) * table_sectors, table_sectors))
                 directory = present + added
-                block = tables.to_bytes(directory, "little").ljust(directory_sectors * SECTOR, b"\0")
-                node.write(at * SECTOR, block + bytes((count - old) * table_sectors * SECTOR))
+                # The tables are zeros, as all is that lies beyond the end of the file.
+                node.write(at * SECTOR, tables.to_bytes(directory, "little"))
                 self.places.append((at, directory))
         # The file ends with whole grains, for whoever appends to it.
         end = part.take(0) * SECTOR
