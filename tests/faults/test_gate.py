@@ -96,7 +96,7 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def spied(patch: pytest.MonkeyPatch) -> list[str]:
     for group in ("diskmill.format", "diskmill.protocol", "diskmill.crypto"):
-        REGISTRY.all(group)  # stevedore may write its cache of entry points: before anybody looks
+        REGISTRY.all(group)  # a driver may read files when it is imported: before anybody looks
     paths: list[str] = []
     real: Callable[..., int] = os.open
 

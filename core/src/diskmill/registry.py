@@ -1,7 +1,7 @@
 """Which drivers are installed, and calling them.
 
-stevedore finds drivers by entry point, pluggy calls them. A driver is imported when it is first asked for by name, or
-when an image must be probed.
+Drivers are found by entry point (:mod:`diskmill.discovery`), pluggy calls them. A driver is imported when it is first
+asked for by name, or when an image must be probed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pluggy
-from stevedore import ExtensionManager, NamedExtensionManager
 
 from . import hookspecs
+from .discovery import EntryPoint, installed
 from .drivers import CryptoDriver, Driver, FormatDriver, ProtocolDriver
 from .errors import DriverError
 from .known import PACKAGES, recognise
@@ -43,28 +43,38 @@ class Registry:
         """Drivers that are installed but could not be imported: name → why."""
         self._drivers: dict[tuple[str, str], Driver] = {}
         self._complete: set[str] = set()
-        wrappers: ExtensionManager[Any] = ExtensionManager(PLUGIN_GROUP, on_load_failure_callback=self._failed)
-        for extension in wrappers:
-            self._register(extension.plugin, extension.name)
+        self._installed = installed()
+        for entry in self._entries(PLUGIN_GROUP):
+            for plugin in self._loaded(entry):
+                self._register(plugin, entry.name)
         # A plugin may be there to forbid something: going on without it would allow that.
         for name, why in self.failures.items():
             raise DriverError(f"plugin '{name}' could not be loaded: {why}; repair or uninstall it")
 
-    def _failed(self, manager: object, entry_point: Any, error: BaseException) -> None:
-        self.failures[entry_point.name] = f"{type(error).__name__}: {error}"
+    def _entries(self, group: str) -> list[EntryPoint]:
+        return [entry for entry in self._installed if entry.group == group]
 
-    def _add(self, group: str, extensions: Any) -> None:
-        found: dict[str, list[Any]] = {}
-        for extension in extensions:
-            same = found.setdefault(extension.name, [])
-            if all(other.plugin is not extension.plugin for other in same):
-                same.append(extension)
+    def _loaded(self, entry: EntryPoint) -> list[Any]:
+        """What *entry* names; nothing where it cannot be imported."""
+        try:
+            return [entry.load()]
+        except Exception as error:  # whatever a stranger's module raises
+            self.failures[entry.name] = f"{type(error).__name__}: {error}"
+            return []
+
+    def _add(self, group: str, entries: list[EntryPoint]) -> None:
+        found: dict[str, list[tuple[Any, str]]] = {}
+        for entry in entries:
+            same = found.setdefault(entry.name, [])
+            for driver in self._loaded(entry):
+                if all(other is not driver for other, _ in same):
+                    same.append((driver, entry.value))
         for name, same in found.items():
-            driver = same[0].plugin
-            if (group, name) in self._drivers:
+            if not same or (group, name) in self._drivers:
                 continue
+            driver = same[0][0]
             if len(same) > 1:
-                places = " and ".join(sorted(extension.entry_point.value for extension in same))
+                places = " and ".join(sorted(value for _, value in same))
                 self.failures[name] = f"{places} both bring it: uninstall one of the packages"
             elif not isinstance(driver, Driver) or driver.group != group or driver.name != name:
                 self.failures[name] = f"its entry point is not a {_WORDS[group]} driver of that name"
@@ -92,7 +102,7 @@ class Registry:
     def all(self, group: str) -> list[Any]:
         """Every driver of *group* that can be imported, by name."""
         if group not in self._complete:
-            self._add(group, ExtensionManager(group, on_load_failure_callback=self._failed))
+            self._add(group, self._entries(group))
             self._complete.add(group)
         return [driver for (kind, _), driver in sorted(self._drivers.items()) if kind == group]
 
@@ -103,13 +113,7 @@ class Registry:
         """
         driver = self._drivers.get((group, name))
         if driver is None and group not in self._complete:
-            found: ExtensionManager[Any] = NamedExtensionManager(
-                group,
-                [name],
-                on_load_failure_callback=self._failed,
-                on_missing_entrypoints_callback=lambda names: None,
-            )
-            self._add(group, found)
+            self._add(group, [entry for entry in self._entries(group) if entry.name == name])
             driver = self._drivers.get((group, name))
         if driver is not None:
             return driver

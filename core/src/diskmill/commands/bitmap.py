@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..context import Context
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image
 from ..node import Image
-from ..results import Bitmap
+
+if TYPE_CHECKING:
+    from ..results import Bitmap
 
 ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 

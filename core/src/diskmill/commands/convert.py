@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..context import Context
 from ..creation import create_image
@@ -20,8 +20,10 @@ from ..node import Image, Node, Storage
 from ..options import split
 from ..references import Reference
 from ..requests import Backing
-from ..results import Bitmap
 from .bitmap import bitmaps_of
+
+if TYPE_CHECKING:
+    from ..results import Bitmap
 
 
 def convert(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..context import Context
 from ..creation import create_image
@@ -14,8 +14,10 @@ from ..graph import open_image
 from ..names import parse_name, relative_to
 from ..options import Option, Value, validate
 from ..requests import Backing
-from ..results import Creation
 from ..sizes import MAX_SIZE, parse_size
+
+if TYPE_CHECKING:
+    from ..results import Creation
 
 SIZE = Option("size", "size", "Virtual disk size")
 BACKING = (
@@ -80,6 +82,8 @@ def create(
         image.abandon()
         raise
     image.close()
+    from ..results import Creation
+
     return Creation(name, format, size, _settings(driver, rest), base.name if base else None, backing_format)
 
 

@@ -1,0 +1,122 @@
+"""Which drivers and plugins are installed: what stevedore found, remembered from one start to the next.
+
+Importing stevedore, with the ``importlib.metadata`` that it stands on, takes as long as everything else that a start
+does. So what it found is kept in a file of the user's cache folder, with what it depends on: the folders of the module
+path and the lists of entry points in them, each with the time of its last change. Where any of that is different, or
+the file is missing or anybody else's, stevedore is asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from binascii import crc32
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+GROUPS = ("diskmill.format", "diskmill.protocol", "diskmill.crypto", "diskmill.plugin")
+"""The groups of entry points that diskmill has; the last are plugins that are no drivers."""
+_LARGEST = 1 << 20
+"""Bytes of the file that are looked at."""
+
+
+class EntryPoint(NamedTuple):
+    """An installed driver or plugin that is not imported yet; *value* is ``module:attribute``."""
+
+    group: str
+    name: str
+    value: str
+
+    def load(self) -> Any:
+        """Import it."""
+        module, _, attributes = self.value.partition("[")[0].strip().partition(":")
+        found: Any = import_module(module)
+        for attribute in attributes.split(".") if attributes else ():
+            found = getattr(found, attribute)
+        return found
+
+
+def installed() -> list[EntryPoint]:
+    """What there is under :data:`GROUPS`."""
+    path, state = _path(), _state()
+    found = _recall(path, state)
+    if found is None:
+        found = _search()
+        _remember(path, state, found)
+    return found
+
+
+def _search() -> list[EntryPoint]:
+    from stevedore import NamedExtensionManager
+
+    found: list[EntryPoint] = []
+    for group in GROUPS:
+        manager: NamedExtensionManager[Any] = NamedExtensionManager(group, [])  # names of none: nothing is imported
+        found += [EntryPoint(group, one.name, one.value) for one in manager.list_entry_points()]
+    return found
+
+
+def _state() -> str:
+    """What the answer depends on."""
+    facts: list[tuple[str, int]] = [(sys.prefix, sys.hexversion)]
+    for folder in sys.path:
+        try:
+            facts.append((folder, os.stat(folder or ".").st_mtime_ns))
+            with os.scandir(folder or ".") as names:
+                lists = [one.path for one in names if one.name.endswith((".dist-info", ".egg-info"))]
+        except OSError:
+            continue
+        for path in sorted(lists):
+            with contextlib.suppress(OSError):
+                facts.append((path, os.stat(os.path.join(path, "entry_points.txt")).st_mtime_ns))
+    return repr(facts)
+
+
+def _path() -> str | None:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        return None
+    # One file for each module path, so that programs with different ones do not push each other out.
+    number = crc32(os.fsencode("\n".join((sys.prefix, *sys.path))))
+    return os.path.join(base, "diskmill", f"entry-points-{number:08x}")
+
+
+def _recall(path: str | None, state: str) -> list[EntryPoint] | None:
+    """What was found when all was in *state*; None: nothing is known of that."""
+    if path is None:
+        return None
+    try:
+        with open(path, opener=_private, encoding="utf-8", errors="surrogateescape") as file:
+            first, *rest = file.read(_LARGEST).splitlines()
+            return [EntryPoint(*line.split("\t")) for line in rest] if first == state else None
+    except (OSError, ValueError, TypeError):  # missing, not ours, or damaged
+        return None
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that nobody but this process's user can have written: it decides what is imported."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        os.close(fd)
+        raise PermissionError
+    return fd
+
+
+def _remember(path: str | None, state: str, found: Sequence[EntryPoint]) -> None:
+    words = [state, *("\t".join(one) for one in found)]
+    if path is None or any("\n" in line for line in words) or any(len(line.split("\t")) != 3 for line in words[1:]):
+        return
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write("\n".join(words))
+        os.replace(temporary, path)
+    except OSError:  # it is found again next time
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)

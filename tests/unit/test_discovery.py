@@ -1,0 +1,129 @@
+"""What is remembered of the installed drivers from one start to the next, and when it is not believed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tools import run
+
+PROGRAM = """
+import sys
+from diskmill.discovery import installed
+found = [f"{one.name}={one.value}" for one in installed() if one.group == "diskmill.format"]
+print(*sorted(found), "searched" if "stevedore" in sys.modules else "remembered")
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def start(cache: Path, *folders: Path) -> list[str]:
+    """What another process finds: drivers, and whether it searched."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    return run(sys.executable, "-c", PROGRAM, env=environment).stdout.split()
+
+
+def remembered(cache: Path) -> Path:
+    (file,) = (cache / "diskmill").iterdir()
+    return file
+
+
+def install(folder: Path, name: str, *lines: str) -> Path:
+    """What an installer leaves of a distribution that brings format drivers."""
+    metadata = folder / f"{name}-1.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("\n".join(["[diskmill.format]", *lines, ""]))
+    return metadata / "entry_points.txt"
+
+
+def test_the_second_start_does_not_search(cache: Path) -> None:
+    first, second = start(cache), start(cache)
+    assert first[-1] == "searched"
+    assert second[-1] == "remembered"
+    assert first[:-1] == second[:-1]
+    assert "raw=diskmill.raw:driver" in first
+    assert remembered(cache).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_installed_or_removed_is_seen_at_once(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    before = start(cache, folder)[:-1]
+    listed = install(folder, "strange", "strange = strange:driver")
+    assert start(cache, folder)[:-1] == sorted([*before, "strange=strange:driver"])
+    assert start(cache, folder)[-1] == "remembered"
+    listed.unlink()
+    assert start(cache, folder)[:-1] == before
+
+
+def test_a_list_that_is_written_anew_in_its_place_is_seen(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "packages"
+    install(folder, "strange", "strange = strange:driver")
+    assert "strange=strange:driver" in start(cache, folder)
+    # stevedore's own memory goes by whole minutes and more: let the change be no younger than that.
+    listed = install(folder, "strange", "other = strange:driver")
+    os.utime(listed, (1, 1))
+    found = start(cache, folder)
+    assert "other=strange:driver" in found
+    assert "strange=strange:driver" not in found
+
+
+def test_another_module_path_is_another_answer(cache: Path, tmp_path: Path) -> None:
+    install(tmp_path / "packages", "strange", "strange = strange:driver")
+    assert "strange=strange:driver" not in start(cache)
+    assert "strange=strange:driver" in start(cache, tmp_path / "packages")
+    assert "strange=strange:driver" not in start(cache)
+
+
+@pytest.mark.parametrize("how", ["others may write it", "a link", "a folder", "damaged", "cut", "empty", "endless"])
+def test_a_file_that_another_could_have_written_or_that_is_damaged_is_not_believed(cache: Path, how: str) -> None:
+    expected = start(cache)[:-1]
+    file = remembered(cache)
+    text = file.read_text()
+    evil = text.replace("diskmill.raw:driver", "evil:driver")
+    assert evil != text
+    if how == "damaged":
+        file.write_text(text.replace("\t", " "))
+    elif how == "cut":
+        file.write_text(text[: len(text) // 3])
+    elif how == "empty":
+        file.write_text("")
+    else:
+        file.unlink()
+    if how == "others may write it":
+        file.write_text(evil)
+        file.chmod(0o666)
+    elif how == "a link":
+        (cache / "evil").write_text(evil)
+        file.symlink_to(cache / "evil")
+    elif how == "a folder":
+        file.mkdir()
+    elif how == "endless":
+        os.mkfifo(file)
+    found = start(cache)
+    assert found == [*expected, "searched"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_another_users_file_is_not_believed(cache: Path) -> None:
+    expected = start(cache)[:-1]
+    file = remembered(cache)
+    file.write_text(file.read_text().replace("diskmill.raw:driver", "evil:driver"))
+    os.chown(file, 12345, 12345)
+    assert start(cache) == [*expected, "searched"]
+
+
+@pytest.mark.parametrize("cache_home", ["/proc/nowhere", "relative", "/dev/null"])
+def test_without_a_place_to_remember_it_searches(cache_home: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": cache_home}
+    for _ in range(2):
+        words = run(sys.executable, "-c", PROGRAM, env=environment, cwd=tmp_path).stdout.split()
+        assert "raw=diskmill.raw:driver" in words
+        assert words[-1] == "searched"
+    assert not (tmp_path / cache_home / "diskmill").exists()
