@@ -19,6 +19,7 @@ from diskmill.errors import StorageError, UnsupportedError
 from diskmill.extents import Extent, Kind, Placement
 from diskmill.node import Buffer, Image, Node, ReadBuffer, Storage
 from diskmill.requests import CreateRequest, OpenRequest
+from diskmill.sizes import SECTOR
 
 PAGE = 4096
 
@@ -139,7 +140,11 @@ class MemoryStorage(Storage):
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         self._changing()
-        self._claim(offset, offset + len(data))
+        try:
+            self._claim(offset, offset + len(data))
+        except StorageError:  # as a real one may: the first half of its sectors is there all the same
+            self.content.write(offset, data[: len(data) // 2 // SECTOR * SECTOR])
+            raise
         self._record("write", offset, bytes(data))
         self.content.write(offset, data)
 
@@ -151,6 +156,7 @@ class MemoryStorage(Storage):
 
     def truncate(self, size: int) -> None:
         self._changing()
+        self._break(size)
         self._record("truncate", size)
         self.content.truncate(size)
 
@@ -175,17 +181,21 @@ class MemoryStorage(Storage):
 
     def _claim(self, offset: int, end: int) -> None:
         """Fail where the driver says so; what makes a file longer takes of the room that there is."""
+        self._break(offset)
         more = max(end - self.size, 0)
-        if self.driver.broken is not None:
-            self.driver.broken -= 1
-            if self.driver.broken == -1:
-                self._fail(errno.EIO, offset)
         if more and self.driver.room is not None:
             if more > self.driver.room:
                 self._fail(errno.ENOSPC, offset)
             self.driver.room -= more
 
+    def _break(self, offset: int) -> None:
+        if self.driver.broken is not None:
+            self.driver.broken -= 1
+            if self.driver.broken == -1:
+                self._fail(errno.EIO, offset)
+
     def _fail(self, code: int, offset: int) -> None:
+        self.driver.failures += 1
         raise StorageError.from_os(OSError(code, os.strerror(code)), self.name, f"write at offset {offset}")
 
     def _changing(self) -> None:
@@ -245,7 +255,9 @@ class MemoryDriver(ProtocolDriver):
         self.room: int | None = None
         """By how many bytes the files may still grow before the disk is full; None: without end."""
         self.broken: int | None = None
-        """How many writes succeed before one fails; None: all do."""
+        """How many changes (writes, zeros, truncations) succeed before one fails; None: all do."""
+        self.failures = 0
+        """How many have failed."""
 
     @hookimpl
     def open(self, request: OpenRequest) -> MemoryStorage:

@@ -292,6 +292,51 @@ def test_a_failed_flush_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.Mon
     storage.abandon()
 
 
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_write_that_failed_makes_no_file_longer(
+    tmp_path: Path, cache: str, vector: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in what is believed either: a table must not name what is beyond the end. What others write counts."""
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    storage = opened(path, cache=cache)
+    begun, go_on = threading.Event(), threading.Event()
+    real = os.pwrite
+
+    def pwrite(fd: int, data: Any, offset: int) -> int:
+        if offset == 12288:
+            begun.set()
+            go_on.wait()
+            return real(fd, data, offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, offset: pwrite(fd, buffers[0], offset))
+    monkeypatch.setattr(os, "posix_fallocate", lambda fd, offset, length: pwrite(fd, b"", offset))
+
+    def far() -> None:
+        if vector:
+            storage.write_vector(MiB, [b"x" * 4096])
+        else:
+            storage.write(MiB, b"x" * 4096)
+
+    for call in (far, lambda: storage.allocate(0, 1 << 30, "falloc")):
+        with pytest.raises(StorageError):
+            call()
+        assert storage.size == 4096
+    other = threading.Thread(target=storage.write, args=(12288, b"y" * 4096))
+    other.start()
+    begun.wait()
+    with pytest.raises(StorageError):
+        far()
+    assert storage.size == 16384
+    go_on.set()
+    other.join()
+    assert storage.size == 16384
+    storage.close()
+    assert path.read_bytes() == bytes(12288) + b"y" * 4096
+
+
 @pytest.mark.parametrize("writable", [False, True])
 def test_what_is_no_file_is_never_opened(tmp_path: Path, writable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tmp_path / "pipe"

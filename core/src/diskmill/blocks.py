@@ -326,18 +326,27 @@ class BlockImage(Image):
     def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
         """New places for *count* blocks from *block* on: (first block, count, file offset)."""
         end = self.find_end()
-        entry = self.entry_at(end, count)
+        entry = self._take(count)
         position, last = self.position(entry), self.position(entry + (count - 1) * self.step)
-        self.end = last + self.block_size
         if not self.whole:
             if not self.file.blank:  # a device holds what was there before
-                self.file.zero(end, self.end - end)
+                self.file.zero(end, last + self.block_size - end)
             self.fill(block, count, entry)
-            self.overwritten(block, count, entry)
-            self.table.set(block, count, entry, self.step)
+            self._name(block, count, entry)
         if last - position == (count - 1) * self.block_size:
             return [(block, count, position)]
         return [(block + index, 1, self.position(entry + index * self.step)) for index in range(count)]
+
+    def _take(self, count: int) -> int:
+        """The first entry for *count* blocks at the end of the file, whose place nothing else gets from now on."""
+        entry = self.entry_at(self.find_end(), count)
+        self.end = self.position(entry + (count - 1) * self.step) + self.block_size
+        return entry
+
+    def _name(self, block: int, count: int, entry: int) -> None:
+        """Let the table name new places, which read as the blocks do, for *count* blocks from *block* on."""
+        self.overwritten(block, count, entry)
+        self.table.set(block, count, entry, self.step)
 
     def find_end(self) -> int:
         """Where in the file the next new block can go. What lies behind belongs to nothing, and goes."""
@@ -492,12 +501,14 @@ class BlockImage(Image):
         return (self.position(entry) - self.data_start) // self.block_size
 
     def _part(self, block: int) -> None:
-        """Give *block*, which shares its place with another, a place of its own with the same bytes."""
+        """Give *block* a new place with the same bytes: another block has its place, or something else needs it."""
         at = self.position(self.table.get(block))
-        ((_, _, place),) = self._allocate(block, 1)
+        entry = self._take(1)
+        place = self.position(entry)
         for offset in range(0, self.block_size, MiB):
             length = min(MiB, self.block_size - offset)
             self.file.write(place + offset, self.file.read(at + offset, length))
+        self._name(block, 1, entry)  # not before: where the copy fails, the old place holds
 
 
 _FINDINGS = 1000

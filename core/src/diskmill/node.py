@@ -11,9 +11,10 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import StorageError, UnsupportedError
+from .errors import DiskmillError, StorageError, UnsupportedError
 from .extents import Encoder, Extent, Placement
 
 if TYPE_CHECKING:
@@ -88,13 +89,21 @@ class Node(ABC):
         self.read_into(offset, buffer)
         return bytes(buffer)
 
+    def close_after_failure(self) -> None:
+        """Close, as well as it can be: an error is on its way to the user already, and it is the one that tells why."""
+        with suppress(DiskmillError):
+            self.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self.close_after_failure()
 
 
 class Storage(Node):

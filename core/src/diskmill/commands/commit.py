@@ -10,6 +10,7 @@ from ..context import Context
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import StorageError, UnsupportedError, UsageError
+from ..extents import Kind
 from ..graph import open_image, storage_of
 from ..names import parse_name
 from ..node import Image
@@ -48,6 +49,8 @@ def commit(
         counter.expect(sum(layer.size for layer in layers))
         limit = RateLimit(rate)
         if target.size < image.size:
+            if not target.blank:
+                _keep_zeros(layers[-1], target.size)
             set_size(target, image.size, context)
         # From the lowest layer up, so that of two layers with data in one place the upper one stays.
         previous = target.size
@@ -61,6 +64,15 @@ def commit(
             raise UnsupportedError(
                 f"all data was committed, but format '{image.driver.name}' cannot empty images: use -d", file=name
             )
+
+
+def _keep_zeros(layer: Image, start: int) -> None:
+    """Let *layer* itself hold the zeros that it reads as from *start* on, where its backing image ends: that grows by
+    something else (an encrypted disk by noise), which would show through the holes, and go into the backing image."""
+    for extent in list(layer.extents(start, max(layer.size - start, 0))):
+        if extent.kind is Kind.HOLE:
+            layer.zero(extent.start, extent.length, unmap=False)
+    layer.flush()
 
 
 def _layers(image: Image, base: str | None) -> list[Image]:

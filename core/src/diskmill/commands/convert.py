@@ -160,9 +160,11 @@ def convert(
             else:
                 target.settle()
         except BaseException:
-            target.abandon()
-            if existing:
+            if existing:  # what was written stays: its tables shall fit, and it be marked as closed
+                target.close_after_failure()
                 target_context.warn(f"'{output}' is incomplete: the conversion into it did not finish")
+            else:
+                target.abandon()
             raise
         target.close()
 

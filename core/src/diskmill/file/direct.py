@@ -87,7 +87,8 @@ class DirectStorage(FileStorage):
     def write(self, offset: int, data: ReadBuffer) -> None:
         view = memoryview(data)
         end = offset + len(view)
-        if (end > self.size or self._used is not None) and len(view):
+        grows = (end > self.size or self._used is not None) and len(view) > 0
+        if grows:
             self._grow(offset, end)
         try:
             if (offset | len(view)) % self.align == 0:
@@ -96,8 +97,11 @@ class DirectStorage(FileStorage):
                 with self._partial:
                     self._write_partial(offset, view)
         except (OSError, OverflowError) as error:
+            self._fell_short(end)
             raise self._error(error, f"write at offset {offset}") from None
         finally:
+            if grows:
+                self._reaching.remove(end)
             self._known = None
             self._change = object()
 

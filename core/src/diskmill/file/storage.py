@@ -167,6 +167,8 @@ class FileStorage(Storage):
         self.size = self._capacity = os.lseek(fd, 0, os.SEEK_END) if self._device else info.st_size
         self.blank = not self._device
         self._growing = threading.RLock()
+        self._reaching: list[int] = []
+        """Where the writes will end that are under way beyond the file's end."""
         self._known: tuple[int, int, Kind] | None = None
         # Another object after each change: who looked before it knows that what was seen may be old.
         self._change = self._flushed = object()
@@ -243,11 +245,12 @@ class FileStorage(Storage):
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         end = offset + len(data)
-        if (end > self.size or self._used is not None) and len(data):
+        grows = (end > self.size or self._used is not None) and len(data) > 0
+        if grows:
             self._grow(offset, end)
-        if self._ahead and len(data) >= _AHEAD:
-            self._take_space(offset, len(data))
         try:
+            if self._ahead and len(data) >= _AHEAD:
+                self._take_space(offset, len(data))
             count = os.pwrite(self._fd, data, offset)
             while offset + count < end:
                 more = os.pwrite(self._fd, memoryview(data)[count:], offset + count)
@@ -255,8 +258,11 @@ class FileStorage(Storage):
                     raise OSError(errno.EIO, "nothing more was written")
                 count += more
         except (OSError, OverflowError) as error:
+            self._fell_short(end)
             raise self._error(error, f"write at offset {offset}") from None
         finally:
+            if grows:
+                self._reaching.remove(end)
             self._known = None
             self._change = object()
 
@@ -264,15 +270,19 @@ class FileStorage(Storage):
         for at in range(0, len(buffers), _IOV_MAX):
             group = buffers[at : at + _IOV_MAX]
             end = offset + sum(map(len, group))
-            if (end > self.size or self._used is not None) and end > offset:
+            grows = (end > self.size or self._used is not None) and end > offset
+            if grows:
                 self._grow(offset, end)
-            if self._ahead and end - offset >= _AHEAD:
-                self._take_space(offset, end - offset)
             try:
+                if self._ahead and end - offset >= _AHEAD:
+                    self._take_space(offset, end - offset)
                 count = os.pwritev(self._fd, group, offset)
             except (OSError, OverflowError) as error:
+                self._fell_short(end)
                 raise self._error(error, f"write at offset {offset}") from None
             finally:
+                if grows:
+                    self._reaching.remove(end)
                 self._known = None
                 self._change = object()
             if offset + count < end:
@@ -311,6 +321,17 @@ class FileStorage(Storage):
                 self._used = max(self._used, end)
             if end > self.size and (self._used is not None or not self._device):
                 self.size = end
+            self._reaching.append(end)
+
+    def _fell_short(self, end: int) -> None:
+        """The write that was to end at *end* failed: the file is as long as it is, or as others are about to make it.
+
+        Who believed it longer would let a table name what is beyond its end.
+        """
+        with self._growing:
+            if not self._device and self._fd >= 0:
+                others = [one for one in self._reaching if one != end]
+                self.size = min(self.size, max(os.fstat(self._fd).st_size, *others, 0))
 
     def _clear(self, end: int) -> None:
         """Make zeros of what a device that is made anew holds from before, up to *end*. Others' writes wait."""
@@ -437,13 +458,16 @@ class FileStorage(Storage):
             if self._used is not None:
                 self.truncate(max(self.size, offset + length))
             return  # its space is there
+        end = offset + length
+        self._grow(offset, end)
         try:
-            self._grow(offset, offset + length)
             os.posix_fallocate(self._fd, offset, length)
             self._synchronise()
         except (OSError, OverflowError) as error:
+            self._fell_short(end)
             raise self._error(error, f"allocate {length} bytes at offset {offset}") from None
         finally:
+            self._reaching.remove(end)
             self._known = None
             self._change = object()
 

@@ -123,12 +123,19 @@ class ParallelsImage(BlockImage):
         self.file.write(0, HEADER.pack(self.header))
 
     def close(self) -> None:
-        if not self.closed and self._opened and not self.new:
+        try:
+            if not self.closed and self._opened and not self.new:
+                self._declare_closed()
+        finally:
+            super().close()
+
+    def _declare_closed(self) -> None:
+        try:
             self.flush()
+        finally:  # even if that fails: what the table on disk names is there
             # The bitmaps of the extension were not kept up to date: this value says that they do not count.
             self.header.in_use = CLOSED_OLD if self.header.ext_off else CLOSED
             self.write_header()
-        super().close()
 
     def used_end(self) -> int:
         return max(self.data_start, self.extension().end)

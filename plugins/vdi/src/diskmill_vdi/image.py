@@ -106,6 +106,7 @@ class VdiImage(BlockImage):
 
     def write_tables(self) -> None:
         if self.table.dirty and self.end is not None:
+            self.lengthen()  # before all else: where the disk is full, header and map go on to agree
             # The count is what others give the next block by: it covers each block before the map names it.
             self.header.cBlocksAllocated = self.entry_at(self.end, 0)
             self.write_header()

@@ -250,6 +250,7 @@ class VhdxImage(BlockImage):
         return end
 
     def write_tables(self) -> None:
+        self.log.settle()
         if self.table.dirty:
             self.begin()
             self.lengthen()

@@ -151,6 +151,8 @@ class Log:
         self.name = name
         self.offset: int = headers.current.LogOffset
         self.length: int = headers.current.LogLength
+        self._announced: Sequence[tuple[int, bytes]] = ()
+        """What the log on disk holds."""
 
     # -- replay -------------------------------------------------------------------------------------------------
 
@@ -275,19 +277,28 @@ class Log:
     def commit(self, changes: Sequence[tuple[int, bytes]], last: int) -> None:
         """Write *changes*, (file offset, sector) each, so that a crash leaves all of them or none.
 
-        The log is empty before and after. Its entry is on disk before a header says that there is one.
-
         :param last: bytes of the file that everything lies in.
         """
-        assert self.headers.current.LogGuid == NO_GUID
+        self.announce(changes, last)
+        self.settle()
+
+    def announce(self, changes: Sequence[tuple[int, bytes]], last: int) -> None:
+        """Let *changes* hold from now on, by the log alone: its entry is on disk before a header tells of it."""
+        self.settle()
         name = os.urandom(16)
         self.file.write(self.offset, self._packed(changes, name, last))
         self.file.barrier()
         self.headers.update(LogGuid=name)
-        for offset, data in changes:
-            self.file.write(offset, data)
-        self.file.barrier()
-        self.headers.update_both(LogGuid=NO_GUID)
+        self._announced = changes
+
+    def settle(self) -> None:
+        """Put in place what was announced: what a write that failed has kept from there, too. Then the log is empty."""
+        if self._announced:
+            for offset, data in self._announced:
+                self.file.write(offset, data)
+            self.file.barrier()
+            self.headers.update_both(LogGuid=NO_GUID)
+            self._announced = ()
 
     @property
     def capacity(self) -> int:

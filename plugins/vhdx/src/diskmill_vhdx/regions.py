@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,16 +95,17 @@ class Regions:
             raise ImageError(f"{len(found)} regions for the {what}", file=self.name, place="region table")
         return found[0]
 
-    def moved(self, offset: int, length: int) -> bytes:
-        """The region table with the block allocation table at another place."""
+    def moved(self, offset: int, length: int) -> Regions:
+        """The regions with the block allocation table at another place."""
+        new = deepcopy(self)
         old = self.bat.FileOffset, self.bat.FileOffset + self.bat.Length
-        self.ranges = sorted({*self.ranges, (offset, offset + length)} - {old})
-        self.bat.FileOffset, self.bat.Length = offset, length
+        new.ranges = sorted({*self.ranges, (offset, offset + length)} - {old})
+        new.bat.FileOffset, new.bat.Length = offset, length
         table = bytearray(self.table)
-        at = REGION_TABLE.size + self.entries.index(self.bat) * REGION.size
-        table[at : at + REGION.size] = REGION.pack(self.bat)
-        self.table = sealed(bytes(table))
-        return self.table
+        at = REGION_TABLE.size + new.entries.index(new.bat) * REGION.size
+        table[at : at + REGION.size] = REGION.pack(new.bat)
+        new.table = sealed(bytes(table))
+        return new
 
 
 def _apart(ranges: Sequence[tuple[int, int]], name: str) -> list[tuple[int, int]]:

@@ -30,23 +30,24 @@ def grow(image: VhdxImage, size: int) -> None:
         image.find_end()
         image.flush()
         _clear_tail(image)
-        region = image.regions.bat
+        regions, region = image.regions, image.regions.bat
         table = image.new_table(image.file, region.FileOffset, size)
         changes: list[tuple[int, bytes]] = []
         if table.count * WIDTH > region.Length:
             table = _larger_table(image, size, table.count)
-            moved = image.regions.moved(table.offset, round_up(table.count * WIDTH, ALIGN))
+            regions = regions.moved(table.offset, round_up(table.count * WIDTH, ALIGN))
             for offset in REGION_TABLE_OFFSETS:
-                changes += sectors(image, offset, moved)
+                changes += sectors(image, offset, regions.table)
         else:  # entries that no disk had may hold anything
             old = region.FileOffset + image.table.count * WIDTH
             image.file.zero(old, region.FileOffset + table.count * WIDTH - old)
         changes += sectors(image, image.metadata.size_offset, size.to_bytes(8, "little"))
         image.barrier()
-        image.log.commit(changes, image.find_end())
+        image.log.announce(changes, image.find_end())
         old_blocks = len(image.table)
-        image.table, image.occupied = table, image.regions.ranges
+        image.table, image.regions, image.occupied = table, regions, regions.ranges
         image.size = image.metadata.size = size
+        image.log.settle()
         if image.metadata.fixed and len(table) > old_blocks:
             image._allocate(old_blocks, len(table) - old_blocks)
     image.flush()

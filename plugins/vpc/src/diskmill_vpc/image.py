@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diskmill import tables
 from diskmill.blocks import BlockImage, BlockTable
-from diskmill.errors import ImageError, UnsupportedError
+from diskmill.errors import ImageError, StorageError, UnsupportedError
 from diskmill.extents import Extent, Kind, Placement
 from diskmill.node import Image, Node, Storage
 from diskmill.results import CheckResult, Finding
@@ -90,7 +90,12 @@ class FixedVpcImage(Image):
         self.file.write(size, sealed(FOOTER, self.footer))
         self.flush()
         if size > old:
-            self.file.zero(old, min(SECTOR, size - old), unmap=False)
+            try:
+                self.file.zero(old, min(SECTOR, size - old), unmap=False)
+            except StorageError:  # the disk stays as it was: the old footer is the file's end again
+                if isinstance(self.file, Storage):
+                    self.file.truncate(old + SECTOR)
+                raise
             if preallocation != "off" and isinstance(self.file, Storage):
                 self.file.allocate(old, size - old, preallocation)
         self.size = size
@@ -224,10 +229,10 @@ class VpcImage(BlockImage):
                 self._full.add(one)
                 self._pending.append(one)
 
-    def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
-        places = super()._allocate(block, count)
+    def _take(self, count: int) -> int:
+        entry = super()._take(count)
         self._footer_moved = True
-        return places
+        return entry
 
     def cut(self, file: Storage, end: int) -> None:
         # The footer stays until the next one is there; a new block's bitmap goes over it.
@@ -243,10 +248,10 @@ class VpcImage(BlockImage):
         if not self._pending and not self.table.dirty:
             return
         self.barrier()
-        pending, self._pending = self._pending, []
         bits = b"\xff" * self.bitmap_size
-        for entry in pending:
+        for entry in self._pending:
             self.file.write(entry * SECTOR, bits)
+        self._pending.clear()
         if self.table.dirty:
             self.barrier()
             self.table.write_back()
