@@ -221,13 +221,14 @@ class Insistent:
         self.driver = machine.context.registry.protocol("memory")
         self.failure: DiskmillError | None = None
 
-    def __call__(self, call: Callable[[], object]) -> None:
+    def __call__(self, call: Callable[[], object], *, again: bool = True) -> None:
         try:
             call()
         except DiskmillError as error:
             assert self.failure is None
             self.failure, self.driver.room = error, None
-            call()
+            if again:
+                call()
 
     def close(self, image: Image) -> None:
         image.close()
@@ -263,6 +264,34 @@ def test_what_is_tried_again_works(format: str, options: dict[str, Any]) -> None
     for _ in faults(machine, operation):
         with machine.open("disk", format) as image:
             assert image.read(0, len(disk)) == model
+
+
+@pytest.mark.parametrize(("format", "options"), layouts("resize"))
+def test_life_goes_on_after_a_failed_resize(format: str, options: dict[str, Any]) -> None:
+    """The disk has its old size, or the new one, for who goes on to write as for who opens the image then."""
+    machine = Machine()
+    machine.create("disk", format, SIZE, options)
+    size = LARGER if format in NOISE or options.get("subformat") == "fixed" else LARGEST
+    written = bytearray(SIZE)
+    places = [slice(0, 40 * KiB), slice(MiB, MiB + 40 * KiB), slice(SIZE - 2 * SECTOR, SIZE)]
+    for place in places:
+        written[place] = random.Random(2).randbytes(place.stop - place.start)
+
+    def operation() -> None:
+        insist = Insistent(machine)
+        image = machine.open("disk", format, writable=True)
+        insist(lambda: image.write(0, written[places[0]]))
+        insist(image.flush)
+        insist(lambda: set_size(image, size, machine.context), again=False)
+        for place in places[1:]:
+            insist(lambda: image.write(place.start, written[place]))  # noqa: B023
+        insist(image.flush)
+        insist.close(image)
+
+    for _ in faults(machine, operation, samples=100):
+        with machine.open("disk", format) as image:
+            assert image.size in (SIZE, size)
+            assert image.read(0, SIZE) == written
 
 
 @pytest.mark.parametrize(("format", "options"), layouts())

@@ -79,7 +79,10 @@ def snapshot(image: Image, action: str, name: str) -> list[Snapshot] | None:
 
 @hookspec(firstresult=True)
 def resize(image: Image, size: int, preallocation: str) -> bool | None:
-    """Change the guest disk's size to *size* bytes; *preallocation* applies to what is new. True when done."""
+    """Change the guest disk's size to *size* bytes; *preallocation* applies to what is new. True when done.
+
+    What a longer backing image holds behind the old end never shows: it is hidden before the new size is on disk.
+    """
 
 
 @hookspec(firstresult=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..context import Context
 from ..errors import UnsupportedError, UsageError
+from ..extents import Kind
 from ..graph import open_image
 from ..node import Image
 from ..sizes import MAX_SIZE
@@ -66,5 +67,8 @@ def set_size(image: Image, size: int, context: Context, preallocation: str = "of
     if done is None:
         raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
     if image.backing is not None and min(image.size, image.backing.size) > old:
-        # What a longer backing image holds there was never part of this disk.
-        image.zero(old, min(image.size, image.backing.size) - old)
+        # What a longer backing image holds there was never part of this disk. A driver that hides it at all does so
+        # before the new size is on disk; from one that does not, it is hidden late.
+        for extent in list(image.extents(old, min(image.size, image.backing.size) - old)):
+            if extent.kind is Kind.HOLE:
+                image.zero(extent.start, extent.length, unmap=False)

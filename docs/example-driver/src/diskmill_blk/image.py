@@ -230,10 +230,10 @@ class BlkImage(Image):
             self.file.truncate(self.end * self.unit)
             self.file.write(place * self.unit, tables.to_bytes(table, "little"))
             self.file.barrier()
-            self.header.size, self.header.table = size, place
-            self.file.write(0, HEADER.pack(self.header))
+            header = HEADER.new(**vars(self.header) | {"size": size, "table": place})
+            self.file.write(0, HEADER.pack(header))
             self.file.flush()
-            self.size, self.table = size, table
+            self.header, self.size, self.table = header, size, table
             self.free.extend([*old, *gone])
 
 

@@ -169,13 +169,17 @@ class QedImage(TwoLevelImage):
         with self.lock:
             self.begin()
             old, self.size = self.size, size
-            if self.backing is not None and self.backing.size > old:
-                # What the backing image has there is not what a disk grows by.
-                self.zero(old, min(size, self.backing.size) - old, unmap=False)
-            self.write_tables()
-            self.barrier()
-            self.header.image_size = size
-            self.write_header()
+            try:
+                if self.backing is not None and self.backing.size > old:
+                    # What the backing image has there is not what a disk grows by.
+                    self.zero(old, min(size, self.backing.size) - old, unmap=False)
+                self.write_tables()
+                self.barrier()
+                self.header.image_size = size
+                self.write_header()
+            except BaseException:
+                self.size = self.header.image_size = old
+                raise
             self.flush()
 
     def change_backing(self, name: str, format: str) -> None:

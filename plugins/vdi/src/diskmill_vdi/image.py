@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING
 
 from diskmill.blocks import BlockImage, BlockTable
@@ -137,16 +138,18 @@ class VdiImage(BlockImage):
             self.touch()
             self.find_end()
             self.write_tables()
+            header = copy(self.header)
             if added:
                 room = self.data_start - _MAP_OFFSET
-                if blocks * 4 > room or self.header.offBlocks != _MAP_OFFSET:
-                    self._move_map(blocks)
+                if blocks * 4 > room or header.offBlocks != _MAP_OFFSET:
+                    self._move_map(blocks, header)
                 else:
-                    _fill(self.file, _MAP_OFFSET + self.header.cBlocks * 4, added)
+                    _fill(self.file, _MAP_OFFSET + header.cBlocks * 4, added)
                 self.barrier()
-            self.header.cBlocks, self.header.cbDisk = blocks, size
-            self.write_header()
+            header.cBlocks, header.cbDisk = blocks, size
+            self.file.write(0, HEADER.pack(header))
             self.barrier()
+            self.header = header
             self.table = BlockTable(self.file, self.header.offBlocks, blocks, 4, "little", self.flush)
             self.data_start = self.header.offData
             self.size = size
@@ -155,8 +158,8 @@ class VdiImage(BlockImage):
                 self.write_tables()
         self.flush()
 
-    def _move_map(self, blocks: int) -> None:
-        """Put a map for *blocks* blocks where the first blocks of data are; the header, in memory, points to it."""
+    def _move_map(self, blocks: int, header: Record) -> None:
+        """Put a map for *blocks* blocks where the first blocks of data are; *header*, the next one, points to it."""
         spare = -(-blocks * 4 // self.stride)
         if self.data_start + spare * self.stride >= 1 << 32:
             raise UnsupportedError("the block map has no room to grow", file=self.name)
@@ -180,9 +183,9 @@ class VdiImage(BlockImage):
         for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
             new.set(block, count, entry - spare if kind is Kind.DATA else entry, step)
         new.write_back()
-        self.header.offBlocks, self.header.offData = offset, offset + spare * self.stride
+        header.offBlocks, header.offData = offset, offset + spare * self.stride
         assert self.end is not None
-        self.header.cBlocksAllocated = -(-(self.end - self.header.offData) // self.stride)
+        header.cBlocksAllocated = -(-(self.end - header.offData) // self.stride)
 
     # -- check --------------------------------------------------------------------------------------------------
 

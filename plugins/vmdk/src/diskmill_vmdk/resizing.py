@@ -181,7 +181,7 @@ class _FlatGrowth:
             node.allocate(part.offset + held, self.length - held, self.preallocation)
         node.flush()
 
-    def switch(self, undo: _Undo) -> None:
+    def switch(self, undo: _Undo, overlay: VmdkImage | None = None) -> None:
         """It is as long as it is."""
 
 
@@ -227,7 +227,11 @@ class _SparseGrowth:
             node.truncate(end)
         node.barrier()
 
-    def switch(self, undo: _Undo) -> None:
+    def switch(self, undo: _Undo, overlay: VmdkImage | None = None) -> None:
+        """Turn to the new tables.
+
+        :param overlay: the disk, whose longer parent is hidden before.
+        """
         part = self.part
         capacity = part.header.capacity
         old = [(part.directory_offset // SECTOR, part.directory)]
@@ -238,12 +242,19 @@ class _SparseGrowth:
             self._turn(old, capacity * SECTOR)
 
         undo.steps.append(back)
-        self._turn(self.places, self.length)
+        self._turn(self.places, self.length, overlay)
 
-    def _turn(self, places: Sequence[tuple[int, array[int]]], length: int) -> None:
+    def _turn(self, places: Sequence[tuple[int, array[int]]], length: int, overlay: VmdkImage | None = None) -> None:
         """Let the header have *length* bytes, and the directories, the redundant one first, at *places*."""
         if places:
             self.part.moved(places[-1], places[0] if len(places) == 2 else None)
+        if overlay is not None and overlay.backing is not None and overlay.backing.size > overlay.size:
+            self.kept = None  # the old tables, too, name what is written now, if behind the disk's end
+            try:
+                overlay.hide_parent(self.part, self.part.start + length)
+            except BaseException:
+                self.part.give_up_changes()
+                raise
         self.part.set_capacity(length)
         self.part.node.barrier()
 
@@ -261,7 +272,7 @@ def _grow_whole(image: VmdkImage, part: Part, growth: _FlatGrowth | _SparseGrowt
             raise UnsupportedError("the embedded descriptor has no room to grow", file=image.name)
     growth.prepare(undo)
     image.begin()
-    growth.switch(undo)
+    growth.switch(undo, image)
     if image.descriptor is not None:
         image.write_descriptor(resized(image.descriptor, image.size, size, size // SECTOR, file=image.name))
     part.end = part.start + size

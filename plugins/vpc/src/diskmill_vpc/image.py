@@ -8,6 +8,7 @@ to them. For the source see :mod:`diskmill_vpc.c_vhd`; which creators go by whic
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING
 
 from diskmill import tables
@@ -84,10 +85,11 @@ class FixedVpcImage(Image):
 
     def grow(self, size: int, preallocation: str) -> None:
         """Make the guest disk at least *size* bytes: as large as its geometry can tell."""
-        size = resized(self.footer, size, self.size, self.name)
+        footer = copy(self.footer)
+        size = resized(footer, size, self.size, self.name)
         old = self.size
         # The new footer goes behind the new end before the old one, which the guest would see, goes.
-        self.file.write(size, sealed(FOOTER, self.footer))
+        self.file.write(size, sealed(FOOTER, footer))
         self.flush()
         if size > old:
             try:
@@ -98,7 +100,7 @@ class FixedVpcImage(Image):
                 raise
             if preallocation != "off" and isinstance(self.file, Storage):
                 self.file.allocate(old, size - old, preallocation)
-        self.size = size
+        self.footer, self.size = footer, size
         self.flush()
 
     def check(self, repair: str) -> CheckResult:
@@ -273,32 +275,35 @@ class VpcImage(BlockImage):
         with self.lock:
             end = self.find_end()
             self.flush()
-            size = resized(self.footer, size, self.size, self.name)
+            footer, header, table = copy(self.footer), copy(self.header), self.table
+            size = resized(footer, size, self.size, self.name)
             blocks = -(-size // self.block_size)
-            if blocks > len(self.table):
-                end = self._move_table(blocks, end)
-            self.file.write(end, sealed(FOOTER, self.footer))
+            self.end = None  # until all is there, what follows the last block belongs to nothing
+            if blocks > len(table):
+                table, end = self._larger_table(blocks, end, footer, header)
+            self.file.write(end, sealed(FOOTER, footer))
             self.barrier()
-            self.file.write(0, FOOTER.pack(self.footer))
+            self.file.write(0, FOOTER.pack(footer))
+            self.footer, self.header, self.table = footer, header, table
             self.size, self.end = size, end
         self.flush()
 
-    def _move_table(self, blocks: int, end: int) -> int:
-        """A table for *blocks* blocks and its header behind *end*; gives the end behind them."""
-        header = round_up(end + SECTOR, _ALIGN)  # the old footer stays whole
+    def _larger_table(self, blocks: int, end: int, footer: Record, header: Record) -> tuple[BlockTable, int]:
+        """A table for *blocks* blocks and its *header* behind *end*, which *footer* shall name; the end behind them."""
+        place = round_up(end + SECTOR, _ALIGN)  # the old footer stays whole
         # The table comes last: QEMU puts new blocks behind it, wherever the header is.
-        offset = header + HEADER.size
+        offset = place + HEADER.size
         new = BlockTable(self.file, offset, blocks, 4, "big", lambda: new.write_back())
         fill_table(self.file, offset, blocks)
         for run in self.table.runs(0, len(self.table), self.step):
             new.set(run.at, run.length, run.value, run.step)
         new.write_back()
-        self.header.table_offset, self.header.max_table_entries = offset, blocks
-        self.file.write(header, sealed(HEADER, self.header))
+        header.table_offset, header.max_table_entries = offset, blocks
+        self.file.write(place, sealed(HEADER, header))
         self.barrier()
-        self.footer.data_offset = header
-        self.table = BlockTable(self.file, offset, blocks, 4, "big", self.flush)
-        return offset + round_up(blocks * 4, SECTOR)
+        footer.data_offset = place
+        table = BlockTable(self.file, offset, blocks, 4, "big", self.flush)
+        return table, offset + round_up(blocks * 4, SECTOR)
 
     # -- check --------------------------------------------------------------------------------------------------
 
