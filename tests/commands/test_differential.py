@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import qemu_img
+from tools import diskmill, qemu_img
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "dropin" / "src"), str(Path(__file__).parent)]
@@ -178,6 +178,26 @@ def test_same_as_qemu_img(case: Case, pristine: Path, tmp_path: Path) -> None:
     else:
         assert case.known in DIFFERENCES, f"docs/differences.md does not explain '{case.known}'"
         assert found, f"docs/differences.md explains a difference under '{case.known}' that is there no longer"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compare -p nothere img.raw",
+        "compare -p img.raw nothere",
+        "compare -p img.raw",
+        "convert -p -O qcow2 nothere new",
+        "commit -p nothere",
+        "rebase -p -F raw -b img.raw nothere",
+        "amend -p -o compat=1.1 nothere",
+    ],
+)
+def test_progress_where_nothing_can_be_opened(line: str, pristine: Path) -> None:
+    """As qemu-img, line ends aside; diskmill by itself shows none where nothing began."""
+    case = Case(line)
+    text = io.IncrementalNewlineDecoder(None, translate=True).decode(ours(case, pristine).stdout)
+    assert text == theirs(case, pristine).stdout
+    assert diskmill(*case.words, check=False, cwd=pristine).stdout == ""
 
 
 def test_the_table_is_long_enough() -> None:

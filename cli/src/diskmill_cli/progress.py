@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .arguments import Arguments
     from .session import Session
 
+_AT_ONCE = ("convert", "rebase")
+"""Commands whose progress qemu-img shows before it opens an image."""
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
 
 
@@ -50,24 +52,41 @@ class _State:
 
 
 class _Percent(_State):
-    """qemu-img's lines: rewritten in place, at most one for each hundredth."""
+    """qemu-img's lines: rewritten in place, at most one for each hundredth.
+
+    :param at_once: begin before anything is known; otherwise with the first report, when all images are open.
+    :param ends: end the line even where none was begun.
+    """
+
+    def __init__(self, *, at_once: bool = False, ends: bool = False) -> None:
+        super().__init__()
+        self.at_once = at_once
+        self.ends = ends
+        self.shown: float | None = None
 
     def start(self) -> None:
-        self._print(0.0)
-        self.shown = 0.0
+        if self.at_once:
+            self._print(0.0)
 
     def __call__(self, done: int, total: int) -> None:
         super().__call__(done, total)
-        if self.percent >= self.shown + 1:
-            self.shown = self.percent
+        if self.shown is None:
+            self._print(0.0)
+        elif self.percent >= self.shown + 1:
             self._print(self.percent)
 
     def finish(self) -> None:
+        if self.shown is None:
+            self._print(0.0)
         self._print(100.0)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+
+    def stop(self) -> None:
+        if self.ends or self.shown is not None:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
     def _print(self, percent: float) -> None:
+        self.shown = percent
         sys.stdout.write(f"    ({percent:3.2f}/100%)\r")
         sys.stdout.flush()
 
@@ -177,7 +196,8 @@ def _state(arguments: Arguments, session: Session, phase: str) -> _State:
         return _Json(phase)
     if sys.stdout.isatty() and not session.plain:
         return _Bar(session, phase)
-    return _Percent()
+    # What callers of qemu-img read where it fails: of commands that open images first, an empty line or nothing.
+    return _Percent(at_once=session.plain and phase in _AT_ONCE, ends=session.plain and phase != "commit")
 
 
 def _on_signal(handler: Any) -> list[tuple[int, Any]]:

@@ -24,8 +24,11 @@ class Progress:
         self._shown = -1
 
     def expect(self, count: int) -> None:
-        """*count* more bytes are to be dealt with."""
+        """*count* more bytes are to be dealt with. The first time, that it begins is told: images are open."""
         self.total += count
+        if self._report is not None and self._shown < 0:
+            self._shown = 0
+            self._report(0, self.total)
 
     def advance(self, count: int) -> None:
         """*count* bytes have been."""
