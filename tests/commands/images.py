@@ -126,6 +126,11 @@ def damage(folder: Path) -> None:
     data = struct.unpack_from(">Q", whole, l2)[0] & 0x00FFFFFFFFFFFE00
     struct.pack_into(">H", corrupt, block + 2 * (data // 65536), 0)
     (folder / "corrupt.qcow2").write_bytes(corrupt)
+    for format, at, mark in (("qed", 16, 2), ("vmdk", 72, 1)):  # QED_F_NEED_CHECK and uncleanShutdown
+        if format in FORMATS:
+            marked = bytearray((folder / f"img.{format}").read_bytes())
+            marked[at] |= mark
+            (folder / f"unclean.{format}").write_bytes(marked)
 
 
 def base64_of(data: bytes) -> str:

@@ -200,5 +200,10 @@ def test_progress_where_nothing_can_be_opened(line: str, pristine: Path) -> None
     assert diskmill(*case.words, check=False, cwd=pristine).stdout == ""
 
 
+def test_every_difference_is_one_of_a_line() -> None:
+    unused = DIFFERENCES - {case.known for case in cases()}
+    assert not unused, f"docs/differences.md explains what no line of cases.txt has: {', '.join(sorted(unused))}"
+
+
 def test_the_table_is_long_enough() -> None:
     assert len(list(cases())) >= 400
