@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diskmill.errors import DiskmillError, ImageError
+from diskmill.errors import DiskmillError
 from diskmill.results import CheckResult, Finding
 from diskmill.sizes import MiB
 
 from . import bitmaps, snapshots
 from . import c_qcow2 as c
+from .counts import CHUNK, Counts, Marks, chunks_of, unpack
 from .header import Header
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from .image import Qcow2Image
 
 
-_CHUNK = 1 << 20
-"""Clusters whose counts are kept in one array."""
-_MOST_CHUNKS = 512
 _BATCH = 1 * MiB
 """Bytes of L2 tables looked at together."""
 _MOST_FINDINGS = 1000
@@ -48,100 +46,6 @@ def check(image: Qcow2Image, repair: str) -> CheckResult:
         return checker.result
 
 
-class Counts:
-    """A number for each host cluster, in chunks that exist where they are touched."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.chunks: dict[int, NDArray[Any]] = {}
-
-    def chunk(self, index: int) -> NDArray[Any]:
-        """The counts of clusters from ``index * _CHUNK`` on."""
-        found = self.chunks.get(index)
-        if found is None:
-            if len(self.chunks) >= _MOST_CHUNKS:
-                raise ImageError("its clusters are spread too widely to be counted in memory", file=self.name)
-            self.chunks[index] = found = np.zeros(_CHUNK, np.uint16)
-        return found
-
-    def add(self, clusters: NDArray[Any], weight: int) -> None:
-        """*weight* more references to each of *clusters*, which may repeat."""
-        if not len(clusters):
-            return
-        change: Any = weight
-        if len(clusters) > 1 and not bool((clusters[1:] > clusters[:-1]).all()):
-            clusters, change = np.unique(clusters, return_counts=True)
-            change = change * weight
-        first, last = int(clusters[0]) // _CHUNK, int(clusters[-1]) // _CHUNK
-        if first == last:
-            self._add(first, clusters, change)
-            return
-        edges = np.searchsorted(clusters, np.arange(first, last + 2, dtype=clusters.dtype) * _CHUNK)
-        for index in (np.flatnonzero(np.diff(edges))).tolist():
-            part = slice(int(edges[index]), int(edges[index + 1]))
-            self._add(first + index, clusters[part], change if isinstance(change, int) else change[part])
-
-    def _add(self, index: int, clusters: NDArray[Any], change: Any) -> None:
-        chunk = self.chunk(index)
-        at = (clusters - index * _CHUNK).astype(np.int64)
-        values = chunk[at] + (np.uint64(change) if isinstance(change, int) else change.astype(np.uint64))
-        if int(values.max()) > np.iinfo(chunk.dtype).max:
-            self.chunks[index] = chunk = chunk.astype(np.uint64)
-        chunk[at] = values
-
-    def add_range(self, first: int, count: int) -> None:
-        """One more reference to each of *count* clusters from *first* on."""
-        for at in range(first, first + count, _BATCH // 8):
-            self.add(np.arange(at, min(at + _BATCH // 8, first + count), dtype=np.uint64), 1)
-
-    def get(self, cluster: int) -> int:
-        """The count of one cluster."""
-        chunk = self.chunks.get(cluster // _CHUNK)
-        return 0 if chunk is None else int(chunk[cluster % _CHUNK])
-
-    def get_all(self, clusters: NDArray[Any]) -> NDArray[Any]:
-        """The counts of *clusters*."""
-        found = np.zeros(len(clusters), np.uint64)
-        for index, inside in _by_chunk(clusters):
-            chunk = self.chunks.get(index)
-            if chunk is not None:
-                found[inside] = chunk[(clusters[inside] & np.uint64(_CHUNK - 1)).astype(np.int64)]
-        return found
-
-    def forget(self, cluster: int) -> None:
-        """Drop all references to one cluster."""
-        self.chunk(cluster // _CHUNK)[cluster % _CHUNK] = 0
-
-    def slice(self, first: int, count: int) -> NDArray[Any]:
-        """The counts of *count* clusters from *first* on; they lie in one chunk."""
-        chunk = self.chunks.get(first // _CHUNK)
-        if chunk is None:
-            return np.zeros(count, np.uint16)
-        return chunk[first % _CHUNK : first % _CHUNK + count]
-
-
-def _by_chunk(clusters: NDArray[Any]) -> Iterator[tuple[int, Any]]:
-    """(chunk, which of *clusters* are in it): a mask, or a slice of all, which costs less."""
-    if not len(clusters):
-        return
-    low, high = int(clusters.min()) // _CHUNK, int(clusters.max()) // _CHUNK
-    if low == high:
-        yield low, slice(None)
-        return
-    chunks = clusters // np.uint64(_CHUNK)
-    for index in np.unique(chunks).tolist():
-        yield index, chunks == index
-
-
-def chunks_of(first: int, count: int) -> Iterator[tuple[int, int]]:
-    """*count* clusters from *first* on in pieces (first, count) that do not cross chunks."""
-    end = first + count
-    while first < end:
-        upto = min((first // _CHUNK + 1) * _CHUNK, end)
-        yield first, upto - first
-        first = upto
-
-
 class Checker:
     """One run of the check.
 
@@ -149,7 +53,7 @@ class Checker:
     :ivar counts: the references found to each cluster.
     :ivar flags: how many of the corruptions are COPIED flags that contradict the stored refcounts.
     :ivar surplus: whether a cluster in use is counted too often.
-    :ivar lost: chunk → which clusters are counted, but nothing refers to them.
+    :ivar lost: which clusters are counted, but nothing refers to them.
     :ivar beyond: clusters behind the end of the file to which something refers.
     """
 
@@ -162,7 +66,7 @@ class Checker:
         self.file_clusters = -(-self.file.size // self.size)
         self.result = CheckResult(filename=image.name, format="qcow2")
         self.counts = Counts(image.name)
-        self.single: dict[int, NDArray[Any]] = {}  # chunk → which clusters have a refcount of 1 on disk
+        self.single: Marks | None = None  # which clusters have a refcount of 1 on disk
         self.reftable: NDArray[Any] = np.zeros(0, np.uint64)
         self.per_block = self.size * 8 // self.header.refcount_bits
         self.highest = 0
@@ -172,7 +76,7 @@ class Checker:
         """Bits that a standard cluster descriptor must not have; QEMU reads no version 2 that has the zero flag."""
         self.flags = 0
         self.surplus = False
-        self.lost: dict[int, NDArray[Any]] = {}
+        self.lost = Marks()
         self.beyond: list[NDArray[Any]] = []
 
     def run(self) -> None:
@@ -244,26 +148,11 @@ class Checker:
 
     def _single(self, clusters: NDArray[Any]) -> NDArray[Any]:
         """Which of *clusters*, all inside the file, have a refcount of 1 on disk."""
-        if not self.single:
+        if self.single is None:
+            self.single = Marks()
             for first, counts in self.blocks():
-                for at in range(0, len(counts), _CHUNK):
-                    self._note_single(first + at, counts[at : at + _CHUNK] == 1)
-        found = np.zeros(len(clusters), bool)
-        for index, inside in _by_chunk(clusters):
-            single = self.single.get(index)
-            if single is not None:
-                found[inside] = single[(clusters[inside] & np.uint64(_CHUNK - 1)).astype(np.int64)]
-        return found
-
-    def _note_single(self, first: int, single: NDArray[Any]) -> None:
-        while len(single):
-            index, at = divmod(first, _CHUNK)
-            count = min(len(single), _CHUNK - at)
-            if index not in self.single:
-                self.single[index] = np.zeros(_CHUNK, bool)
-            self.single[index][at : at + count] = single[:count]
-            first += count
-            single = single[count:]
+                self.single.put(first, counts == 1)
+        return self.single.which(clusters)
 
     # -- counting -----------------------------------------------------------------------------------------------
 
@@ -522,7 +411,7 @@ class Checker:
     def _compare_missing(self, first: int, last: int) -> None:
         """Clusters that no refcount block counts: every reference is one too many."""
         for index in sorted(self.counts.chunks):
-            low, high = max(first, index * _CHUNK), min(last, (index + 1) * _CHUNK)
+            low, high = max(first, index * CHUNK), min(last, (index + 1) * CHUNK)
             if low < high:
                 self._compare_slice(low, np.zeros(high - low, np.uint8))
 
@@ -537,7 +426,7 @@ class Checker:
         stored, counted = stored[differ], counted[differ]
         unreferenced = counted == 0
         if unreferenced.any():
-            self._note_lost(differ[unreferenced] + first)
+            self.lost.add(differ[unreferenced] + first)
         leaks = int(np.count_nonzero(stored > counted))
         self.surplus |= leaks > int(np.count_nonzero(unreferenced))
         self.result.leaks += leaks
@@ -553,17 +442,6 @@ class Checker:
             kind = "leak" if has > wants else "corruption"
             self._find(kind, f"{what}: refcount {has}, references {wants}", high - low)
 
-    def _note_lost(self, clusters: NDArray[Any]) -> None:
-        index = int(clusters[0]) // _CHUNK
-        if index not in self.lost:
-            self.lost[index] = np.zeros(_CHUNK, bool)
-        self.lost[index][clusters - index * _CHUNK] = True
-
-    def is_lost(self, cluster: int) -> bool:
-        """Whether the cluster is counted, but nothing refers to it."""
-        lost = self.lost.get(cluster // _CHUNK)
-        return lost is not None and bool(lost[cluster % _CHUNK])
-
     def counted_beyond(self) -> list[int]:
         """The clusters in ``beyond`` that refcount blocks count: they were in the file once."""
         beyond = np.unique(np.concatenate([np.zeros(0, np.uint64), *self.beyond]))
@@ -576,11 +454,3 @@ class Checker:
                 inside = beyond[indexes == index]
                 found += inside[block[(inside - np.uint64(index * self.per_block)).astype(np.int64)] > 0].tolist()
         return found
-
-
-def unpack(data: NDArray[Any], bits: int) -> NDArray[Any]:
-    """The refcounts in the bytes *data*, *bits* wide each."""
-    if bits >= 8:
-        return data.view(f">u{bits // 8}").astype(f"u{bits // 8}")
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).ravel()

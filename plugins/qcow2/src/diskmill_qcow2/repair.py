@@ -35,8 +35,9 @@ from diskmill.sizes import MiB, format_size, round_up
 
 from . import bitmaps, encryption, snapshots
 from . import c_qcow2 as c
-from .check import _CHUNK, Checker, Counts, chunks_of, unpack
-from .revision import pack, stretches
+from .check import Checker
+from .counts import Counts, chunks_of, pack, unpack
+from .revision import stretches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,9 +154,9 @@ def _give_back(checker: Checker) -> None:
             block[: len(part)] = part
             checker.file.write(offset, pack(block, bits).tobytes())
     checker.image.barrier()
-    for index, lost in sorted(checker.lost.items()):
-        for low, high in _runs(np.flatnonzero(lost)):
-            checker.file.discard((index * _CHUNK + low) * checker.size, (high - low) * checker.size)
+    for lost in checker.lost.marked():
+        for low, high in _runs(lost):
+            checker.file.discard(low * checker.size, (high - low) * checker.size)
     checker.image.reload()
 
 
@@ -187,8 +188,8 @@ def find_tables(checker: Checker) -> dict[int, int]:
 def _lost_data(checker: Checker) -> Iterator[range]:
     """Lost clusters, without those that are holes in the file."""
     size = checker.size
-    for index, lost in sorted(checker.lost.items()):
-        for low, high in _runs(np.flatnonzero(lost) + index * _CHUNK):
+    for lost in checker.lost.marked():
+        for low, high in _runs(lost):
             start = low * size
             for extent in checker.file.extents(start, max(min(high * size, checker.file.size) - start, 0)):
                 if extent.kind is Kind.DATA:
@@ -213,7 +214,7 @@ def _names_lost(checker: Checker, offset: int) -> int:
         return 0  # the table of a bitmap looks like that, and may well be left by a crash
     hosts = np.where(compressed, _compressed_range(checker, entries)[0], entries & _OFFSET)
     clusters = np.unique(hosts[hosts != 0] >> np.uint64(checker.bits)).tolist()
-    return sum(checker.is_lost(cluster) for cluster in clusters)
+    return sum(checker.lost.has(cluster) for cluster in clusters)
 
 
 def _bitmap_entries(checker: Checker) -> int:
@@ -528,7 +529,7 @@ class Mender:
                 near = [
                     offset
                     for offset in _one_bit_from(old & c.OFFSET_MASK, self.size)
-                    if self.checker.is_lost(offset // self.size)
+                    if self.checker.lost.has(offset // self.size)
                 ]
                 if len(near) == 1:
                     entries[row, column] = old & ~c.OFFSET_MASK | near[0]
@@ -668,10 +669,7 @@ class Mender:
         header.refcount_table_offset, header.refcount_table_clusters = at * self.size, clusters
 
     def _blocks_in_use(self, per_block: int) -> list[int]:
-        found = [
-            np.unique((np.flatnonzero(chunk) + index * _CHUNK) // per_block)
-            for index, chunk in self.counts.chunks.items()
-        ]
+        found = [np.unique(clusters // per_block) for clusters in self.counts.used()]
         indexes: list[int] = np.unique(np.concatenate(found)).tolist()
         return indexes
 

@@ -20,7 +20,7 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MiB, round_up
 
 from . import c_qcow2 as c
-from .check import _CHUNK, Counts, unpack
+from .counts import CHUNK, Counts, Marks, chunks_of, pack, unpack
 from .header import check_refcount_table
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Revision:
         result = l1.copy()
         offsets = l1 & np.uint64(c.OFFSET_MASK)
         used = np.flatnonzero(offsets)
-        now = _look_up(single, offsets[used] >> np.uint64(self.bits))
+        now = single.which(offsets[used] >> np.uint64(self.bits))
         result[used[now]] |= flag
         step = 2 if self.old.extended_l2 else 1
         for indexes, words in self.l2_tables(l1):
@@ -214,7 +214,7 @@ class Revision:
             plain = (entries & np.uint64(c.COMPRESSED) == 0) & (entries & np.uint64(c.OFFSET_MASK) != 0)
             hosts = (entries & np.uint64(c.OFFSET_MASK)) >> np.uint64(self.bits)
             due = plain & (entries & flag == 0)
-            due[due] = _look_up(single, hosts[due])
+            due[due] = single.which(hosts[due])
             rows = due.any(axis=1)
             # A table that another L1 table shares has nothing below it that is the active one's alone.
             rows &= result[indexes] & flag != 0
@@ -224,12 +224,12 @@ class Revision:
                 result[indexes[rows]] |= flag
         return result
 
-    def _single(self) -> dict[int, NDArray[Any]]:
-        """Chunk → which clusters lost references and have one left."""
-        found = {}
+    def _single(self) -> Marks:
+        """Which clusters lost references and have one left."""
+        found = Marks()
         for index, lost in self.lost.chunks.items():
-            final = self._final(index * _CHUNK, _CHUNK)
-            found[index] = (lost != 0) & (final == 1)
+            final = self._final(index * CHUNK, CHUNK)
+            found.put(index * CHUNK, (lost != 0) & (final == 1))
         return found
 
     # -- refcounts ----------------------------------------------------------------------------------------------
@@ -242,9 +242,9 @@ class Revision:
         """
         chunks = {*self.gained.chunks, *self.lost.chunks}
         if self.header.refcount_order != self.old.refcount_order:
-            chunks |= {*range(-(-len(self.allocator.table) * self.allocator.per_block // _CHUNK))}
+            chunks |= {*range(-(-len(self.allocator.table) * self.allocator.per_block // CHUNK))}
         for index in sorted(chunks):
-            self._final(index * _CHUNK, _CHUNK)
+            self._final(index * CHUNK, CHUNK)
 
     def _final(self, first: int, count: int) -> NDArray[Any]:
         """The refcounts of *count* clusters from *first* on in the new revision; they lie in one chunk."""
@@ -295,8 +295,7 @@ class Revision:
         per_block = self.size * 8 // self.header.refcount_bits
         found = [np.zeros(0, np.int64)]
         for counts in (self.gained, self.lost):
-            for index, chunk in counts.chunks.items():
-                found.append(np.unique((np.flatnonzero(chunk) + index * _CHUNK) // per_block))
+            found += [np.unique(clusters // per_block) for clusters in counts.used()]
         if self.header.refcount_order != self.old.refcount_order:
             old = self.allocator
             for index, entry in enumerate(old.table):
@@ -370,12 +369,7 @@ class Revision:
     def _finals(self, first: int, count: int) -> NDArray[Any]:
         """As :meth:`_final`, over several chunks."""
         kind = f"u{max(self.header.refcount_bits // 8, 1)}"
-        parts = []
-        while count:
-            number = min(count, _CHUNK - first % _CHUNK)
-            parts.append(self._final(first, number).astype(kind))
-            first, count = first + number, count - number
-        return np.concatenate(parts)
+        return np.concatenate([self._final(at, number).astype(kind) for at, number in chunks_of(first, count)])
 
     # -- the switch ---------------------------------------------------------------------------------------------
 
@@ -391,29 +385,8 @@ class Revision:
             self.file.discard(first * self.size, count * self.size)
 
 
-def _look_up(chunks: dict[int, NDArray[Any]], clusters: NDArray[Any]) -> NDArray[Any]:
-    found = np.zeros(len(clusters), bool)
-    for index, chunk in chunks.items():
-        low = index * _CHUNK
-        inside = (clusters >= low) & (clusters < low + _CHUNK)
-        if inside.any():
-            found[inside] = chunk[(clusters[inside] - np.uint64(low)).astype(np.int64)]
-    return found
-
-
 def stretches(numbers: NDArray[Any], step: int) -> Iterator[tuple[int, int]]:
     """(first, last + 1), as indexes, of the stretches of *numbers* that count upwards by *step*."""
     if len(numbers):
         edges = np.flatnonzero(numbers[1:] != numbers[:-1] + numbers.dtype.type(step)) + 1
         yield from pairwise([0, *edges.tolist(), len(numbers)])
-
-
-def pack(counts: NDArray[Any], bits: int) -> NDArray[Any]:
-    """*counts* as bytes on disk, *bits* wide each."""
-    if bits >= 8:
-        return counts.astype(f">u{bits // 8}").view(np.uint8)
-    per_byte = 8 // bits
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    parts = counts.astype(np.uint8).reshape(-1, per_byte) << shifts
-    packed: NDArray[Any] = np.bitwise_or.reduce(parts, axis=1)
-    return packed
