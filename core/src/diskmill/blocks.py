@@ -35,6 +35,8 @@ PAGE = 1 << 16
 """Entries in a page of a table."""
 _PAGES = 64
 """How many pages are kept in memory."""
+LARGE = 64 * KiB
+"""Bytes of a table from which asking the file for holes is quicker than reading them."""
 _SLOTS = 1 << 24
 """How many blocks of a file a check looks at in one pass: a byte of memory each."""
 
@@ -101,12 +103,24 @@ class BlockTable:
         for number in range(first // self.page, -(-end // self.page)):
             base = number * self.page
             low, high = max(first - base, 0), min(end - base, self.page)
+            unread = high - low == self.page and number not in self._pages
+            if unread and self._is_hole(self._place(number), self.page * self.width):
+                yield Run(base, high, 0, 0)
+                continue
             page = self._page(number)
             if high - low == 1:  # what most writes ask
                 yield Run(base + low, 1, page[low], 0)
                 continue
             for run in tables.runs(page[low:high], step):
                 yield run._replace(at=run.at + base + low)
+
+    def _is_hole(self, place: int | None, size: int) -> bool:
+        """Whether *size* bytes of a table at *place* are a hole of the file: of gigabytes, little may be there."""
+        node = self.node
+        if size < LARGE or place is None or not isinstance(node, Storage) or place + size > node.size:
+            return False
+        first = next(iter(node.extents(place, size)))
+        return first.kind is Kind.ZERO and first.length == size
 
     def set(self, index: int, count: int, value: int, step: int) -> None:
         """Let *count* entries from *index* on be value, value + step, …"""

@@ -12,11 +12,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .blocks import PAGE, BlockImage, BlockTable
+from .blocks import LARGE, PAGE, BlockImage, BlockTable
 from .errors import ImageError
 from .extents import Kind
-from .node import Storage
-from .sizes import KiB, MiB, round_up
+from .sizes import MiB, round_up
 from .tables import Run
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ WIDTH = 8
 """Bytes in an entry of either table."""
 _CACHE_BYTES = 16 * MiB
 """How much of L2 tables is kept in memory."""
-_LARGE = 64 * KiB
-"""Bytes of an L2 table from which asking the file for holes is quicker than reading them."""
 _MAX_TABLES = 1 << 22
 """How many L2 tables an image may have that is written: their places are kept in memory then."""
 
@@ -75,24 +72,19 @@ class TwoLevelTable(BlockTable):
         many = self.l2_entries
         for run in self.l1.runs(first // many, -(-end // many), 0):
             low, high = max(run.at * many, first), min((run.at + run.length) * many, end)
-            if run.value and not self._is_hole(run, low, high):
+            if run.value and not self._unseen(run, low, high):
                 yield from super().runs(low, high, step)
             else:
                 yield Run(low, high - low, 0, 0)
 
-    def _is_hole(self, run: Run, low: int, high: int) -> bool:
+    def _unseen(self, run: Run, low: int, high: int) -> bool:
         """Whether a large L2 table is a hole of the file: an image may name a thousand of those, a gigabyte each."""
-        size, node = self.l2_entries * WIDTH, self.node
-        if size < _LARGE or run.length > 1 or not isinstance(node, Storage):
+        if run.length > 1 or self.l2_entries * WIDTH < LARGE:
             return False
         with self._lock:
             if any(low // self.page <= number <= high // self.page for number in self._dirty):
                 return False
-        place = self._l2_place(run.at, run.value)
-        if place + size > node.size:
-            return False
-        first = next(iter(node.extents(place, size)))
-        return first.kind is Kind.ZERO and first.length == size
+        return self._is_hole(self._l2_place(run.at, run.value), self.l2_entries * WIDTH)
 
     def set(self, index: int, count: int, value: int, step: int) -> None:
         """As :meth:`BlockTable.set`; L2 tables come into being where they are missing and *value* is not 0."""
