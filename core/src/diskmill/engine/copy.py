@@ -21,9 +21,10 @@ from .walk import walk
 from .workers import Workers
 from .zeros import data_runs
 
-CHUNK = MiB
+CHUNK = 1536 * KiB
 """Bytes in a task: small enough that what is read is still near the processor when it is written, large enough that
-Python's part of a task does not count."""
+Python's part of a task counts little. Measured: with 1 MiB a copy takes 5 % longer, with 512 KiB 25 %, with 2 MiB as long or
+twice as long."""
 _GATHER = 2 * MiB
 """The most stored bytes that are read at once for a chunk of compressed extents."""
 
@@ -540,14 +541,15 @@ def _stretches(extents: Sequence[Extent], low: int, high: int, granule: int) -> 
     result: list[tuple[int, int]] = []
     begin = end = low
     for extent in extents:
-        first = low + round_down(extent.start - low, granule)
-        if first > end:
-            if begin < end:
-                result.append((begin, end))
-            begin = first
-        end = low + round_up(extent.end - low, granule)
+        if extent.start > end:
+            first, upto = low + round_down(extent.start - low, granule), low + round_up(end - low, granule)
+            if first > upto:
+                if begin < upto:
+                    result.append((begin, upto))
+                begin = first
+        end = extent.end
     if begin < end:
-        result.append((begin, min(end, high)))
+        result.append((begin, min(low + round_up(end - low, granule), high)))
     return result
 
 

@@ -212,7 +212,7 @@ class Qcow2Image(Image):
                 extent = extent.clip(offset, end)
             if last is None:
                 last = extent
-            elif _joins(last, extent):
+            elif not extent.unit and _joins(last, extent):
                 last = last._replace(length=last.length + extent.length)
             else:
                 yield last
@@ -322,7 +322,8 @@ class Qcow2Image(Image):
     def _compressed(self, start: int, value: int) -> Extent:
         host, stored = self.compressed_place(value)
         # The number of sectors is rounded up, so the last cluster's may end after the file does.
-        stored = min(stored, self.file.size - host)
+        if host + stored > self.file.size:
+            stored = self.file.size - host
         if stored <= 0 or self.external:
             raise ImageError(
                 f"it says that compressed data is at offset {host} of {self.file.size}",
