@@ -66,9 +66,7 @@ def test_a_list_that_is_written_anew_in_its_place_is_seen(cache: Path, tmp_path:
     folder = tmp_path / "packages"
     install(folder, "strange", "strange = strange:driver")
     assert "strange=strange:driver" in start(cache, folder)
-    # stevedore's own memory goes by whole minutes and more: let the change be no younger than that.
-    listed = install(folder, "strange", "other = strange:driver")
-    os.utime(listed, (1, 1))
+    install(folder, "strange", "other = strange:driver")
     found = start(cache, folder)
     assert "other=strange:driver" in found
     assert "strange=strange:driver" not in found
@@ -108,6 +106,33 @@ def test_a_file_that_another_could_have_written_or_that_is_damaged_is_not_believ
         os.mkfifo(file)
     found = start(cache)
     assert found == [*expected, "searched"]
+
+
+def test_nothing_else_is_remembered(cache: Path) -> None:
+    """What stevedore would keep is not looked at: anybody may have written it."""
+    start(cache)
+    assert [one.name for one in cache.iterdir()] == ["diskmill"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+def test_nothing_is_left_in_another_users_folder(cache: Path) -> None:
+    home = cache.parent
+    os.chown(home, 12345, 12345)
+    assert start(cache)[-1] == start(cache)[-1] == "searched"
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["'/nowhere/caf\\udce9'", "__import__('pathlib').Path('/nowhere')"],
+    ids=["not UTF-8", "no string"],
+)
+def test_a_module_path_with_strange_folders(cache: Path, folder: str) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    program = f"import sys\nsys.path.append({folder})\n{PROGRAM}"
+    starts = [run(sys.executable, "-c", program, env=environment).stdout.split() for _ in range(2)]
+    assert [words[-1] for words in starts] == ["searched", "remembered"]
+    assert "raw=diskmill.raw:driver" in starts[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")

@@ -50,19 +50,29 @@ def installed() -> list[EntryPoint]:
 
 
 def _search() -> list[EntryPoint]:
+    from importlib.metadata import entry_points
+
     from stevedore import NamedExtensionManager
+
+    class Manager(NamedExtensionManager[Any]):
+        """Looks for itself: what stevedore remembers tells no change within two minutes from none, is believed
+        whoever wrote it, and cannot be had for a module path with names that are not UTF-8.
+        """
+
+        def list_entry_points(self) -> list[Any]:
+            return list(entry_points(group=self.namespace))
 
     found: list[EntryPoint] = []
     for group in GROUPS:
-        manager: NamedExtensionManager[Any] = NamedExtensionManager(group, [])  # names of none: nothing is imported
+        manager = Manager(group, [])  # names of none: nothing is imported
         found += [EntryPoint(group, one.name, one.value) for one in manager.list_entry_points()]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _state() -> str:
     """What the answer depends on."""
     facts: list[tuple[str, int]] = [(sys.prefix, sys.hexversion)]
-    for folder in sys.path:
+    for folder in _folders():
         try:
             facts.append((folder, os.stat(folder or ".").st_mtime_ns))
             with os.scandir(folder or ".") as names:
@@ -75,13 +85,33 @@ def _state() -> str:
     return repr(facts)
 
 
+def _folders() -> list[str]:
+    """The module path, without what Python itself passes over (a ``Path``, say)."""
+    return [one for one in sys.path if isinstance(one, str)]
+
+
 def _path() -> str | None:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):
+    if not os.path.isabs(base) or not _is_ours(base):
         return None
     # One file for each module path, so that programs with different ones do not push each other out.
-    number = crc32(os.fsencode("\n".join((sys.prefix, *sys.path))))
+    number = crc32(os.fsencode("\n".join((sys.prefix, *_folders()))))
     return os.path.join(base, "diskmill", f"entry-points-{number:08x}")
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether *folder*, or the one in which it would be made, belongs to this process's user.
+
+    In another's home folder (sudo keeps HOME, at times) nothing is to be left that its owner cannot take away, and
+    nothing written to where its owner's links lead.
+    """
+    while True:
+        try:
+            return os.stat(folder).st_uid == os.geteuid()
+        except FileNotFoundError:
+            folder = os.path.dirname(folder)
+        except OSError:
+            return False
 
 
 def _recall(path: str | None, state: str) -> list[EntryPoint] | None:
