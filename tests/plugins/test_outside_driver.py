@@ -151,6 +151,16 @@ def test_an_image_of_a_format_that_is_not_installed_is_not_taken_for_raw_in_sile
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_an_image_of_a_format_that_is_not_installed_is_not_written_as_raw(bare: Command, tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    before = image.read_bytes()
+    fails(bare("resize", "--shrink", image, "64k", check=False), "looks like qcow2", "diskmill-qcow2", "-f raw")
+    assert image.read_bytes() == before
+    bare("resize", "-f", "raw", "--shrink", image, "64k")
+    assert image.stat().st_size == 65536
+
+
 # -- plugins that are not drivers ------------------------------------------------------------------------------------
 
 TRACE = """

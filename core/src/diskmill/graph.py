@@ -94,13 +94,21 @@ def folder_of(node: Node) -> str | None:
     return os.path.dirname(os.path.abspath(storage.name))
 
 
-def guess_format(node: Node, context: Context) -> FormatDriver:
-    """The driver for what *node* holds, by probing; a warning where it looks like a format that is not installed."""
+def guess_format(node: Node, context: Context, *, writable: bool = False) -> FormatDriver:
+    """The driver for what *node* holds, by probing; a warning where it looks like a format that is not installed.
+
+    :raises DriverError: no driver knows it, or it would be written as raw though it looks like something else.
+    """
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
     if driver is None or driver.name == "raw":
         looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
+            if writable:
+                raise DriverError(
+                    f"it looks like {looks}: install the package {PACKAGES[looks]}, or say -f raw to write it as it is",
+                    file=node.name,
+                )
             context.warn(
                 f"'{node.name}' looks like {looks}, but it is read as raw: install the package {PACKAGES[looks]}"
             )
@@ -152,7 +160,10 @@ class _Opener:
         try:
             if self.home is None:
                 self.home = folder_of(file)
-            driver = registry.format(name) if name is not None else guess_format(file, self.context)
+            if name is not None:
+                driver = registry.format(name)
+            else:
+                driver = guess_format(file, self.context, writable=writable)
             request = OpenRequest(
                 name=file.name,
                 context=self.context,
