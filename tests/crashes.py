@@ -32,8 +32,14 @@ def apply(content: Content, change: Change) -> None:
 def crash_states(
     before: Content, journal: list[Change], chance: random.Random, count: int
 ) -> Iterator[tuple[int, Content]]:
-    """*count* states after a crash, each with the number of changes of *journal* that had been asked for by then."""
-    points = sorted(chance.randrange(len(journal) + 1) for _ in range(count))
+    """*count* states after a crash, each with the number of changes of *journal* that had been asked for by then.
+
+    Half of them when a barrier had been asked for and had done nothing yet: then most is loose at once.
+    """
+    barriers = [at for at, change in enumerate(journal) if change[0] == "barrier"] or [len(journal)]
+    points = sorted(
+        chance.choice(barriers) if number % 2 else chance.randrange(len(journal) + 1) for number in range(count)
+    )
     content, done = before.copy(), 0
     for point in points:
         barrier = max((at for at in range(done, point) if journal[at][0] == "barrier"), default=done)
