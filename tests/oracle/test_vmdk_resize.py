@@ -186,15 +186,20 @@ def test_a_grown_disk_is_the_one_that_is_made_so_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zeroed", [False, True])
-def test_an_overlay_in_pieces_grows(zeroed: bool, tmp_path: Path) -> None:
-    raw, base, image = source(tmp_path, 40 * MiB), tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
+def test_an_overlay_in_pieces_grows(zeroed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece = 48 * MiB
+    for module in ("creating", "resizing"):
+        monkeypatch.setattr(f"diskmill_vmdk.{module}.SPLIT", piece)
+    raw, base, image = source(tmp_path, piece + 3 * MiB), tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
     convert(raw, base, "monolithicSparse")
     options = {"subformat": "twoGbMaxExtentSparse", "zeroed_grain": "on" if zeroed else "off"}
     size = 30 * MiB + SECTOR
     diskmill.create(str(image), size, format="vmdk", backing="base.vmdk", backing_format="vmdk", options=options)
     os.truncate(raw, size)  # what a longer base holds there is none of the overlay's
-    grown(image, raw, SPLIT + 5 * MiB)
-    written(image, raw, SPLIT - SECTOR, size)
+    grown(image, raw, piece + 5 * MiB)
+    used = sum(path.stat().st_blocks * SECTOR for path in tmp_path.glob("disk-*"))
+    assert used < 2 * MiB, "what hides the base takes space"
+    written(image, raw, piece - SECTOR, size)
     grain_header = (tmp_path / "disk-s002.vmdk").read_bytes()[4:12]
     assert grain_header == (tmp_path / "disk-s001.vmdk").read_bytes()[4:12]
 
