@@ -485,6 +485,25 @@ def test_files_that_may_not_grow_leave_the_disk_as_it_was(subformat: str, tmp_pa
         assert state(tmp_path) == before
 
 
+@pytest.mark.parametrize("subformat", PIECES)
+def test_too_few_files_may_be_open(subformat: str, tmp_path: Path) -> None:
+    """At whichever of its files a resize comes to the limit: nothing is left of it."""
+    raw, image = source(tmp_path, 3 * MiB + SECTOR), tmp_path / "disk.vmdk"
+    convert(raw, image, subformat)
+    before, size = state(tmp_path), 4 * SPLIT + MiB
+    where = set()
+    for limit in range(8, 40):
+        done = command("resize", image, str(size), check=False, open_files=limit)
+        if done.returncode == 0:
+            break
+        assert re.fullmatch(r"diskmill: '.*': .*Too many open files\n", done.stderr)
+        where.add(done.stderr.split("'")[1])
+        assert state(tmp_path) == before
+    assert len(where) == 5, "the new files, and the descriptor"
+    os.truncate(raw, size)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
+
+
 def test_a_disk_whose_folder_cannot_be_flushed_is_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name tells what the disk is, whatever is said after it was given."""
     raw, image = source(tmp_path, 3 * MiB), tmp_path / "disk.vmdk"
