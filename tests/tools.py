@@ -49,15 +49,23 @@ def run(
     env: Mapping[str, str] | None = None,
     address_space: int | None = None,
     file_size: int | None = None,
+    open_files: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, without a terminal; its stdout and stderr come back as text.
 
     With `check`, a status other than 0 fails the test and shows the command and what it printed. `env` adds to the
-    environment. `address_space` and `file_size` are limits in bytes (RLIMIT_AS, RLIMIT_FSIZE).
+    environment. `address_space` and `file_size` are limits in bytes (RLIMIT_AS, RLIMIT_FSIZE), `open_files` is one of
+    descriptors (RLIMIT_NOFILE).
     """
 
+    limits = {
+        resource.RLIMIT_AS: address_space,
+        resource.RLIMIT_FSIZE: file_size,
+        resource.RLIMIT_NOFILE: open_files,
+    }
+
     def limit() -> None:
-        for kind, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_FSIZE, file_size)):
+        for kind, value in limits.items():
             if value is not None:
                 resource.setrlimit(kind, (value, value))
 
@@ -71,7 +79,7 @@ def run(
         timeout=timeout,
         cwd=cwd,
         env=None if env is None else {**os.environ, **env},
-        preexec_fn=limit if address_space is not None or file_size is not None else None,
+        preexec_fn=limit if any(value is not None for value in limits.values()) else None,
     )
     if check:
         require_success(done)

@@ -200,6 +200,18 @@ def test_progress_where_nothing_can_be_opened(line: str, pristine: Path) -> None
     assert diskmill(*case.words, check=False, cwd=pristine).stdout == ""
 
 
+@pytest.mark.parametrize("line", [case.line for case in cases() if re.match(r"compare -\w*p", case.line)])
+def test_where_the_progress_of_a_comparison_ends(line: str, pristine: Path) -> None:
+    """At 100 % only where all was compared; what was found stands on its line, which ends after that."""
+    case = Case(line)
+    text = io.IncrementalNewlineDecoder(None, translate=True).decode(ours(case, pristine).stdout)
+    texts = [theirs(case, pristine).stdout, text]
+    ends = ["(100.00/100%)" in text for text in texts]
+    assert ends[0] == ends[1]
+    without_steps = [re.sub(r"(    \(\d+\.\d\d/100%\)\n)+", "PERCENT ", text) for text in texts]
+    assert without_steps[0] == without_steps[1]
+
+
 def test_every_difference_is_one_of_a_line() -> None:
     unused = DIFFERENCES - {case.known for case in cases()}
     assert not unused, f"docs/differences.md explains what no line of cases.txt has: {', '.join(sorted(unused))}"

@@ -141,11 +141,14 @@ def test_a_crash_while_growing(size: int, overlay: bool) -> None:
 
 PIECE = MiB
 """How large extents are here, instead of 2 GiB."""
-PIECES = {
+PIECES: dict[str, dict[str, Any]] = {
     "sparse": {"subformat": "twoGbMaxExtentSparse"},
     "zeroed": {"subformat": "twoGbMaxExtentSparse", "zeroed_grain": True},
     "flat": {"subformat": "twoGbMaxExtentFlat"},
+    "overlay": {"subformat": "twoGbMaxExtentSparse"},
+    "zeroed overlay": {"subformat": "twoGbMaxExtentSparse", "zeroed_grain": True},
 }
+"""Kinds of disks, and the options that make them; overlays have a longer parent."""
 OLD, NEW = PIECE + PIECE // 2 + 3 * SECTOR, 3 * PIECE + 5 * GRAIN + SECTOR
 
 
@@ -155,16 +158,23 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"diskmill_vmdk.{module}.SPLIT", PIECE)
 
 
-def pieces(machine: Machine, options: dict[str, Any], chance: random.Random, size: int = OLD) -> bytes:
+def pieces(machine: Machine, kind: str, chance: random.Random, size: int = OLD) -> bytes:
     """A disk in pieces, and what its guest disk holds."""
-    machine.create("disk.vmdk", "vmdk", size, options)
-    model = bytearray(size)
+    options, overlay = PIECES[kind], "overlay" in kind
+    longer = chance.randbytes(2 * PIECE + 20 * GRAIN + 5 * SECTOR) if overlay else b""
+    model = bytearray(longer[:size].ljust(size, b"\0"))
+    if overlay:
+        machine.create("base", "vmdk", len(longer))
+        with machine.open("base", "vmdk", writable=True) as image:
+            image.write(0, longer)
+    machine.create("disk.vmdk", "vmdk", size, options, backing=machine.backing("base", "vmdk") if overlay else None)
     with machine.open("disk.vmdk", "vmdk", writable=True) as image:
-        for at in (0, PIECE - 5 * SECTOR, size - 3 * SECTOR):
+        # The last grain of one of the overlays is its parent's.
+        for at in (0, PIECE - 5 * SECTOR, *([] if kind == "overlay" else [size - 3 * SECTOR])):
             data = chance.randbytes(min(9 * SECTOR, size - at))
             image.write(at, data)
             model[at : at + len(data)] = data
-        if "zeroed_grain" in options or "Sparse" in options["subformat"]:
+        if kind not in ("flat", "overlay"):
             # What other writers leave behind the end of the disk must not come up.
             (extent,) = image.extents(size - SECTOR, SECTOR)
             assert extent.node is not None
@@ -216,7 +226,7 @@ def test_a_crash_while_a_disk_gets_more_pieces(kind: str, size: int, small_piece
     machine = Machine()
     driver = machine.context.registry.protocol("memory")
     assert isinstance(driver, MemoryDriver)
-    model = pieces(machine, PIECES[kind], chance)
+    model = pieces(machine, kind, chance)
     before = copies(machine.files)
     journal: list[tuple[str, Change]] = []
     driver.journal = journal
@@ -252,7 +262,7 @@ def test_a_disk_that_cannot_get_more_pieces_is_as_before(kind: str, fault: str, 
     machine = Machine()
     driver = machine.context.registry.protocol("memory")
     assert isinstance(driver, MemoryDriver)
-    model = pieces(machine, PIECES[kind], chance)
+    model = pieces(machine, kind, chance)
     before = copies(machine.files)
     failures = 0
     for point in range(10_000):
@@ -274,6 +284,45 @@ def test_a_disk_that_cannot_get_more_pieces_is_as_before(kind: str, fault: str, 
         assert found(machine, model) == NEW
     assert failures >= 1
     assert found(machine, model) == NEW
+
+
+@pytest.mark.parametrize("size", [50 * MiB, 100 * MiB])
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "zeroed"])
+def test_an_overlay_without_a_table_where_it_grows(options: dict[str, Any], size: int) -> None:
+    """Not all writers make all tables; what hides a longer parent needs them."""
+    old, places = 40 * MiB + SECTOR, (0, 40 * MiB, 41 * MiB, 70 * MiB, 150 * MiB)
+    machine = Machine()
+    driver = machine.context.registry.protocol("memory")
+    assert isinstance(driver, MemoryDriver)
+    machine.create("base", "vmdk", 200 * MiB)
+    with machine.open("base", "vmdk", writable=True) as image:
+        for at in places:
+            image.write(at, b"base" * 1024)
+    machine.create("disk", "vmdk", old, options, backing=machine.backing("base", "vmdk"))
+    content = machine.files["disk"]
+    for directory in struct.unpack("<QQ", content.read(48, 16)):
+        content.write(directory * SECTOR + 4, bytes(4))
+    before = copies(machine.files)
+    for point in range(100):
+        restore(machine, before)
+        with machine.open("disk", "vmdk", writable=True) as image:
+            driver.failures, driver.broken = 0, point
+            try:
+                machine.context.registry.call(image.driver, "resize", image=image, size=size, preallocation="off")
+            except diskmill.DiskmillError as error:
+                refused(error, "Input/output error")
+            finally:
+                driver.broken = None
+            image.write(KiB, b"more" * 128)
+        examine(machine)
+        with machine.open("disk", "vmdk") as image:
+            assert image.size in (old, size)
+            assert image.read(0, 4 * KiB) == b"base" * 256 + b"more" * 128 + b"base" * 640
+            assert image.read(40 * MiB, SECTOR) == b"base" * 128
+            assert not any(image.read(old, min(image.size - old, 60 * MiB)))
+        if not driver.failures:
+            break
+    assert driver.failures == 0 and image.size == size and point > 5
 
 
 def test_a_crash_while_an_overlay_is_committed() -> None:

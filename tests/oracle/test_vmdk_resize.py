@@ -186,15 +186,20 @@ def test_a_grown_disk_is_the_one_that_is_made_so_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zeroed", [False, True])
-def test_an_overlay_in_pieces_grows(zeroed: bool, tmp_path: Path) -> None:
-    raw, base, image = source(tmp_path, 40 * MiB), tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
+def test_an_overlay_in_pieces_grows(zeroed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece = 48 * MiB
+    for module in ("creating", "resizing"):
+        monkeypatch.setattr(f"diskmill_vmdk.{module}.SPLIT", piece)
+    raw, base, image = source(tmp_path, piece + 3 * MiB), tmp_path / "base.vmdk", tmp_path / "disk.vmdk"
     convert(raw, base, "monolithicSparse")
     options = {"subformat": "twoGbMaxExtentSparse", "zeroed_grain": "on" if zeroed else "off"}
     size = 30 * MiB + SECTOR
     diskmill.create(str(image), size, format="vmdk", backing="base.vmdk", backing_format="vmdk", options=options)
     os.truncate(raw, size)  # what a longer base holds there is none of the overlay's
-    grown(image, raw, SPLIT + 5 * MiB)
-    written(image, raw, SPLIT - SECTOR, size)
+    grown(image, raw, piece + 5 * MiB)
+    used = sum(path.stat().st_blocks * SECTOR for path in tmp_path.glob("disk-*"))
+    assert used < 2 * MiB, "what hides the base takes space"
+    written(image, raw, piece - SECTOR, size)
     grain_header = (tmp_path / "disk-s002.vmdk").read_bytes()[4:12]
     assert grain_header == (tmp_path / "disk-s001.vmdk").read_bytes()[4:12]
 
@@ -478,6 +483,25 @@ def test_files_that_may_not_grow_leave_the_disk_as_it_was(subformat: str, tmp_pa
         assert done.stderr.startswith("diskmill: '")
         assert "File too large" in done.stderr
         assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("subformat", PIECES)
+def test_too_few_files_may_be_open(subformat: str, tmp_path: Path) -> None:
+    """At whichever of its files a resize comes to the limit: nothing is left of it."""
+    raw, image = source(tmp_path, 3 * MiB + SECTOR), tmp_path / "disk.vmdk"
+    convert(raw, image, subformat)
+    before, size = state(tmp_path), 4 * SPLIT + MiB
+    where = set()
+    for limit in range(8, 40):
+        done = command("resize", image, str(size), check=False, open_files=limit)
+        if done.returncode == 0:
+            break
+        assert re.fullmatch(r"diskmill: '.*': .*Too many open files\n", done.stderr)
+        where.add(done.stderr.split("'")[1])
+        assert state(tmp_path) == before
+    assert len(where) == 5, "the new files, and the descriptor"
+    os.truncate(raw, size)
+    assert_identical(raw, image, formats=("raw", "vmdk"))
 
 
 def test_a_disk_whose_folder_cannot_be_flushed_is_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diskmill.engine.progress import Report
-
     from .arguments import Arguments
     from .session import Session
 
@@ -21,7 +19,7 @@ _AT_ONCE = ("convert", "rebase")
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(signal, name))
 
 
-class _State:
+class State:
     """The last that was reported, and when it began."""
 
     def __init__(self) -> None:
@@ -39,6 +37,9 @@ class _State:
     def start(self) -> None:
         """Before the first report."""
 
+    def repeat(self, beyond: int) -> None:
+        """Once more, below a line that was printed meanwhile, if more than *beyond* bytes were reported."""
+
     def finish(self) -> None:
         """After success."""
 
@@ -51,17 +52,19 @@ class _State:
         sys.stderr.flush()
 
 
-class _Percent(_State):
+class _Percent(State):
     """qemu-img's lines: rewritten in place, at most one for each hundredth.
 
     :param at_once: begin before anything is known; otherwise with the first report, when all images are open.
     :param ends: end the line even where none was begun.
+    :param completes: success is 100 %, however much was reported; otherwise there is an end that comes earlier.
     """
 
-    def __init__(self, *, at_once: bool = False, ends: bool = False) -> None:
+    def __init__(self, *, at_once: bool = False, ends: bool = False, completes: bool = True) -> None:
         super().__init__()
         self.at_once = at_once
         self.ends = ends
+        self.completes = completes
         self.shown: float | None = None
 
     def start(self) -> None:
@@ -72,13 +75,18 @@ class _Percent(_State):
         super().__call__(done, total)
         if self.shown is None:
             self._print(0.0)
-        elif self.percent >= self.shown + 1:
+        elif self.percent >= self.shown + 1 or self.shown < self.percent == 100:
+            self._print(self.percent)
+
+    def repeat(self, beyond: int) -> None:
+        if self.shown is not None and self.done > beyond:
             self._print(self.percent)
 
     def finish(self) -> None:
-        if self.shown is None:
-            self._print(0.0)
-        self._print(100.0)
+        if self.completes:
+            if self.shown is None:
+                self._print(0.0)
+            self._print(100.0)
 
     def stop(self) -> None:
         if self.ends or self.shown is not None:
@@ -91,7 +99,7 @@ class _Percent(_State):
         sys.stdout.flush()
 
 
-class _Json(_State):
+class _Json(State):
     """One JSON object a line on stderr, ten a second at most, and one at the end."""
 
     def __init__(self, phase: str) -> None:
@@ -127,7 +135,7 @@ class _Json(_State):
         sys.stderr.flush()
 
 
-class _Bar(_State):
+class _Bar(State):
     """A bar with rate and remaining time."""
 
     def __init__(self, session: Session, phase: str) -> None:
@@ -172,8 +180,8 @@ class _Bar(_State):
 
 
 @contextlib.contextmanager
-def shown(arguments: Arguments, session: Session, phase: str) -> Iterator[Report]:
-    """Show the progress of *phase* as the options ask; gives the function to report it to.
+def shown(arguments: Arguments, session: Session, phase: str) -> Iterator[State]:
+    """Show the progress of *phase* as the options ask; gives what to report it to (a :data:`Report`).
 
     Without ``-p`` nothing is shown until the process gets SIGUSR1 (or SIGINFO).
     """
@@ -189,15 +197,19 @@ def shown(arguments: Arguments, session: Session, phase: str) -> Iterator[Report
             signal.signal(number, handler)
 
 
-def _state(arguments: Arguments, session: Session, phase: str) -> _State:
+def _state(arguments: Arguments, session: Session, phase: str) -> State:
     if not arguments.has("progress") or session.quiet:
-        return _State()
+        return State()
     if arguments.one("progress") == "json":
         return _Json(phase)
     if sys.stdout.isatty() and not session.plain:
         return _Bar(session, phase)
     # What callers of qemu-img read where it fails: of commands that open images first, an empty line or nothing.
-    return _Percent(at_once=session.plain and phase in _AT_ONCE, ends=session.plain and phase != "commit")
+    return _Percent(
+        at_once=session.plain and phase in _AT_ONCE,
+        ends=session.plain and phase != "commit",
+        completes=phase != "compare",
+    )
 
 
 def _on_signal(handler: Any) -> list[tuple[int, Any]]:

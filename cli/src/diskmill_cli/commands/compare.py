@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
-from ..progress import shown
+from ..progress import State, shown
 
 if TYPE_CHECKING:
+    from diskmill.results import Comparison
+
     from ..session import Session
 
 DIFFERENT = 1
@@ -33,25 +35,34 @@ def run(arguments: Arguments, session: Session) -> int:
                 context=common.context_of(arguments, session, key="source_cache"),
                 progress=report,
             )
+            if session.plain:  # qemu-img ends the line of its progress after the results
+                _tell(result, arguments, session, report)
     except DiskmillError as error:
         session.error(str(error))
         return max(error.exit_code, TROUBLE)
+    if not session.plain:
+        _tell(result, arguments, session, report)
+    return 0 if result.identical else DIFFERENT
+
+
+def _tell(result: Comparison, arguments: Arguments, session: Session, progress: State) -> None:
     if arguments.one("output") == "json":
         from diskmill.qapi import comparison
 
         session.json(comparison(result))
-        return 0 if result.identical else DIFFERENT
+        return
     if session.fancy(arguments):
         from ..terminal import show_comparison
 
         show_comparison(result, session.console())
-        return 0 if result.identical else DIFFERENT
+        return
     # As qemu-img does: the sizes are worth a word once what both disks have is known to be the same.
     past = result.identical or (result.offset is not None and result.offset >= result.common)
     if result.size_differs and past and not arguments.has("strict"):
         session.print("Warning: Image size mismatch!")
+        if session.plain:
+            progress.repeat(result.common)
     session.print(result.message)
-    return 0 if result.identical else DIFFERENT
 
 
 COMMAND = Command(

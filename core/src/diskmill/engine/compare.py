@@ -78,7 +78,7 @@ def _tasks(
             progress.advance(a.length)
             continue
         at = a.start
-        while at < a.end:
+        while at < a.end and found.offset is None:
             base = round_down(at, _CHUNK)
             if task and (round_down(task[0][0].start, _CHUNK) != base or task[-1][0].end != at):
                 yield task
@@ -108,7 +108,8 @@ class _Comparer:
             same = left == right if length == _CHUNK else left[:length] == right[:length]
             if not same:
                 self.found.at(start + _first_sector(left, right, length))
-            self.progress.advance(length)
+            else:
+                self.progress.advance(length)
 
         return work
 

@@ -173,7 +173,7 @@ class Output:
         if durable:
             try:
                 folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
-            except OSError:
+            except PermissionError:
                 pass  # a folder that may be written but not read
             else:
                 try:

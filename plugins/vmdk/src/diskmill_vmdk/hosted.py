@@ -6,7 +6,7 @@ Source: VMware, "Virtual Disk Format 5.0", "Hosted Sparse Extents" and "Stream-O
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill import tables
@@ -437,37 +437,56 @@ class HostedPart(GrainPart):
             self.node.truncate(end * SECTOR)
             self._next = None
 
-    def trim(self) -> None:
+    def trim(self, below: Callable[[int, int], bytes] | None = None) -> None:
         """What lies beyond the end of the disk comes to mean something when it grows: the rest of the last grain, and
-        the entries behind it."""
+        the entries behind it.
+
+        :param below: reads guest bytes, where a longer parent may not show in the rest of a grain that is not held.
+        """
         used = (self.end - self.start) % self.unit
         if used:
             (extent,) = self.extents(self.end - SECTOR, SECTOR)
-            end = extent.offset + SECTOR
-            if extent.node is not None and any(self.node.read(end, self.unit - used)):
+            data = None
+            if extent.node is not None:
+                end = extent.offset + SECTOR
+                if any(self.node.read(end, self.unit - used)):
+                    data = self.node.read(end - used, used)
+            elif extent.kind is Kind.HOLE and below is not None:
+                data = below(self.end - used, used)
+            if data is not None:
                 sector = self.take(self.unit // SECTOR)
-                self.node.write(sector * SECTOR, self.node.read(end - used, used).ljust(self.unit, b"\0"))
+                self.node.write(sector * SECTOR, data.ljust(self.unit, b"\0"))
                 self._set(self.end - used, self.unit, sector, 0)
+                self.lengthen()  # by the table, where there was none
         index, used = divmod(-(-(self.end - self.start) // self.unit), self.per_table)
         if used and self.special(self.directory[index]) is None and any(self.table(index)[used:]):
             tables.fill_run(self.table(index), used, self.per_table - used, 0, 0)
             self._dirty.add(index)
 
-    def ends(self) -> bool:
-        """Whether there is nothing behind the end, in tables that the header counts too."""
-        end, first = self.end, self.start + round_up(self.end - self.start, self.unit)
-        self.end = self.start + self.header.capacity * SECTOR
-        try:
-            return first >= self.end or all(
-                extent.kind is Kind.HOLE for extent in self.extents(first, self.end - first)
-            )
-        finally:
-            self.end = end
+    def hide(self, start: int, end: int) -> None:
+        """Hold zeros, whatever a parent has, in the grains from guest byte *start*, where one begins, up to *end*."""
+        if start >= end:
+            return
+        length = round_up(end - start, self.unit)
+        if self.zeroed:
+            self._set(start, length, 1, 0)
+        else:
+            sector = self.take(length // SECTOR)
+            self.lengthen()  # what lies beyond the end of the file is zeros
+            self._set(start, length, sector, self.unit // SECTOR)
+        self.lengthen()  # by tables, where there were none
+
+    def lengthen(self) -> None:
+        """The file ends with whole grains, and with all that was taken, for whoever appends to it."""
+        end = self.take(0) * SECTOR
+        if self.node.size < end:
+            self.node.truncate(end)
 
     def give_up_changes(self) -> None:
         """Forget the changes to tables that were not flushed, and the space that was taken at the file's end."""
         self.forget()
         self._dirty.clear()
+        self._placed.clear()
         self._next = None
 
     def set_capacity(self, size: int) -> None:

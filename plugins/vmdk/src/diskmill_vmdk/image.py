@@ -261,21 +261,6 @@ class VmdkImage(Image):
                 part.flush()
                 part.finish()
 
-    def hide_parent(self, part: HostedPart, size: int) -> None:
-        """Let *part*, whose tables have room for a disk of *size* bytes already, hold zeros where a longer parent has
-        what was never part of this disk. Its header and the descriptor turn to the new size after that.
-        """
-        if self.backing is None or self.backing.size <= self.size:
-            return
-        kept = self.size, part.end
-        self.size, part.end = size, part.end + size - self.size
-        try:
-            self.zero(kept[0], min(size, self.backing.size) - kept[0], unmap=False)
-            part.flush()
-            part.node.barrier()
-        finally:
-            self.size, part.end = kept
-
     def empty(self) -> bool:
         """Give up all that the image holds itself: it then reads as its backing image.
 

@@ -5,6 +5,8 @@ the last one. Then the descriptor says in comments what its extents are about to
 last extent's header turns to its new tables; and a descriptor with the new extents takes the place of the old one. So a
 crash leaves the old disk or the new one. Files that it leaves besides are known by those comments: the next resize
 takes them away, if they hold nothing.
+
+What a longer parent has behind the disk's end is hidden by grains of zeros, among what comes first.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def resize_vmdk(image: VmdkImage, size: int, preallocation: str) -> bool:
     try:
         growth = None
         if last is not None and length > last.end - last.start:
-            growth = _growth_of(image, last, length, preallocation)
+            growth = _growth_of(image, last, length, size, preallocation)
         if last is not None and growth is not None and last.node is image.file:
             _grow_whole(image, last, growth, size, undo)
         else:
@@ -130,14 +132,21 @@ def _pattern(base: str, *, flat: bool) -> str:
     return f"{before}-{'f' if flat else 's'}([0-9]{{3,9}}){after}"
 
 
-def _growth_of(image: VmdkImage, part: Part, length: int, preallocation: str) -> _FlatGrowth | _SparseGrowth:
+def _hidden_end(image: VmdkImage, size: int) -> int:
+    """Up to which guest byte a disk of *size* bytes must hide what a longer parent has; 0 where it need not."""
+    if image.backing is None or image.backing.size <= image.size:
+        return 0
+    return min(image.backing.size, size)
+
+
+def _growth_of(image: VmdkImage, part: Part, length: int, size: int, preallocation: str) -> _FlatGrowth | _SparseGrowth:
     if not part.writable or not isinstance(part, FlatPart | HostedPart) or not isinstance(part.node, Storage):
         raise UnsupportedError("its last extent is not one that can grow", file=image.name)
     _check_preallocation(preallocation, flat=isinstance(part, FlatPart), name=image.name)
     if isinstance(part, HostedPart):
         if length > MAX_DIRECTORY * part.cover:
             raise UnsupportedError("a disk that a sparse extent has no room for", file=image.name)
-        return _SparseGrowth(part, length)
+        return _SparseGrowth(image, part, length, min(_hidden_end(image, size), part.start + length))
     end = part.offset + part.end - part.start
     shared = any(other.node is not None and _same(other, part) for other in image.parts[:-1])
     # Zeros behind it, in a file, may be what a resize left that did not end.
@@ -181,87 +190,101 @@ class _FlatGrowth:
             node.allocate(part.offset + held, self.length - held, self.preallocation)
         node.flush()
 
-    def switch(self, undo: _Undo, overlay: VmdkImage | None = None) -> None:
+    def switch(self, undo: _Undo) -> None:
         """It is as long as it is."""
 
 
 class _SparseGrowth:
     """A sparse extent comes to hold *length* bytes: larger directories at the end of its file, with tables for what is
-    new, to which its header turns at once."""
+    new, to which its header turns at once.
+
+    :param hidden_end: up to which guest byte a longer parent must be hidden; 0: there is none.
+    """
 
     planned = True
 
-    def __init__(self, part: HostedPart, length: int) -> None:
-        self.part, self.length = part, length
+    def __init__(self, image: VmdkImage, part: HostedPart, length: int, hidden_end: int) -> None:
+        self.image, self.part, self.length, self.hidden_end = image, part, length, hidden_end
         self.kept: int | None = None
         """How long the file was; None: there is something behind that that belongs to the old disk."""
-        self.places: list[tuple[int, array[int]]] = []
+        self.old: list[tuple[int, array[int]]] = []
+        """The directories that the header names, as they are on disk."""
 
     def prepare(self, undo: _Undo) -> None:
         part, node = self.part, self.part.node
         part.flush()
-        self.kept = node.size
+        self.kept, self.old = node.size, _places(part)
         undo.steps.append(self._cut)
-        part.trim()
+        part.trim(self.image.read if self.hidden_end else None)
         self.kept = None
         part.flush()
         node.barrier()
-        self.kept = node.size
-        old, count = part.count, -(-self.length // part.cover)
-        if count > old:
+        self.kept, self.old = node.size, _places(part)
+        old = part.count
+        count = max(old, -(-self.length // part.cover))
+        places = []
+        # The old directories never name tables that are only there to hide something.
+        if count > old or self.hidden_end:
             directory_sectors = -(-count * part.width // SECTOR)
             table_sectors = part.table_sectors
-            for present in (part.redundant, part.directory):
-                if present is None:
-                    continue
+            for _, present in self.old:
                 at = part.take(directory_sectors + (count - old) * table_sectors)
                 first = at + directory_sectors
                 added = array("I", range(first, first + (count - old) * table_sectors, table_sectors))
                 directory = present + added
                 # The tables are zeros, as all is that lies beyond the end of the file.
                 node.write(at * SECTOR, tables.to_bytes(directory, "little"))
-                self.places.append((at, directory))
-        # The file ends with whole grains, for whoever appends to it.
-        end = part.take(0) * SECTOR
-        if node.size < end:
-            node.truncate(end)
+                places.append((at, directory))
+        part.lengthen()
+        _move(part, places)
+        if self.hidden_end:
+            undo.steps.append(self._show)
+            part.hide(part.start + round_up(part.end - part.start, part.unit), self.hidden_end)
+            part.flush()
         node.barrier()
 
-    def switch(self, undo: _Undo, overlay: VmdkImage | None = None) -> None:
-        """Turn to the new tables.
-
-        :param overlay: the disk, whose longer parent is hidden before.
-        """
-        part = self.part
-        capacity = part.header.capacity
-        old = [(part.directory_offset // SECTOR, part.directory)]
-        if part.redundant is not None and part.redundant_offset is not None:
-            old.insert(0, (part.redundant_offset // SECTOR, part.redundant))
+    def switch(self, undo: _Undo) -> None:
+        """Turn to the new tables."""
+        capacity = self.part.header.capacity * SECTOR
 
         def back() -> None:
-            self._turn(old, capacity * SECTOR)
+            _move(self.part, self.old)
+            self._say(capacity)
 
         undo.steps.append(back)
-        self._turn(self.places, self.length, overlay)
+        self._say(self.length)
 
-    def _turn(self, places: Sequence[tuple[int, array[int]]], length: int, overlay: VmdkImage | None = None) -> None:
-        """Let the header have *length* bytes, and the directories, the redundant one first, at *places*."""
-        if places:
-            self.part.moved(places[-1], places[0] if len(places) == 2 else None)
-        if overlay is not None and overlay.backing is not None and overlay.backing.size > overlay.size:
-            self.kept = None  # the old tables, too, name what is written now, if behind the disk's end
-            try:
-                overlay.hide_parent(self.part, self.part.start + length)
-            except BaseException:
-                self.part.give_up_changes()
-                raise
+    def _say(self, length: int) -> None:
         self.part.set_capacity(length)
+        self.part.node.barrier()
+
+    def _show(self) -> None:
+        """The old tables name no grains of zeros any more, which lie in what is cut off next."""
+        self.part.give_up_changes()
+        _move(self.part, self.old)
+        self.part.trim()
+        self.part.flush()
         self.part.node.barrier()
 
     def _cut(self) -> None:
         if self.kept is not None:
             self.part.give_up_changes()
+            _move(self.part, self.old)
             self.part.node.truncate(self.kept)
+
+
+def _places(part: HostedPart) -> list[tuple[int, array[int]]]:
+    """(sector, copy) of the directories of *part*, the redundant one first."""
+    places = [(part.directory_offset // SECTOR, part.directory[:])]
+    if part.redundant is not None and part.redundant_offset is not None:
+        places.insert(0, (part.redundant_offset // SECTOR, part.redundant[:]))
+    return places
+
+
+def _move(part: HostedPart, places: Sequence[tuple[int, array[int]]]) -> None:
+    """Let *part* have its directories at *places*, as :func:`_places` gives them; its header does not say so yet."""
+    if places:
+        part.moved(places[-1], places[0] if len(places) == 2 else None)
 
 
 def _grow_whole(image: VmdkImage, part: Part, growth: _FlatGrowth | _SparseGrowth, size: int, undo: _Undo) -> None:
@@ -272,7 +295,7 @@ def _grow_whole(image: VmdkImage, part: Part, growth: _FlatGrowth | _SparseGrowt
             raise UnsupportedError("the embedded descriptor has no room to grow", file=image.name)
     growth.prepare(undo)
     image.begin()
-    growth.switch(undo, image)
+    growth.switch(undo)
     if image.descriptor is not None:
         image.write_descriptor(resized(image.descriptor, image.size, size, size // SECTOR, file=image.name))
     part.end = part.start + size
@@ -351,7 +374,7 @@ def _new_parts(
         raise UnsupportedError("it cannot get more files", file=image.name)
     sparse = [part for part in image.parts if isinstance(part, HostedPart)]
     unit = image.unit if image.unit > 1 else GRAIN * SECTOR
-    start = size - sum(line.sectors for line in lines) * SECTOR
+    start, hidden_end = size - sum(line.sectors for line in lines) * SECTOR, _hidden_end(image, size)
     if not flat and any(one % unit for one in (start, *(part.start for part in image.parts))):
         raise UnsupportedError("an extent would begin inside a grain", file=image.name)
     result = []
@@ -370,6 +393,9 @@ def _new_parts(
         part = make_part(node, line, start, zeroed=bool(sparse) and sparse[-1].zeroed, grain=unit // SECTOR)
         if flat and preallocation != "off":
             node.allocate(0, part.end - part.start, preallocation)
+        if isinstance(part, HostedPart):
+            part.hide(start, min(hidden_end, part.end))
+            part.flush()
         node.flush()
         result.append((part, node))
         start = part.end
@@ -430,7 +456,7 @@ def _clear_unfinished(image: VmdkImage) -> None:
         return
     part = image.parts[-1] if image.parts else None
     if isinstance(part, HostedPart) and part.header.capacity * SECTOR > part.end - part.start:
-        if not part.ends():
+        if not _ends(part):
             raise UnsupportedError(
                 "a resize of it did not end, and its last extent holds data beyond the end of the disk", file=image.name
             )
@@ -460,15 +486,32 @@ def _clear_unfinished(image: VmdkImage) -> None:
     image.descriptor = parse(raw, file=image.name)
 
 
+def _ends(part: HostedPart) -> bool:
+    """Whether *part* has nothing but zeros behind its end, in tables that its header counts too."""
+    end, part.end = part.end, part.start + part.header.capacity * SECTOR
+    try:
+        return all(
+            one.node is None or _is_zero(part.node, one.offset, one.offset + one.length)
+            for one in part.extents(end, part.end - end)
+        )
+    finally:
+        part.end = end
+
+
 def _holds_nothing(node: Storage) -> bool:
-    """Whether *node* is zeros, or a sparse extent without grains."""
+    """Whether *node* is zeros, or a sparse extent with no grains but of zeros."""
     if node.read(0, min(node.size, len(SPARSE_MAGIC))) != SPARSE_MAGIC:
         return _is_zero(node, 0, node.size)
     try:
         header = read_header(node, name=node.name)
         part = HostedPart(node, header, 0, name=node.name)
-        held = part.extents(0, part.end) if part.end else ()
-        return node.size <= header.overHead * SECTOR and all(one.kind is Kind.HOLE for one in held)
+        held = [one for one in part.extents(0, part.end) if one.node is not None] if part.end else []
+        overhead = header.overHead * SECTOR
+        return (
+            node.size - overhead == sum(round_up(one.length, part.unit) for one in held)
+            and all(one.offset >= overhead for one in held)
+            and _is_zero(node, overhead, node.size)
+        )
     except DiskmillError:
         return False
 
