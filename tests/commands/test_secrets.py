@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import json
 import os
@@ -140,11 +141,12 @@ def typed(command: list[str | Path], lines: list[str], cwd: Path) -> tuple[int, 
         os.chdir(cwd)
         os.execv(PROGRAM, [str(PROGRAM), *map(str, command)])
     shown = ""
+    text = codecs.getincrementaldecoder("utf-8")()  # a piece may end inside a character
     waiting = list(lines)
     asked = 0
     try:
         while piece := os.read(terminal, 65536):
-            shown += piece.decode()
+            shown += text.decode(piece)
             if waiting and "assphrase" in shown[asked:] and shown.endswith(": "):
                 asked = len(shown)
                 time.sleep(0.05)  # the prompt comes before the echo is off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,32 @@ def test_into_an_image_that_exists(disk: Path, tmp_path: Path) -> None:
         diskmill("convert", "-n", "-O", "qcow2", disk, image)
         assert_clean(image)
         assert_identical(disk, image)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-O", "raw"],
+        ["-O", "raw", "-S", "64k"],
+        ["-O", "qcow2"],
+        ["-O", "qcow2", "-o", "cluster_size=4k"],
+        ["-O", "qcow2", "-o", "preallocation=metadata"],
+        ["-O", "vdi"],
+        ["-O", "vhdx"],
+    ],
+    ids=" ".join,
+)
+def test_scattered_data_takes_no_more_space_than_with_qemu(tmp_path: Path, options: list[str]) -> None:
+    chance = random.Random(7)
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(64 * MiB)
+        for _ in range(200):
+            file.seek(chance.randrange(64 * MiB // 4096) * 4096)
+            file.write(chance.randbytes(4096))
+    taken = []
+    for convert, name in ((qemu_img, "theirs"), (diskmill, "ours")):
+        convert("convert", "-f", "raw", *options, source, tmp_path / name)
+        assert_identical(source, tmp_path / name, formats=("raw", options[1]))
+        taken.append((tmp_path / name).stat().st_blocks * 512)
+    assert taken[1] <= taken[0] + 64 * 1024

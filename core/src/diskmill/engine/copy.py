@@ -198,7 +198,10 @@ class _Copier:
         self.progress = progress
         self.limit = limit
         # Zeros are looked for in whole units, and a chunk is whole granules.
-        self.granule = round_up(min(max(plan.sparse, 512), 2 * MiB), target.unit)
+        self.fine = min(max(plan.sparse, 512), 2 * MiB)
+        self.granule = round_up(self.fine, target.unit)
+        # What the source says is a hole becomes one, however short.
+        self.edge = round_up(min(self.fine, 4 * KiB), target.unit)
         self.chunk = round_up(CHUNK, self.granule)
         self.encoder: Encoder | None = target.encoder() if plan.compress or target.sequential else None
         # Where nothing is allocated, the order of writes leaves no trace.
@@ -238,7 +241,7 @@ class _Copier:
         high = min(round_up(task.end, target.unit), target.size)
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
-        stretches = _stretches(task.extents, low, high, self.granule) if plan.sparse else [(low, high)]
+        stretches = _stretches(task.extents, low, high, self.edge) if plan.sparse else [(low, high)]
         self.read(task.extents, stretches, view, low, buffers)
         if plan.sparse:
             runs = [run for begin, end in stretches for run in data_runs(buffer, begin - low, end - low, self.granule)]
@@ -253,7 +256,13 @@ class _Copier:
         self.passed(workers)
         for placements in placed:
             for placement in placements:
-                self.store(placement, low, view)
+                if placement.fresh or placement.cipher is not None or not plan.sparse or self.fine == self.granule:
+                    self.store(placement, low, view)
+                    continue
+                # Its bytes are zeros already, maybe without space of their own: that is left so.
+                begin, end = placement.start - low, min(placement.start + placement.length - low, high - low)
+                for at, length in data_runs(buffer, begin, end, self.fine):
+                    put(placement, low + at, view[at : at + length])
         with target.lock:
             for placements in placed:
                 target.publish(placements)
@@ -533,8 +542,8 @@ def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
     )
 
 
-def _stretches(extents: Sequence[Extent], low: int, high: int, granule: int) -> list[tuple[int, int]]:
-    """(start, end) of the stretches of guest bytes *low* to *high*, whole granules from *low* on, that extents touch.
+def _stretches(extents: Sequence[Extent], low: int, high: int, edge: int) -> list[tuple[int, int]]:
+    """(start, end) of the stretches of guest bytes *low* to *high* that extents touch, in steps of *edge* from *low*.
 
     What lies between them are zeros that need not be looked at.
     """
@@ -542,14 +551,14 @@ def _stretches(extents: Sequence[Extent], low: int, high: int, granule: int) -> 
     begin = end = low
     for extent in extents:
         if extent.start > end:
-            first, upto = low + round_down(extent.start - low, granule), low + round_up(end - low, granule)
+            first, upto = low + round_down(extent.start - low, edge), low + round_up(end - low, edge)
             if first > upto:
                 if begin < upto:
                     result.append((begin, upto))
                 begin = first
         end = extent.end
     if begin < end:
-        result.append((begin, min(low + round_up(end - low, granule), high)))
+        result.append((begin, min(low + round_up(end - low, edge), high)))
     return result
 
 
