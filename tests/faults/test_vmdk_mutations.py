@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import bounded, mutants, withstand
 from samples import KiB, MiB, sparse_file
+from tools import diskmill as command
 
 SECTOR = 512
 GRAIN = 64 * KiB
@@ -284,3 +285,26 @@ def test_a_damaged_entry_harms_no_other_grain(entry: int, value: int, tmp_path_f
         for number in range(64):
             if number != entry:
                 assert opened.read(number * GRAIN, GRAIN) == expected[number * GRAIN : (number + 1) * GRAIN]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"a=x%sy" % (b" " * 900_000),
+        b"a%sy" % (b" " * 900_000),
+        b"RW 1 FLAT%sy" % (b" " * 900_000),
+        b"\r" * 900_000 + b"x",
+        b"# Extents to be, of a resize that has not ended\n" * 18_000 + b"x",
+        b"# Extents to be, of a resize that has not ended" + b"\n#" * 450_000 + b"x",
+    ],
+    ids=["value", "key", "extent", "line ends", "plans", "plan"],
+)
+def test_a_long_descriptor_takes_no_time(tmp_path: Path, line: bytes) -> None:
+    """What a reader looks for in a text must not cost the square of its length."""
+    image = tmp_path / "disk.vmdk"
+    (tmp_path / "flat").write_bytes(bytes(512))
+    head = b'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\nRW 1 FLAT "flat" 0\n'
+    image.write_bytes(head + line + b"\n")
+    told = command("info", image, check=False, timeout=30)
+    assert told.returncode in (0, 1)
+    assert "Traceback" not in told.stderr

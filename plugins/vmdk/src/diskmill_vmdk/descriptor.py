@@ -28,7 +28,7 @@ SPARSE_TYPES = ("SPARSE", "VMFSSPARSE", "SESPARSE")
 
 _EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z]+)(?:\s+"([^"]*)"(?:\s+(\d{1,20}))?)?', re.IGNORECASE)
 _ACCESS = re.compile(r"(?:RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
-_ENTRY = re.compile(r"([A-Za-z0-9_.]+)\s*=\s*(.*?)\s*$", re.DOTALL)
+_KEY = re.compile(r"[A-Za-z0-9_.]+")
 _ENCODING = re.compile(rb'^[ \t]*encoding[ \t]*=[ \t]*"?([^"\r\n]*)', re.IGNORECASE | re.MULTILINE)
 # Numbers, to be found where they stand when they change. A line may end with a carriage return alone.
 _CID = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*CID[ \t]*=[ \t]*\"?)([0-9a-fx]+)")
@@ -38,7 +38,7 @@ _CYLINDERS = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*ddb\.geometry\.cylinders[ \t]
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _EXTENTS_TITLE = re.compile(rb"(?i)# *Extent description[^\r\n]*")
 _PLANNED_TITLE = "# Extents to be, of a resize that has not ended"
-_PLANNED = re.compile(rb"(?<=[\r\n])" + _PLANNED_TITLE.encode() + rb"((?:\n#[^\r\n]*)*)\n*\Z")
+_PLANNED = re.compile(_PLANNED_TITLE.encode() + rb"((?:\n#[^\r\n]*)*)\n*\Z")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def parse(raw: bytes, *, file: str, extents: bool = True) -> Descriptor:
     lines: list[ExtentLine] = []
     text = _decoded(raw).removeprefix("\ufeff")
     # Not splitlines(): it splits at characters that may stand in a file name.
-    for number, line in enumerate(re.split(r"\r*\n|\r", text), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         line = line.strip(" \t\r\f\v")
         if not line or line.startswith("#"):
             continue
@@ -150,12 +150,11 @@ def parse(raw: bytes, *, file: str, extents: bool = True) -> Descriptor:
             if extents:
                 lines.append(_extent(line, number, file))
             continue
-        match = _ENTRY.match(line)
-        if match is not None:
-            value = match.group(2)
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if equals and _KEY.fullmatch(key):
             if len(value) >= 2 and value[0] == value[-1] == '"':
                 value = value[1:-1]
-            entries.setdefault(match.group(1).lower(), value)
+            entries.setdefault(key.lower(), value)
     descriptor = Descriptor(raw, entries, lines, _planned(raw))
     if descriptor.size > MAX_SIZE:
         raise ImageError(f"the extents add up to {descriptor.size} bytes", file=file, place="descriptor")
@@ -317,11 +316,17 @@ def plan(descriptor: Descriptor, lines: Sequence[ExtentLine]) -> bytes:
 
 def without_plan(descriptor: Descriptor) -> bytes:
     """The bytes, without what :func:`plan` put there."""
-    return _PLANNED.sub(b"", descriptor.raw)
+    match = _plan_in(descriptor.raw)
+    return descriptor.raw if match is None else descriptor.raw[: match.start()]
+
+
+def _plan_in(raw: bytes) -> re.Match[bytes] | None:
+    at = raw.rfind(_PLANNED_TITLE.encode())  # looked at where it can only be: the time must not grow with the square
+    return _PLANNED.match(raw, at) if at > 0 and raw[at - 1 : at] in (b"\r", b"\n") else None
 
 
 def _planned(raw: bytes) -> list[ExtentLine]:
-    match = _PLANNED.search(raw)
+    match = _plan_in(raw)
     lines: list[ExtentLine] = []
     for line in match.group(1).decode(*_codec(raw)).split("\n") if match is not None else ():
         try:
