@@ -95,10 +95,11 @@ def require_success(done: subprocess.CompletedProcess[str]) -> None:
 def qemu_img(*arguments: Argument, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run qemu-img; takes the keywords of `run`.
 
-    On a busy machine it now and then gives up on making a LUKS header, because it cannot time the hash: that says
-    nothing about anyone's code, so it is asked again.
+    Where processor time is counted by clock ticks, it often gives up on making a LUKS header (one time in three on an
+    idle machine, two in three on a busy one), because the hash that it times took no tick: that says nothing about
+    anyone's code, so it is asked again.
     """
-    for _ in range(20):
+    for _ in range(200):
         done = run(tool("qemu-img"), *arguments, check=False, **options)
         if "Unable to get accurate CPU usage" not in done.stderr:
             break
