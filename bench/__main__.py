@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     installed |= {point.name for point in entry_points(group="diskmill.crypto")}
     ours = shlex.split(options.diskmill)
     results, failed = [], False
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="diskmill-bench-", dir=options.folder) as folder:
         bench = Bench(Path(folder), options.size, ours=ours, theirs=shlex.split(options.qemu_img))
         for work in chosen:

@@ -29,6 +29,10 @@ class Kind(Enum):
     """Allocated here, but a hole in the storage below, so it reads as zeros. Only the engine's walk gives this."""
 
 
+# Looking a member up in an enum takes several times as long as a name, and the engine asks for every extent.
+_ZERO, _SPARSE, _HOLE = Kind.ZERO, Kind.SPARSE, Kind.HOLE
+
+
 class Codec(Protocol):
     """Makes guest bytes of stored ones, for :attr:`Kind.ENCODED` extents. Called from several threads at once."""
 
@@ -91,7 +95,8 @@ class Extent(NamedTuple):
     @property
     def reads_as_zeros(self) -> bool:
         """Whether it is known to, without reading; a hole does where there is no backing image left to ask."""
-        return self.kind is Kind.ZERO or self.kind is Kind.SPARSE or self.kind is Kind.HOLE
+        kind = self.kind
+        return kind is _ZERO or kind is _SPARSE or kind is _HOLE
 
     def moved(self, by: int) -> Extent:
         """The same bytes at another guest offset: of an image that looks at this one through a window, say."""

@@ -14,7 +14,6 @@ from diskmill.extents import Encoder, Extent, Kind, Placement
 from diskmill.levels import WIDTH, TwoLevelImage
 from diskmill.node import Node
 from diskmill.references import Reference
-from diskmill.results import Measurement
 from diskmill.sizes import SECTOR, round_down, round_up
 
 from . import c_qcow as c
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from diskmill.crypto import Volume
     from diskmill.deflate import DeflateCodec
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.results import Measurement
     from diskmill.structs import Record
 
     from . import QcowDriver
@@ -263,6 +263,8 @@ def _header(size: int, overlay: bool, name: str) -> Record:
 
 def measure_qcow(request: MeasureRequest) -> Measurement:
     """See :func:`diskmill.hookspecs.measure`. All L2 tables are counted, as qemu-img does for qcow2."""
+    from diskmill.results import Measurement
+
     header = _header(request.size, False, "the image")
     cluster, tables = 1 << header.cluster_bits, l1_entries(header)
     front = round_up(c.HEADER.size + tables * WIDTH, cluster) + tables * (WIDTH << header.l2_bits)

@@ -6,14 +6,17 @@ The figures are those of ``qemu-img measure``: all metadata of the fully allocat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from diskmill.crypto import sub_options
 from diskmill.requests import MeasureRequest
-from diskmill.results import Measurement
 from diskmill.sizes import round_up
 
 from .create import Parameters, parameters
 from .encryption import PREFIX
+
+if TYPE_CHECKING:
+    from diskmill.results import Measurement
 
 
 def measure(request: MeasureRequest) -> Measurement:
@@ -21,6 +24,8 @@ def measure(request: MeasureRequest) -> Measurement:
 
     :raises UsageError: bad options, or a disk that is too large for them.
     """
+    from diskmill.results import Measurement
+
     chosen = parameters(request.options)
     size = round_up(request.size, chosen.cluster_size)
     chosen.check_size(size)

@@ -17,7 +17,6 @@ from diskmill.extents import Kind, Placement
 from diskmill.levels import WIDTH, TwoLevelImage
 from diskmill.node import Node
 from diskmill.references import Reference
-from diskmill.results import Measurement
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
 from . import c_qed as c
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from diskmill.node import Storage
     from diskmill.options import Value
     from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.results import Measurement
     from diskmill.structs import Record
 
     from . import QedDriver
@@ -316,6 +316,8 @@ def create_qed(driver: QedDriver, request: CreateRequest) -> QedImage:
 
 def measure_qed(request: MeasureRequest) -> Measurement:
     """See :func:`diskmill.hookspecs.measure`. All L2 tables are counted, as qemu-img does for qcow2."""
+    from diskmill.results import Measurement
+
     cluster, table = _layout(request.options)
     check_size(request.size, cluster, table, "the image")
     clusters = -(-request.size // cluster)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskmill.errors import UnsupportedError, UsageError
-from diskmill.results import Measurement
 from diskmill.sizes import SECTOR, GiB, MiB, TiB, round_up
 
 from .bat import WIDTH, chunk_ratio, entries
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from diskmill.node import Node
     from diskmill.options import Value
     from diskmill.requests import CreateRequest, MeasureRequest
+    from diskmill.results import Measurement
 
     from . import VhdxDriver
 
@@ -174,6 +174,8 @@ def _write_metadata(file: Node, layout: _Layout, size: int) -> None:
 
 def measure_vhdx(request: MeasureRequest) -> Measurement:
     """See :func:`diskmill.hookspecs.measure`."""
+    from diskmill.results import Measurement
+
     layout = _layout(request.size, request.options, None)
     full = layout.data + layout.blocks * layout.block
     if layout.fixed:
