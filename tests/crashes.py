@@ -34,11 +34,14 @@ def crash_states(
 ) -> Iterator[tuple[int, Content]]:
     """*count* states after a crash, each with the number of changes of *journal* that had been asked for by then.
 
-    Half of them when a barrier had been asked for and had done nothing yet: then most is loose at once.
+    Half of them when a barrier had been asked for and had done nothing yet: then most is loose at once. All barriers
+    come up about equally often.
     """
     barriers = [at for at, change in enumerate(journal) if change[0] == "barrier"] or [len(journal)]
+    chance.shuffle(barriers)
     points = sorted(
-        chance.choice(barriers) if number % 2 else chance.randrange(len(journal) + 1) for number in range(count)
+        barriers[number // 2 % len(barriers)] if number % 2 else chance.randrange(len(journal) + 1)
+        for number in range(count)
     )
     content, done = before.copy(), 0
     for point in points:
@@ -48,10 +51,12 @@ def crash_states(
         done = max(done, barrier)
         state = content.copy()
         loose = journal[done:point]
-        manner = chance.choice(("all", "some", "some", "shuffled", "torn"))
+        manner = chance.choice(("all", "some", "some", "late", "shuffled", "torn"))
         if manner == "some":
             keep = chance.random()
             loose = [change for change in loose if chance.random() < keep]
+        elif manner == "late":  # what was asked for last came first
+            loose = loose[chance.randrange(len(loose) + 1) :]
         elif manner == "shuffled":
             chance.shuffle(loose)
             loose = loose[: chance.randrange(len(loose) + 1)]
@@ -62,6 +67,25 @@ def crash_states(
         for change in loose:
             apply(state, change)
         yield point, state
+
+
+def spoilt_states(before: Content, journal: Sequence[Change], chance: random.Random, magic: bytes) -> Iterator[Content]:
+    """At each barrier: what begins with *magic* and was being written is neither what was there nor what should come.
+
+    Against that, formats keep something twice, and do not write both at once.
+    """
+    content, loose = before.copy(), []
+    for change in [*journal, ("barrier",)]:
+        if change[0] != "barrier":
+            loose.append(change)
+            continue
+        state = content.copy()
+        for one in loose:
+            spoilt = one[0] == "write" and one[2].startswith(magic)
+            apply(state, ("write", one[1], chance.randbytes(len(one[2]))) if spoilt else one)
+            apply(content, one)
+        loose.clear()
+        yield state
 
 
 def crash_of_several(

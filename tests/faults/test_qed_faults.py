@@ -3,6 +3,7 @@ repaired."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import diskmill
 import pytest
-from crashes import Workload, crash_states, random_workload
+from crashes import Change, Workload, crash_of_several, crash_states, random_workload
+from diskmill.commands.rebase import rebase
 from diskmill.sizes import KiB, MiB
 from formats import Machine
 from mutations import bounded, mutants, withstand
-from twins import Content, MemoryStorage
+from twins import MemoryStorage
 
 SIZE = 2 * MiB
 
@@ -101,6 +103,26 @@ def test_a_crash_while_writing_over_a_backing_image(cluster: int, seed: int) -> 
             load.verify(point, after.read(0, after.size))
 
 
+def survives_repair(machine: Machine, model: bytes, chance: random.Random) -> None:
+    """Repair "disk", and look at what a crash may leave: it reads the same, and is sound once the mark is gone."""
+    image = machine.open("disk", "qed", writable=True)
+    storage = image.file
+    assert isinstance(storage, MemoryStorage)
+    before, marked = storage.content.copy(), image.dirty
+    storage.journal = []
+    result = machine.context.registry.call(image.driver, "check", image=image, repair="all")
+    assert result.leaks == result.leaks_fixed > 0
+    image.close()
+    for _, state in crash_states(before, storage.journal, chance, 100):
+        machine.files["state"] = state
+        with machine.open("state", "qed") as after:
+            assert after.read(0, after.size) == model
+            if marked and not after.dirty:
+                found = machine.context.registry.call(after.driver, "check", image=after, repair="")
+                assert not found.corruptions and not found.check_errors, found.findings
+    machine.check("disk", "qed")
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_crash_while_repairing(seed: int) -> None:
     """Copies for shared places, and clusters that move: all that was there is there, at every moment."""
@@ -123,20 +145,58 @@ def test_a_crash_while_repairing(seed: int) -> None:
         table[table.index(last)] = last + 8192
         data[last:] = struct.pack("<1024Q", *table) + data[last : last + 4096]
         struct.pack_into("<Q", data, 4096, last)
+    if seed % 2:
+        data[16] |= 2  # QED_F_NEED_CHECK
     machine.put("disk", bytes(data))
-    image = machine.open("disk", "qed", writable=True)
-    storage = image.file
-    assert isinstance(storage, MemoryStorage)
-    before: Content = storage.content.copy()
-    storage.journal = []
-    result = machine.context.registry.call(image.driver, "check", image=image, repair="all")
-    assert result.leaks == result.leaks_fixed > 0
-    image.close()
-    for _, state in crash_states(before, storage.journal, chance, 100):
-        machine.files["state"] = state
-        with machine.open("state", "qed") as after:
-            assert after.read(0, SIZE) == model
-    machine.check("disk", "qed")
+    survives_repair(machine, bytes(model), chance)
+
+
+def test_a_crash_while_tables_that_overlap_are_parted() -> None:
+    """What the copy of a table leaves behind is free when the table on disk is the copy, and no moment sooner."""
+    chance = random.Random(1)
+    machine = Machine()
+    cluster, size = 4 * KiB, 8 * MiB
+    machine.create("disk", "qed", size, {"cluster_size": cluster, "table_size": 2})
+    data = bytearray(bytes(machine.files["disk"]).ljust(16 * cluster, b"\0"))
+    model = bytearray(size)
+    struct.pack_into("<2Q", data, cluster, 3 * cluster, 4 * cluster)  # of two clusters each; nothing names cluster 6
+    for table, block, place in ((3, 0, 7), (3, 300, 9), (5, 1024 + 512, 8), (5, 1024 + 900, 10)):
+        struct.pack_into("<Q", data, table * cluster + block % 512 * 8, place * cluster)
+        content = chance.randbytes(cluster)
+        data[place * cluster : (place + 1) * cluster] = model[block * cluster : (block + 1) * cluster] = content
+    machine.put("disk", bytes(data[: 11 * cluster]))
+    survives_repair(machine, bytes(model), chance)
+
+
+@pytest.mark.parametrize("length", [20, 180, 600])
+def test_a_crash_while_the_backing_file_changes(length: int) -> None:
+    """The header names the old one or the new one, whole, and the disk reads the same."""
+    chance = random.Random(length)
+    machine = Machine()
+    driver = machine.context.registry.protocol("memory")
+    names = [f"memory:{letter * length}" for letter in "abc"]
+    disk = chance.randbytes(SIZE)
+    for name in names:
+        machine.put(name.removeprefix("memory:"), disk)
+    machine.create("disk", "qed", SIZE, {"cluster_size": 4 * KiB}, backing=machine.backing("a" * length, "raw"))
+    for old, new in [*itertools.pairwise(names), (names[2], "")]:
+        before = {name: content.copy() for name, content in machine.files.items()}
+        journal: list[tuple[str, Change]] = []
+        driver.journal = journal
+        try:
+            rebase("memory:disk", new, backing_format="raw" if new else None, context=machine.context)
+        finally:
+            driver.journal = None
+        after, seen = machine.files["disk"], set()
+        for point in range(len(journal) + 1):
+            for sample in range(8):
+                state = crash_of_several(before, journal[:point], chance if sample else None)
+                machine.files["disk"] = state["disk"]
+                with machine.open("disk", "qed") as image:
+                    seen.add(image.references[0].name if image.references else "")
+                    assert image.read(0, SIZE) == disk
+        assert seen == {old, new}
+        machine.files["disk"] = after
 
 
 def test_a_thousand_tables_of_a_gigabyte_that_are_holes(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ class TwoLevelTable(BlockTable):
     :param place: the file offset that an L1 entry means, given with its index; it raises where there can be none.
     :param new_table: the L1 entry for a new L2 table, which reads as zeros.
     :param make_room: as of :class:`~diskmill.blocks.BlockTable`.
-    :param barrier: what was written before reaches the disk before what is written after.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class TwoLevelTable(BlockTable):
         place: Callable[[int, int], int],
         new_table: Callable[[], int],
         make_room: Callable[[], None],
-        barrier: Callable[[], None],
     ) -> None:
         super().__init__(node, 0, len(l1) * l2_entries, WIDTH, order, make_room)
         self.l1 = l1
@@ -60,7 +58,6 @@ class TwoLevelTable(BlockTable):
         self.kept = max(_CACHE_BYTES // (self.page * WIDTH), 64)
         self._l2_place = place
         self._new_table = new_table
-        self._barrier = barrier
 
     def _place(self, number: int) -> int | None:
         index, at = divmod(number * self.page, self.l2_entries)
@@ -103,11 +100,9 @@ class TwoLevelTable(BlockTable):
         return super().dirty or self.l1.dirty
 
     def write_back(self) -> None:
-        """Write what changed: what an L1 entry names is on disk before the entry."""
+        """Write what changed, in any order: a new L2 table reads as zeros until its entries are there, as none does."""
         super().write_back()
-        if self.l1.dirty:
-            self._barrier()
-            self.l1.write_back()
+        self.l1.write_back()
 
     def forget(self) -> None:
         """Drop what is in memory: the tables on disk were changed some other way."""
@@ -160,7 +155,6 @@ class TwoLevelImage(BlockImage):
             place=self.l2_place,
             new_table=self._new_l2,
             make_room=lambda: self.flush(),
-            barrier=lambda: self.barrier(),
         )
         super().__init__(
             driver,

@@ -177,7 +177,6 @@ class ParallelsImage(BlockImage):
             self.header.nb_bat_entries, self.header.nb_sectors = entries, sectors
             self.header.data_off = start // SECTOR
             self.write_header()
-            self.barrier()
             self.table = BlockTable(self.file, HEADER.size, entries, 4, "little", self.flush)
             self.size, self.data_start = sectors * SECTOR, start
         self.flush()

@@ -148,7 +148,6 @@ class VdiImage(BlockImage):
                 self.barrier()
             header.cBlocks, header.cbDisk = blocks, size
             self.file.write(0, HEADER.pack(header))
-            self.barrier()
             self.header = header
             self.table = BlockTable(self.file, self.header.offBlocks, blocks, 4, "little", self.flush)
             self.data_start = self.header.offData

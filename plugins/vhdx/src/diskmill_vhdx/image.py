@@ -254,7 +254,6 @@ class VhdxImage(BlockImage):
         if self.table.dirty:
             self.begin()
             self.lengthen()
-            self.barrier()
             changes = self.table.changes()
             while batch := list(islice(changes, self.log.capacity)):
                 self.log.commit(batch, self.end or self.file.size)

@@ -283,7 +283,10 @@ class Log:
         self.settle()
 
     def announce(self, changes: Sequence[tuple[int, bytes]], last: int) -> None:
-        """Let *changes* hold from now on, by the log alone: its entry is on disk before a header tells of it."""
+        """Let *changes* hold from now on, by the log alone.
+
+        Its entry is on disk before a header tells of it, and so is all that was written before.
+        """
         self.settle()
         name = os.urandom(16)
         self.file.write(self.offset, self._packed(changes, name, last))

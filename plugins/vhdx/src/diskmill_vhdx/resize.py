@@ -42,7 +42,6 @@ def grow(image: VhdxImage, size: int) -> None:
             old = region.FileOffset + image.table.count * WIDTH
             image.file.zero(old, region.FileOffset + table.count * WIDTH - old)
         changes += sectors(image, image.metadata.size_offset, size.to_bytes(8, "little"))
-        image.barrier()
         image.log.announce(changes, image.find_end())
         old_blocks = len(image.table)
         image.table, image.regions, image.occupied = table, regions, regions.ranges
