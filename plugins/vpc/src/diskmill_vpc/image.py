@@ -214,6 +214,13 @@ class VpcImage(BlockImage):
             self.write_tables()
         return super().reserve(offset, length)
 
+    def find_end(self) -> int:
+        if self.end is None and self.file.read(0, SECTOR) != (kept := sealed(FOOTER, self.footer)):
+            # New blocks take the place of the footer that holds, so that its copy must be whole before.
+            self.file.write(0, kept)
+            self.barrier()
+        return super().find_end()
+
     def used_end(self) -> int:
         return max(SECTOR, *(high for _, high in self._metadata()))
 
@@ -247,9 +254,6 @@ class VpcImage(BlockImage):
             assert self.end is not None
             self.file.write(self.end, sealed(FOOTER, self.footer))
             self._footer_moved = False
-        if not self._pending and not self.table.dirty:
-            return
-        self.barrier()
         bits = b"\xff" * self.bitmap_size
         for entry in self._pending:
             self.file.write(entry * SECTOR, bits)
@@ -311,6 +315,11 @@ class VpcImage(BlockImage):
         """See :func:`diskmill.hookspecs.check`."""
         result = CheckResult()
         every = repair == "all"
+        kept = sealed(FOOTER, self.footer)
+        copied = self.file.read(0, SECTOR) == kept
+        if every and not copied:  # while the footer at the end is where it is
+            self.file.write(0, kept)
+            self.barrier()
         for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
             if kind is Kind.DATA and self._meets_metadata(count, entry, step):
                 result.findings.append(Finding("corruption", f"block {block}, or one after it, lies over metadata"))
@@ -318,10 +327,8 @@ class VpcImage(BlockImage):
                 break
         end = self.check_blocks(result, drop=NONE if every else None, repair=every and not result.corruptions)
         end = max(end, self.used_end())
-        sealed(FOOTER, self.footer)
         at = max(self.file.size - SECTOR, 0)
-        kept = FOOTER.pack(self.footer)
-        fine = at >= end and self.file.read(at, SECTOR) == kept and self.file.read(0, SECTOR) == kept
+        fine = copied and at >= end and self.file.read(at, SECTOR) == kept
         if not fine:
             text = "the footer at the end of the file and its copy at the beginning are not both whole"
             result.findings.append(Finding("corruption", text, fixed=every))
@@ -335,8 +342,6 @@ class VpcImage(BlockImage):
         if every and not fine or repair and leaks:
             self.write_tables()
             self.file.write(end, kept)
-            self.barrier()
-            self.file.write(0, kept)
             if isinstance(self.file, Storage):
                 self.file.truncate(end + SECTOR)
         result.image_end_offset = end + SECTOR

@@ -1,0 +1,111 @@
+"""Dynamic VHD images after a crash: one of their two footers is whole at any moment; each tells of a whole image."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from crashes import Change, crash_states, spoilt_states
+from diskmill.node import Image
+from diskmill.sizes import SECTOR, MiB
+from formats import Machine
+from twins import Content, MemoryStorage
+
+SIZE = 6 * MiB
+
+
+def check(machine: Machine, image: Image, repair: str) -> None:
+    machine.context.registry.call(image.driver, "check", image=image, repair=repair)
+
+
+def repair(machine: Machine, image: Image) -> None:
+    check(machine, image, "all")
+
+
+def write(machine: Machine, image: Image) -> None:
+    """A new block, whose bitmap comes over the footer."""
+    image.write(5 * MiB, bytes(SECTOR))
+
+
+def grow(size: int) -> Callable[[Machine, Image], None]:
+    def change(machine: Machine, image: Image) -> None:
+        assert machine.context.registry.call(image.driver, "resize", image=image, size=size, preallocation="off")
+
+    return change
+
+
+CHANGES = {"repair": repair, "write": write, "a little": grow(SIZE + MiB), "a lot": grow(6 << 30)}
+DAMAGE = ["none", "first", "last", "space", "first and space", "block twice"]
+
+
+def made(damage: str, chance: random.Random) -> tuple[Machine, bytes]:
+    """The image "disk", damaged, and what its guest disk holds."""
+    machine = Machine()
+    machine.create("disk", "vpc", SIZE, {"force_size": True})
+    model = bytearray(SIZE)
+    with machine.open("disk", "vpc", writable=True) as image:
+        for at in (0, 3 * MiB):
+            model[at : at + SECTOR] = chance.randbytes(SECTOR)
+            image.write(at, model[at : at + SECTOR])
+    content = machine.files["disk"]
+    if "space" in damage:
+        footer = content.read(content.size - SECTOR, SECTOR)
+        content.truncate(content.size + 4 * MiB)
+        content.write(content.size, footer)
+    if damage == "block twice":
+        model[2 * MiB :] = model[: 2 * MiB].ljust(SIZE - 2 * MiB, b"\0")
+        content.write(1536 + 4, content.read(1536, 4))
+    if "first" in damage:
+        content.write(0, chance.randbytes(SECTOR))
+    if damage == "last":
+        content.write(content.size - SECTOR, bytes(SECTOR))
+    return machine, bytes(model)
+
+
+def changed(machine: Machine, change: Callable[[Machine, Image], None]) -> tuple[Content, list[Change]]:
+    """Do *change* to "disk": what the file was, and the journal."""
+    with machine.open("disk", "vpc", writable=True) as image:
+        storage = image.file
+        assert isinstance(storage, MemoryStorage)
+        before = storage.content.copy()
+        storage.journal = []
+        change(machine, image)
+    assert storage.journal
+    return before, storage.journal
+
+
+def reads(machine: Machine, state: Content, model: bytes) -> None:
+    machine.files["state"] = state
+    with machine.open("state", "vpc") as image:
+        assert image.read(0, SIZE) == model
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_footer_that_is_being_written_may_be_lost(change: str, damage: str) -> None:
+    if change == "repair" and damage == "none":
+        pytest.skip("there is nothing to repair")
+    chance = random.Random(damage)
+    machine, model = made(damage, chance)
+    before, journal = changed(machine, CHANGES[change])
+    for state in spoilt_states(before, journal, chance, b"conectix"):
+        reads(machine, state, model)
+    if change == "repair":
+        machine.check("disk", "vpc")
+
+
+@pytest.mark.parametrize("change", ["a little", "a lot", "repair"])
+def test_either_footer_tells_of_a_whole_image(change: str) -> None:
+    chance = random.Random(change)
+    machine, model = made("space", chance)
+    before, journal = changed(machine, CHANGES[change])
+    lasts = set()
+    for _, state in crash_states(before, journal, chance, 80):
+        reads(machine, state, model)
+        last = bytes(state.read(state.size - SECTOR, SECTOR))
+        if last.startswith(b"conectix"):
+            lasts.add(last)
+            state.write(0, last)
+            reads(machine, state, model)
+    assert len(lasts) == (1 if change == "repair" else 2)
