@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from crashes import Workload, apply, crash_states, random_workload
+from diskmill.graph import open_image
 from diskmill.node import Image
 from diskmill.results import CheckResult
 from diskmill.sizes import KiB, MiB
@@ -96,6 +97,24 @@ def test_a_crash_while_writing(format: str, seed: int) -> None:
         assert check(machine, "state", format).findings == []
         with machine.open("state", format) as again:
             assert again.read(0, len(disk)) == disk
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "qcow2"])
+def test_what_lies_behind_an_image_in_a_window_never_comes_up(format: str) -> None:
+    """As behind one in a partition, or what a crash left there; such a file cannot be cut."""
+    machine = Machine()
+    size = 16 * MiB
+    machine.create("disk", format, size, FORMATS.get(format))
+    content = machine.files["disk"]
+    content.write(content.size, b"\xee" * (size * 2))
+    file = {"driver": "raw", "file": {"driver": "memory", "filename": "memory:disk"}}
+    model = bytearray(size)
+    with open_image({"file": file}, format, context=machine.context, writable=True) as image:
+        for at in (5 * MiB, 12 * MiB):
+            image.write(at, b"here" * 128)
+            model[at : at + 512] = b"here" * 128
+    with open_image({"file": file}, format, context=machine.context) as image:
+        assert image.read(0, size) == model
 
 
 @pytest.mark.parametrize("seed", range(3))

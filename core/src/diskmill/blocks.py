@@ -343,7 +343,7 @@ class BlockImage(Image):
         entry = self._take(count)
         position, last = self.position(entry), self.position(entry + (count - 1) * self.step)
         if not self.whole:
-            if not self.file.blank:  # a device holds what was there before
+            if not self.cleared:
                 self.file.zero(end, last + self.block_size - end)
             self.fill(block, count, entry)
             self._name(block, count, entry)
@@ -373,10 +373,17 @@ class BlockImage(Image):
                 elif kind is Kind.ENCODED:
                     extent = self.encoded(block, entry)
                     end = max(end, extent.offset + extent.stored)
-            if self.file.blank and isinstance(self.file, Storage):
+            if self.cleared:
+                assert isinstance(self.file, Storage)
                 self.cut(self.file, end)
             self.end = end
         return self.end
+
+    @property
+    def cleared(self) -> bool:
+        """Whether what lies behind reads as zeros, because the file can be cut: a device, or an image that holds this
+        one, keeps what was there before."""
+        return self.file.blank and isinstance(self.file, Storage)
 
     def cut(self, file: Storage, end: int) -> None:
         """Let nothing be in the file from *end* on, so that new blocks read as zeros."""

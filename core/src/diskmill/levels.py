@@ -201,7 +201,7 @@ class TwoLevelImage(BlockImage):
     def _new_l2(self) -> int:
         at = self.entry_at(self.find_end(), 0)
         self.end = at + round_up(self.l2_bytes, self.block_size)
-        if not self.file.blank:  # a device holds what was there before
+        if not self.cleared:
             self.file.zero(at, self.l2_bytes)
         self.table_places().append(at)
         return at
