@@ -343,16 +343,22 @@ class HostedPart(GrainPart):
     # -- what reaches the file ----------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Grain tables after the grains, directories after new grain tables."""
+        """Grain tables after the grains, directories after new grain tables; and copies after what they are copies of.
+
+        A repair takes from the copies what only they name, so that it would bring up what had not been there before.
+        """
         if not self._dirty:
             return
+        if self._placed:
+            self.lengthen()
         self.node.barrier()
         dirty = sorted(self._dirty)
         self._write_tables(self.directory, dirty)
+        if self.redundant is not None or self._placed:
+            self.node.barrier()
         if self.redundant is not None:
             self._write_tables(self.redundant, dirty)
         if self._placed:
-            self.node.barrier()
             self._write_directories()
         self._dirty.clear()
         self._placed.clear()
@@ -360,6 +366,7 @@ class HostedPart(GrainPart):
     def _write_directories(self) -> None:
         self.node.write(self.directory_offset, tables.to_bytes(self.directory, "little"))
         if self.redundant is not None and self.redundant_offset is not None:
+            self.node.barrier()
             self.node.write(self.redundant_offset, tables.to_bytes(self.redundant, "little"))
 
     def _write_tables(self, directory: array[int], indexes: Sequence[int]) -> None:

@@ -218,7 +218,6 @@ class _SparseGrowth:
         part.trim(self.image.read if self.hidden_end else None)
         self.kept = None
         part.flush()
-        node.barrier()
         self.kept, self.old = node.size, _places(part)
         old = part.count
         count = max(old, -(-self.length // part.cover))
