@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -95,3 +96,21 @@ def test_a_driver_that_is_sure_is_the_only_one_imported(tmp_path: Path) -> None:
     assert words[0] == "qcow2"
     assert "diskmill_qcow2" in words
     assert "diskmill_vdi" not in words
+
+
+def test_a_driver_that_cannot_be_imported_is_told_with_the_cause(tmp_path: Path) -> None:
+    """Where its image is only recognised, too: the package is there, so that installing it would not help."""
+    image, module = tmp_path / "disk", tmp_path / "path" / "diskmill_qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text("raise ImportError('libz.so.1: cannot open shared object file')")
+    environment = {**os.environ, "PYTHONPATH": str(module.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    cause = "format driver 'qcow2' could not be loaded: ImportError: libz.so.1: cannot open shared object file"
+    for words, status in (
+        (["info", image], 0),
+        (["bench", "-w", "-c", "1", image], 1),
+        (["info", "-f", "qcow2", image], 1),
+    ):
+        done = run(sys.executable, "-m", "diskmill_cli", *words, env=environment, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), done.stderr
+        assert cause in done.stderr and "install" not in done.stderr

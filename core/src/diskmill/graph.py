@@ -95,7 +95,7 @@ def folder_of(node: Node) -> str | None:
 
 
 def guess_format(node: Node, context: Context, *, writable: bool = False) -> FormatDriver:
-    """The driver for what *node* holds, by probing; a warning where it looks like a format that is not installed.
+    """The driver for what *node* holds, by probing; a warning where it looks like a format whose driver is missing.
 
     :raises DriverError: no driver knows it, or it would be written as raw though it looks like something else.
     """
@@ -104,14 +104,10 @@ def guess_format(node: Node, context: Context, *, writable: bool = False) -> For
     if driver is None or driver.name == "raw":
         looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
+            why = context.registry.why_missing(FormatDriver.group, looks)
             if writable:
-                raise DriverError(
-                    f"it looks like {looks}: install the package {PACKAGES[looks]}, or say -f raw to write it as it is",
-                    file=node.name,
-                )
-            context.warn(
-                f"'{node.name}' looks like {looks}, but it is read as raw: install the package {PACKAGES[looks]}"
-            )
+                raise DriverError(f"it looks like {looks} (-f raw writes it as it is): {why}", file=node.name)
+            context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
     if driver is None:
         raise DriverError("its format is not known; name one with -f", file=node.name)
     return driver

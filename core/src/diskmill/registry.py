@@ -117,11 +117,15 @@ class Registry:
             driver = self._drivers.get((group, name))
         if driver is not None:
             return driver
+        raise DriverError(self.why_missing(group, name))
+
+    def why_missing(self, group: str, name: str) -> str:
+        """What is the matter with the driver *name*, which :meth:`has` has not found, and what to do about it."""
         if name in self.failures:
-            raise DriverError(f"{_WORDS[group]} driver '{name}' could not be loaded: {self.failures[name]}")
+            return f"{_WORDS[group]} driver '{name}' could not be loaded: {self.failures[name]}"
         if name in PACKAGES:
-            raise DriverError(f"{_WORDS[group]} driver '{name}' is not installed: install the package {PACKAGES[name]}")
-        raise DriverError(f"unknown {_WORDS[group]} '{name}'; 'diskmill drivers' lists what is installed")
+            return f"{_WORDS[group]} driver '{name}' is not installed: install the package {PACKAGES[name]}"
+        return f"unknown {_WORDS[group]} '{name}'; 'diskmill drivers' lists what is installed"
 
     def format(self, name: str) -> FormatDriver:
         """The format driver *name*; see :meth:`get`."""
