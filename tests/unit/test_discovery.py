@@ -51,6 +51,26 @@ def test_the_second_start_does_not_search(cache: Path) -> None:
     assert remembered(cache).stat().st_mode & 0o777 == 0o600
 
 
+def test_old_files_go_when_one_is_written(cache: Path, tmp_path: Path) -> None:
+    start(cache)
+    mine = remembered(cache)
+    others = [mine.with_name(f"entry-points-{number:08x}") for number in range(30)]
+    others.append(mine.with_name("entry-points-00000000.123"))  # of a start that was killed
+    for age, file in enumerate([mine, *others], 1):
+        file.write_bytes(mine.read_bytes())
+        os.utime(file, (1_700_000_000 - age, 1_700_000_000 - age))
+    strange = mine.with_name("something-else")
+    strange.touch()
+    os.utime(strange, (0, 0))
+    assert start(cache)[-1] == "remembered"
+    assert len(list(mine.parent.iterdir())) == 33  # nothing is removed, nor looked for, where nothing is written
+    assert start(cache, tmp_path)[-1] == "searched"
+    left = set(mine.parent.iterdir()) - {strange, mine, *others}
+    assert len(left) == 1  # the new one
+    assert set(mine.parent.iterdir()) == {strange, mine, *others[:18], *left}
+    assert start(cache, tmp_path)[-1] == start(cache)[-1] == "remembered"
+
+
 def test_what_is_installed_or_removed_is_seen_at_once(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packages"
     folder.mkdir()

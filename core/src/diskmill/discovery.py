@@ -21,6 +21,9 @@ GROUPS = ("diskmill.format", "diskmill.protocol", "diskmill.crypto", "diskmill.p
 """The groups of entry points that diskmill has; the last are plugins that are no drivers."""
 _LARGEST = 1 << 20
 """Bytes of the file that are looked at."""
+_NAME = "entry-points-"
+_KEPT = 20
+"""How many files there are at most once one was written: module paths come and go with virtual environments."""
 
 
 class EntryPoint(NamedTuple):
@@ -96,7 +99,7 @@ def _path() -> str | None:
         return None
     # One file for each module path, so that programs with different ones do not push each other out.
     number = crc32(os.fsencode("\n".join((sys.prefix, *_folders()))))
-    return os.path.join(base, "diskmill", f"entry-points-{number:08x}")
+    return os.path.join(base, "diskmill", f"{_NAME}{number:08x}")
 
 
 def _is_ours(folder: str) -> bool:
@@ -147,6 +150,19 @@ def _remember(path: str | None, state: str, found: Sequence[EntryPoint]) -> None
         with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write("\n".join(words))
         os.replace(temporary, path)
+        _prune(os.path.dirname(path))
     except OSError:  # it is found again next time
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _prune(folder: str) -> None:
+    """Remove the oldest files, and with them what starts that were killed had not finished.
+
+    What another process still needs it finds again, and one that it is just writing is among the newest.
+    """
+    with os.scandir(folder) as names:
+        ours = [(one.stat(follow_symlinks=False).st_mtime_ns, one.path) for one in names if one.name.startswith(_NAME)]
+    for _, path in sorted(ours)[:-_KEPT]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
