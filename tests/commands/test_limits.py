@@ -96,3 +96,14 @@ def test_hundreds_of_calls_in_one_process_leak_nothing(tmp_path: Path) -> None:
     calls(200)
     assert len(os.listdir("/proc/self/fd")) == len(files)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2048  # KiB
+
+
+@pytest.mark.parametrize("program", ["diskmill", "qemu-img"])
+def test_a_disk_in_more_files_than_the_soft_limit_lets_be_open(tmp_path: Path, program: str) -> None:
+    """The hard limit is what counts, and it is an error in one line."""
+    words = (Path(sys.executable).with_name(program), "create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat")
+    run("bash", "-c", 'ulimit -Sn 64; exec "$@"', "-", *words, "disk.vmdk", "300G", cwd=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 151
+    done = run("bash", "-c", 'ulimit -n 64; exec "$@"', "-", *words, "other.vmdk", "300G", cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "Too many open files" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert len(list(tmp_path.iterdir())) == 151

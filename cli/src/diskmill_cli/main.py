@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .session import Session
@@ -23,6 +24,10 @@ TERMINATED = 143
 """128 and the number of the signal, as a shell reports a program that the signal ended."""
 
 
+_FILES = 1 << 16
+"""Open files, up to which the limit is raised where the system lets us."""
+
+
 class Terminated(BaseException):
     """SIGTERM came: what is half done is undone on the way out."""
 
@@ -34,6 +39,7 @@ def main(session: Session | None = None) -> None:
 
     gc.set_threshold(100_000)  # what is imported makes no garbage to look for
     signal.signal(signal.SIGTERM, _terminate)
+    _allow_many_files()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be any bytes; they go out as they came in
         sys.stdout.reconfigure(errors="surrogateescape")
     status = run(sys.argv[1:], session or Session())
@@ -43,6 +49,19 @@ def main(session: Session | None = None) -> None:
     except OSError:
         sys.exit(status)
     os._exit(status)  # nothing is left to do, and taking the interpreter apart takes as long as copying 30 MiB
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files: a disk may lie in hundreds. It is low for the sake of programs that use
+    ``select``, which this one does not.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # a system may have less than its hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _terminate(number: int, frame: object) -> None:
