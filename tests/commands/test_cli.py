@@ -158,3 +158,12 @@ def test_the_dropin_runs_as_a_program(raw: Path) -> None:
     failed = run(sys.executable, "-c", program, "info", "nothere", env=env, check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith("qemu-img: ")
+
+
+@pytest.mark.parametrize("option", ["preallocation=full", "extent_size_hint=1M"])
+def test_an_option_without_effect_is_taken_under_the_name_qemu_img_only(tmp_path: Path, option: str) -> None:
+    words = ("create", "-q", "-f", "vpc", "-o", option, "disk.vpc", "1M")
+    done = diskmill(*words, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and f"no option '{option.partition('=')[0]}'" in done.stderr
+    run(Path(sys.executable).with_name("qemu-img"), *words, cwd=tmp_path)
+    assert (tmp_path / "disk.vpc").exists()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diskmill.options import Option as DriverOption
     from rich.console import Console
 
     from .arguments import Arguments
@@ -33,6 +34,10 @@ class Session:
         from . import __version__
 
         return __version__
+
+    def idle_options(self) -> Sequence[DriverOption]:
+        """See :class:`~diskmill.context.Context`: an option without effect is an error here."""
+        return ()
 
     def completing(self, words: Sequence[str]) -> bool:
         """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .errors import SecretError
 from .gate import FOLDER, Trust
+from .options import Option
 from .registry import Registry, default_registry
 
 CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
@@ -22,6 +23,7 @@ class Context:
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
+    :param idle_options: options to create images that are taken without effect by formats that do not have them.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
@@ -31,6 +33,7 @@ class Context:
     share: bool = False
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
+    idle_options: Sequence[Option] = ()
     ask: Callable[[str], bytes] | None = None
 
     def secret(self, key: str) -> bytes:

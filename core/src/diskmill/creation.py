@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from .context import Context
@@ -11,7 +11,7 @@ from .drivers import FormatDriver, ProtocolDriver
 from .errors import DriverError, UnsupportedError, UsageError
 from .names import parse_name
 from .node import Image, Storage
-from .options import Value, validate
+from .options import Option, Value, validate
 from .requests import Backing, CreateRequest
 from .sizes import SECTOR, round_up
 
@@ -41,7 +41,7 @@ def create_image(
         raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
     spec = parse_name(name)["file"]
     protocol = registry.protocol(str(spec["driver"]))
-    own, below = split_options(driver, protocol, options)
+    own, below = split_options(driver, protocol, options, context.idle_options)
     storage = new_storage(protocol, str(spec["filename"]), below, context)
     made = [storage]
 
@@ -96,22 +96,27 @@ def new_storage(
 
 
 def split_options(
-    driver: FormatDriver, protocol: ProtocolDriver, options: Mapping[str, Any]
+    driver: FormatDriver, protocol: ProtocolDriver, options: Mapping[str, Any], idle: Sequence[Option] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """*options* that are the format driver's, and those that are the protocol driver's.
 
-    :raises UsageError: an option that neither has.
+    :param idle: options, or values of theirs, that are taken without effect where neither has them.
+    :raises UsageError: an option that nobody has.
     """
-    formats = {option.name for option in driver.options if "create" in option.when}
-    protocols = {option.name for option in protocol.options if "create" in option.when}
+    formats = {option.name: option for option in driver.options if "create" in option.when}
+    protocols = {option.name: option for option in protocol.options if "create" in option.when}
+    spare = {option.name: option for option in idle}
     own: dict[str, Any] = {}
     below: dict[str, Any] = {}
     for name, value in options.items():
-        if name in formats:
+        option, other = formats.get(name) or protocols.get(name), spare.get(name)
+        if other is not None and (option is None or (value in other.choices and value not in option.choices)):
+            other.parse(value)
+        elif name in formats:
             own[name] = value
         elif name in protocols:
             below[name] = value
         else:
-            known = ", ".join(sorted(formats | protocols)) or "none"
+            known = ", ".join(sorted({*formats, *protocols})) or "none"
             raise UsageError(f"format '{driver.name}' has no option '{name}' to create; it has: {known}")
     return own, below

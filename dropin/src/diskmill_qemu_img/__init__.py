@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from diskmill_cli import __version__
 from diskmill_cli.main import main as run
 from diskmill_cli.session import Session
+
+if TYPE_CHECKING:
+    from diskmill.options import Option
 
 FOLLOWS = "7.2.0"
 """The release of qemu-img whose commands, options and outputs these are; callers look for it in ``--version``."""
@@ -19,6 +25,16 @@ class QemuImg(Session):
     @property
     def version(self) -> str:
         return f"version {FOLLOWS} (diskmill {__version__})"
+
+    def idle_options(self) -> Sequence[Option]:
+        """What is for the file: qemu-img takes it with every format, though a file that begins empty has nothing to
+        claim space for, and the hint means something on XFS only."""
+        from diskmill.options import Option
+
+        return (
+            Option("preallocation", "str", "claim space for an empty file", choices=("off", "falloc", "full")),
+            Option("extent_size_hint", "size", "how much space the file system shall claim at once"),
+        )
 
 
 def main() -> None:

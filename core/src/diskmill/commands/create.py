@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context
-from ..creation import create_image
+from ..creation import create_image, split_options
 from ..drivers import FormatDriver, ProtocolDriver
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image
@@ -84,7 +84,10 @@ def create(
     image.close()
     from ..results import Creation
 
-    return Creation(name, format, size, _settings(driver, rest), base.name if base else None, backing_format)
+    protocol: ProtocolDriver = context.registry.protocol(str(parse_name(name)["file"]["driver"]))
+    own, below = split_options(driver, protocol, rest, context.idle_options)
+    settings = {**_settings(driver, own), **below}
+    return Creation(name, format, size, settings, base.name if base else None, backing_format)
 
 
 def _backing(name: str, backing: str, format: str | None, unsafe: bool, context: Context) -> Backing:
@@ -106,12 +109,8 @@ def _backing(name: str, backing: str, format: str | None, unsafe: bool, context:
 
 def _settings(driver: FormatDriver, options: Mapping[str, Any]) -> dict[str, Value]:
     """The options that the new image has, defaults included, in the order that the driver declares them."""
-    own = {option.name for option in driver.options}
-    values = validate(
-        driver.options, {key: value for key, value in options.items() if key in own}, when="create", driver=driver.name
-    )
-    ordered = {option.name: values[option.name] for option in driver.options if option.name in values}
-    return {**ordered, **{key: value for key, value in options.items() if key not in own}}
+    values = validate(driver.options, options, when="create", driver=driver.name)
+    return {option.name: values[option.name] for option in driver.options if option.name in values}
 
 
 def options_for(format: str, name: str | None = None, *, context: Context | None = None) -> list[Option]:
