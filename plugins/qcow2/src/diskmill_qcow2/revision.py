@@ -242,7 +242,7 @@ class Revision:
         """
         chunks = {*self.gained.chunks, *self.lost.chunks}
         if self.header.refcount_order != self.old.refcount_order:
-            chunks |= {*range(-(-len(self.allocator.table) * self.allocator.per_block // CHUNK))}
+            chunks |= self._counted(CHUNK)
         for index in sorted(chunks):
             self._final(index * CHUNK, CHUNK)
 
@@ -297,12 +297,19 @@ class Revision:
         for counts in (self.gained, self.lost):
             found += [np.unique(clusters // per_block) for clusters in counts.used()]
         if self.header.refcount_order != self.old.refcount_order:
-            old = self.allocator
-            for index, entry in enumerate(old.table):
-                if entry:
-                    first = index * old.per_block
-                    found.append(np.arange(first // per_block, (first + old.per_block - 1) // per_block + 1))
+            found.append(np.array(sorted(self._counted(per_block)), np.int64))
         return np.unique(np.concatenate(found))
+
+    def _counted(self, step: int) -> set[int]:
+        """The stretches of *step* clusters, by index, of which the old refcount blocks count any. A table may have a
+        place for each block of an exabyte, and most are empty."""
+        old = self.allocator
+        found: set[int] = set()
+        for index, entry in enumerate(old.table):
+            if entry:
+                first = index * old.per_block
+                found.update(range(first // step, (first + old.per_block - 1) // step + 1))
+        return found
 
     def _write_refcounts(self) -> list[tuple[int, int]]:
         """Write the new refcount blocks and the new refcount table; the runs of clusters that become free."""
