@@ -98,18 +98,24 @@ class Revision:
         :raises ImageError: they name what cannot be.
         """
         offsets = l1 & np.uint64(c.OFFSET_MASK)
-        counts.add(np.sort(offsets[offsets > 0]) >> np.uint64(self.bits), 1)
-        for _, words in self.l2_tables(l1):
+        for indexes, words in self.l2_tables(l1):
+            counts.add(offsets[indexes] >> np.uint64(self.bits), 1)
             entries = words[:, :: 2 if self.old.extended_l2 else 1].ravel()
             compressed = entries & np.uint64(c.COMPRESSED) != 0
             hosts = entries & np.uint64(c.OFFSET_MASK)
             if compressed.any():
                 self._refer_compressed(entries[compressed], counts)
                 hosts = hosts[~compressed]
-            hosts = hosts[hosts != 0]
-            if (hosts & np.uint64(self.size - 1)).any() or (hosts >= self.file.size).any():
-                raise self._damaged("an L2 entry names what is no cluster in the file")
-            counts.add(hosts >> np.uint64(self.bits), 1)
+            counts.add(self.clusters(hosts[hosts != 0]), 1)
+
+    def clusters(self, hosts: NDArray[Any]) -> NDArray[Any]:
+        """The clusters at the offsets *hosts*, which L2 entries name.
+
+        :raises ImageError: there can be none.
+        """
+        if (hosts & np.uint64(self.size - 1)).any() or (hosts >= self.file.size).any():
+            raise self._damaged("an L2 entry names what is no cluster in the file")
+        return hosts >> np.uint64(self.bits)
 
     def _refer_compressed(self, entries: NDArray[Any], counts: Counts) -> None:
         shift = 62 - (self.bits - 8)
