@@ -270,6 +270,29 @@ def test_what_is_tried_again_works(format: str, options: dict[str, Any]) -> None
             assert image.read(0, len(disk)) == model
 
 
+def test_refcounts_that_leave_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A qcow2 image of many refcount blocks writes some back while it counts in others: what fails then is not lost."""
+    monkeypatch.setattr("diskmill_qcow2.refcounts.CACHE_BYTES", 0)
+    options = {"cluster_size": 512, "refcount_bits": 64}
+    test_writes("qcow2", options, tmp_path)
+    machine = Machine()
+    machine.create("disk", "qcow2", SIZE, options)
+    data = random.Random(3).randbytes(SIZE)
+
+    def operation() -> None:
+        insist = Insistent(machine)
+        image = machine.open("disk", "qcow2", writable=True)
+        insist(lambda: image.write(0, data))
+        insist(image.flush)
+        insist.close(image)
+
+    for _ in faults(machine, operation, samples=40):
+        found = check(machine, "disk", "qcow2")
+        assert not found.corruptions and not found.check_errors, found.findings
+        with machine.open("disk", "qcow2") as image:
+            assert image.read(0, SIZE) == data
+
+
 @pytest.mark.parametrize(("format", "options"), layouts("resize"))
 def test_life_goes_on_after_a_failed_resize(format: str, options: dict[str, Any]) -> None:
     """The disk has its old size, or the new one, for who goes on to write as for who opens the image then."""

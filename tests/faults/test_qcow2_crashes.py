@@ -20,9 +20,10 @@ from diskmill.commands.rebase import rebase
 from diskmill.commands.resize import resize
 from diskmill.commands.snapshot import snapshot
 from diskmill.engine.copy import CopyPlan, copy
-from diskmill.errors import DiskmillError
-from diskmill.sizes import KiB
+from diskmill.errors import DiskmillError, ImageError
+from diskmill.sizes import KiB, MiB
 from formats import Machine
+from mutations import bounded
 from twins import Content, memory
 
 SIZE = 160 * KiB
@@ -288,3 +289,24 @@ def test_operations_on_damaged_images_fail_in_one_line_or_work() -> None:
             except DiskmillError as error:
                 messages.append(str(error))
     assert messages and not any("\n" in message for message in messages)
+
+
+@pytest.mark.parametrize(("place", "cluster"), [("L1 entries", 512), ("zero clusters", 4 * KiB)])
+def test_clusters_that_are_said_to_lie_far_apart_take_no_memory(place: str, cluster: int) -> None:
+    machine = Machine()
+    machine.create("disk", "qcow2", 8 * MiB, {"cluster_size": cluster})
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, b"x" * 512)
+        l1, entries = image.header.l1_table_offset, image.header.l1_size
+    data = bytearray(bytes(machine.files["disk"]))
+    l2 = int.from_bytes(data[l1 : l1 + 8], "big") & ((1 << 56) - 512)
+    table, count, flag = (l1, entries, 0) if place == "L1 entries" else (l2, cluster // 8, 1)
+    for index in range(1, count):
+        data[table + index * 8 : table + index * 8 + 8] = (index << 46 | flag).to_bytes(8, "big")
+    for operation in (
+        lambda: snapshot("memory:disk", "create", "new", context=machine.context),
+        lambda: amend("memory:disk", {"compat": "0.10"}, context=machine.context),
+    ):
+        machine.put("disk", bytes(data))
+        with bounded(place), pytest.raises(ImageError, match="check it"):
+            operation()

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from crashes import Workload, crash_states, random_workload
+from diskmill.errors import ImageError
 from diskmill.sizes import KiB, MiB
 from formats import Machine
 from mutations import mutants, withstand
@@ -50,3 +51,22 @@ def test_damage_in_header_and_tables(options: dict[str, object]) -> None:
     regions = [(0, 128), *((at, 256) for at in range(16 * KiB, len(data), 16 * KiB))]
     counts = withstand("qcow2", mutants(data, regions, seed=1, count=500))
     assert counts["read"] > 20 and counts["refused"] > 20, counts
+
+
+def test_who_tries_again_gets_the_same_answer() -> None:
+    """No room can be found where the refcounts are damaged, however often it is looked for."""
+    machine = Machine()
+    machine.create("disk", "qcow2", MiB, {"cluster_size": 512})
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, b"x" * 300 * KiB)  # needs more refcount blocks than one
+        place = image.header.refcount_table_offset
+    data = bytearray(bytes(machine.files["disk"]))
+    data[place + 8 : place + 16] = (1 << 40).to_bytes(8, "big")
+    machine.put("disk", bytes(data))
+    image = machine.open("disk", "qcow2", writable=True)
+    for _ in range(3):
+        with pytest.raises(ImageError, match="refcount block"):
+            image.write(512 * KiB, b"y" * 200 * KiB)
+    image.close_after_failure()
+    with machine.open("disk", "qcow2") as image:
+        assert image.read(0, 300 * KiB) == b"x" * 300 * KiB

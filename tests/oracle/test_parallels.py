@@ -228,3 +228,15 @@ def test_bundles_that_are_refused(tmp_path: Path) -> None:
         diskmill.convert([str(bundle(tmp_path, outside))], str(tmp_path / "back"))
     with pytest.raises(UnsupportedError):
         diskmill.open(str(bundle(tmp_path, good)), "parallels", writable=True)
+
+
+def test_an_empty_image_whose_table_grows(tmp_path: Path) -> None:
+    """Its data would begin behind the end of the file, were that not made longer."""
+    image = tmp_path / "image"
+    diskmill.create(str(image), 9 * MiB, format="parallels", options={"cluster_size": 4 * KiB})
+    diskmill.resize(str(image), 20 * MiB, format="parallels")
+    found = diskmill.check(str(image))
+    assert not found.corruptions and not found.leaks, found.findings
+    qemu_io(image, "read -P 0 0 20M", "write -P 3 19M 64k", format="parallels")
+    with diskmill.open(str(image), "parallels") as opened:
+        assert opened.read(0, 20 * MiB) == bytes(19 * MiB) + b"\x03" * 64 * KiB + bytes(MiB - 64 * KiB)

@@ -109,6 +109,18 @@ def test_amend_of_version_and_refcount_width(tmp_path: Path, layout: str, backed
         assert_identical(truths[name], image, formats=("raw", "qcow2"))
 
 
+@pytest.mark.timeout(60)
+def test_amend_of_the_refcount_width_takes_as_long_as_there_are_refcounts(tmp_path: Path) -> None:
+    """A refcount table of 2 MiB has places for the refcounts of 512 PiB; next to none of them is used."""
+    image = tmp_path / "image"
+    diskmill("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M,preallocation=metadata", image, "30M")
+    qemu_io(image, "write -P 5 3M 1M", format="qcow2")
+    for bits in (32, 1):
+        diskmill("amend", "-o", f"refcount_bits={bits}", image)
+        assert_clean(image)
+        qemu_io(image, "read -P 5 3M 1M", "read -P 0 0 3M", format="qcow2")
+
+
 @pytest.mark.parametrize(
     ("layout", "options"),
     [

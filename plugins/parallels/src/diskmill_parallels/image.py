@@ -173,6 +173,7 @@ class ParallelsImage(BlockImage):
             self._clear(start)
             for at in range(before, after, MiB):
                 self.file.write(at, bytes(min(MiB, after - at)))
+            self.lengthen()  # where there are no clusters, the file would end before the data begins
             self.barrier()
             self.header.nb_bat_entries, self.header.nb_sectors = entries, sectors
             self.header.data_off = start // SECTOR

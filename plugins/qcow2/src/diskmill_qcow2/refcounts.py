@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,7 @@ class Refcounts:
         self.table_moved = False
         self.table_dirty: set[int] = set()
         self._blocks: OrderedDict[int, Block] = OrderedDict()
-        self._taken: list[list[int]] = []  # allocated runs [start, end) that no block has heard of
+        self._taken: deque[list[int]] = deque()  # allocated runs [start, end) that no block has heard of
         self._more: dict[int, int] = {}  # references to add to clusters, beside the first that a run stands for
         self._dropped: list[tuple[int, int]] = []  # (cluster, count): references to remove, last of all
         self._spare: list[tuple[int, int]] = []  # free runs [start, end) known
@@ -86,10 +86,11 @@ class Refcounts:
         """Called when metadata contradicts itself, before the error."""
         if first is None:
             self.table = tables.read(file, self.offset, count, 8, "big")
-            self._search: Iterator[tuple[int, int]] = self._free_runs()
+            self._search: Iterator[tuple[int, int]] = self._free_runs(0)
         else:
             self.table = tables.filled(count, 8)
             self._taken.append([0, first])
+            self._searched = first
             self._search = iter([(first, _FOREVER)])
 
     # -- allocating ---------------------------------------------------------------------------------------------
@@ -174,29 +175,33 @@ class Refcounts:
 
     def _next_run(self) -> None:
         while True:
-            if self._spare:
-                start, end = self._spare.pop()
-            else:
-                start, end = next(self._search)
+            searching = not self._spare
+            try:
+                start, end = next(self._search) if searching else self._spare.pop()
+                if end == _FOREVER and start >> (55 - self.header.cluster_bits):
+                    raise UnsupportedError("the image file is full: host offsets have 56 bits", file=self.name)
+                self.refuse_metadata(start, end, "a cluster that is marked as free")
+            except BaseException:
+                # A generator that failed is at its end, and so is one whose last run is refused.
+                self._search = self._free_runs(self._searched)
+                raise
+            if searching:
                 self._searched = end
-            if end == _FOREVER and start >> (55 - self.header.cluster_bits):
-                raise UnsupportedError("the image file is full: host offsets have 56 bits", file=self.name)
-            self.refuse_metadata(start, end, "a cluster that is marked as free")
             if start < end:
                 self._at, self._end = start, end
                 return
 
-    def _free_runs(self) -> Iterator[tuple[int, int]]:
-        """The runs of clusters with a refcount of 0, in order; the last has no end."""
-        index = -1
+    def _free_runs(self, first: int) -> Iterator[tuple[int, int]]:
+        """The runs of clusters from *first* on with a refcount of 0, in order; the last has no end."""
+        index = first // self.per_block - 1
         while index + 1 < len(self.table):
             index += 1
             base = index * self.per_block
+            at = max(first - base, 0)
             if not self.table[index]:
-                yield base, base + self.per_block
+                yield base + at, base + self.per_block
                 continue
             counts = self.block(index).counts
-            at = 0
             while at < len(counts):
                 try:
                     at = counts.index(0, at)
@@ -215,7 +220,7 @@ class Refcounts:
                     step = min(step * 2, 4096)
                 yield base + at, base + end
                 at = end
-        yield len(self.table) * self.per_block, _FOREVER
+        yield max(len(self.table) * self.per_block, first), _FOREVER
 
     # -- what must not be overwritten ---------------------------------------------------------------------------
 
@@ -317,7 +322,7 @@ class Refcounts:
             assert not self._taken
             self._spare.clear()
             self._at = self._end = self._searched = 0
-            self._search = self._free_runs()
+            self._search = self._free_runs(0)
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
@@ -371,8 +376,9 @@ class Refcounts:
     def _keep(self, index: int, block: Block) -> None:
         most = max(CACHE_BYTES // (self.per_block * block.counts.itemsize), 2)
         while len(self._blocks) >= most:
-            _, old = self._blocks.popitem(last=False)
-            self._write_block(old)
+            old = next(iter(self._blocks))
+            self._write_block(self._blocks[old])
+            del self._blocks[old]
         self._blocks[index] = block
 
     def _ensure(self, index: int) -> Block:
@@ -384,9 +390,9 @@ class Refcounts:
         block = Block(array(_CODES[self.bits], bytes(self.per_block * max(self.bits // 8, 1))), 0, new=True)
         block.offset = cluster * self.cluster_size
         block.mark(0, self.per_block)
+        self._keep(index, block)
         self.table[index] = block.offset
         self.table_dirty.add(index)
-        self._keep(index, block)
         return block
 
     def _grow_table(self, entries: int) -> None:
@@ -403,42 +409,42 @@ class Refcounts:
         self.table_moved = True
         self.drop_metadata(old, old_clusters)
 
-    def add(self, start: int, count: int, change: int) -> None:
-        """Add *change* to the refcounts of *count* clusters, in memory.
+    def _increase(self, block: Block, at: int, number: int, change: int) -> None:
+        """Add *change* to *number* entries of *block* from *at* on.
 
-        :raises UnsupportedError: a refcount does not fit in refcount_bits.
+        :raises UnsupportedError: a refcount does not fit in refcount_bits; nothing is changed then.
         """
-        end = start + count
-        while start < end:
-            index, at = divmod(start, self.per_block)
-            block = self._ensure(index)
-            number = min(end - start, self.per_block - at)
-            part = block.counts[at : at + number]
-            if part == array(part.typecode, part[:1]) * number:
-                highest = part[0] + change
-                if highest <= self.maximum:
-                    tables.fill_run(block.counts, at, number, highest, 0)
-            else:
-                highest = max(part) + change
-                if highest <= self.maximum:
-                    block.counts[at : at + number] = array(part.typecode, [value + change for value in part])
-            if highest > self.maximum:
-                raise UnsupportedError(
-                    f"a cluster would have {highest} references, more than refcount_bits={self.bits} can count",
-                    file=self.name,
-                )
-            block.mark(at, at + number)
-            start += number
+        part = block.counts[at : at + number]
+        same = part == array(part.typecode, part[:1]) * number
+        highest = (part[0] if same else max(part)) + change
+        if highest > self.maximum:
+            raise UnsupportedError(
+                f"a cluster would have {highest} references, more than refcount_bits={self.bits} can count",
+                file=self.name,
+            )
+        if same:
+            tables.fill_run(block.counts, at, number, highest, 0)
+        else:
+            block.counts[at : at + number] = array(part.typecode, [value + change for value in part])
+        block.mark(at, at + number)
 
     def apply(self) -> None:
-        """Tell the blocks, in memory, what was allocated."""
+        """Tell the blocks, in memory, what was allocated. What a failure leaves undone, the next call does."""
         while self._taken or self._more:
-            taken, self._taken = self._taken, []
-            for start, end in taken:
-                self.add(start, end - start, 1)  # a new block takes a cluster: another round
-            more, self._more = self._more, {}
-            for cluster, count in more.items():
-                self.add(cluster, 1, count)
+            while self._taken:
+                run = self._taken[0]
+                index, at = divmod(run[0], self.per_block)
+                block = self._ensure(index)  # a new block takes a cluster: another run, or this one becomes longer
+                number = min(run[1] - run[0], self.per_block - at)
+                self._increase(block, at, number, 1)
+                run[0] += number
+                if run[0] == run[1]:
+                    self._taken.popleft()
+            while self._more:
+                cluster, count = next(reversed(self._more.items()))
+                index, at = divmod(cluster, self.per_block)
+                self._increase(self._ensure(index), at, 1, count)
+                del self._more[cluster]
 
     def write_blocks(self) -> None:
         """Write what changed of the blocks."""

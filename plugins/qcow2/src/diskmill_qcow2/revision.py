@@ -98,18 +98,24 @@ class Revision:
         :raises ImageError: they name what cannot be.
         """
         offsets = l1 & np.uint64(c.OFFSET_MASK)
-        counts.add(np.sort(offsets[offsets > 0]) >> np.uint64(self.bits), 1)
-        for _, words in self.l2_tables(l1):
+        for indexes, words in self.l2_tables(l1):
+            counts.add(offsets[indexes] >> np.uint64(self.bits), 1)
             entries = words[:, :: 2 if self.old.extended_l2 else 1].ravel()
             compressed = entries & np.uint64(c.COMPRESSED) != 0
             hosts = entries & np.uint64(c.OFFSET_MASK)
             if compressed.any():
                 self._refer_compressed(entries[compressed], counts)
                 hosts = hosts[~compressed]
-            hosts = hosts[hosts != 0]
-            if (hosts & np.uint64(self.size - 1)).any() or (hosts >= self.file.size).any():
-                raise self._damaged("an L2 entry names what is no cluster in the file")
-            counts.add(hosts >> np.uint64(self.bits), 1)
+            counts.add(self.clusters(hosts[hosts != 0]), 1)
+
+    def clusters(self, hosts: NDArray[Any]) -> NDArray[Any]:
+        """The clusters at the offsets *hosts*, which L2 entries name.
+
+        :raises ImageError: there can be none.
+        """
+        if (hosts & np.uint64(self.size - 1)).any() or (hosts >= self.file.size).any():
+            raise self._damaged("an L2 entry names what is no cluster in the file")
+        return hosts >> np.uint64(self.bits)
 
     def _refer_compressed(self, entries: NDArray[Any], counts: Counts) -> None:
         shift = 62 - (self.bits - 8)
@@ -242,7 +248,7 @@ class Revision:
         """
         chunks = {*self.gained.chunks, *self.lost.chunks}
         if self.header.refcount_order != self.old.refcount_order:
-            chunks |= {*range(-(-len(self.allocator.table) * self.allocator.per_block // CHUNK))}
+            chunks |= self._counted(CHUNK)
         for index in sorted(chunks):
             self._final(index * CHUNK, CHUNK)
 
@@ -297,12 +303,19 @@ class Revision:
         for counts in (self.gained, self.lost):
             found += [np.unique(clusters // per_block) for clusters in counts.used()]
         if self.header.refcount_order != self.old.refcount_order:
-            old = self.allocator
-            for index, entry in enumerate(old.table):
-                if entry:
-                    first = index * old.per_block
-                    found.append(np.arange(first // per_block, (first + old.per_block - 1) // per_block + 1))
+            found.append(np.array(sorted(self._counted(per_block)), np.int64))
         return np.unique(np.concatenate(found))
+
+    def _counted(self, step: int) -> set[int]:
+        """The stretches of *step* clusters, by index, of which the old refcount blocks count any. A table may have a
+        place for each block of an exabyte, and most are empty."""
+        old = self.allocator
+        found: set[int] = set()
+        for index, entry in enumerate(old.table):
+            if entry:
+                first = index * old.per_block
+                found.update(range(first // step, (first + old.per_block - 1) // step + 1))
+        return found
 
     def _write_refcounts(self) -> list[tuple[int, int]]:
         """Write the new refcount blocks and the new refcount table; the runs of clusters that become free."""

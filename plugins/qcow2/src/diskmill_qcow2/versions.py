@@ -103,8 +103,8 @@ def _expand(revision: Revision, indexes: NDArray[Any], words: NDArray[Any], move
     if not rows.any():
         return
     indexes, words, zero = indexes[rows], words[rows], zero[rows]
-    kept = (words[zero] & np.uint64(c.OFFSET_MASK)) >> np.uint64(revision.bits)
-    revision.lost.add(np.sort(kept[kept > 0]), weight)
+    kept = words[zero] & np.uint64(c.OFFSET_MASK)
+    revision.lost.add(np.sort(revision.clusters(kept[kept > 0])), weight)
     words[zero] = 0
     if revision.header.backing_file is not None:
         places = revision.allocate(int(np.count_nonzero(zero)))
