@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tools import diskmill, diskmill_json, qemu_img, run
+from tools import diskmill, diskmill_json, qemu_img, qemu_img_json, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +98,17 @@ def test_a_trace_takes_events_from_a_file_and_goes_to_stderr(raw: Path, tmp_path
     assert {line.split()[0] for line in done.stderr.splitlines()} == {"probe", "map"}
     missing = diskmill("-T", "nosuch", "info", raw).stderr
     assert missing == "diskmill: warning: trace event 'nosuch' does not exist\n"
+
+
+def test_names_in_images_may_be_any_bytes(tmp_path: Path) -> None:
+    """Of a bitmap, as of a label: what a program writes is what came in."""
+    name, image = "\udcf6\udcff", tmp_path / "image"
+    diskmill("create", "-q", "-f", "qcow2", image, "1M")
+    diskmill("bitmap", "--add", image, name)
+    assert qemu_img_json("measure", "-O", "qcow2", image) == diskmill_json("measure", "-O", "qcow2", image)
+    options = f"key-secret=s,iter-time=10,version=2,pbkdf=pbkdf2,label={name}"
+    diskmill("create", "-q", "-f", "luks", "--object", "secret,id=s,data=x", "-o", options, image, "1M")
+    assert os.fsencode(name) in image.read_bytes()[:4096]
 
 
 def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:

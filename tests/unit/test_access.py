@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from diskmill.engine import access
 from diskmill.errors import ImageError, StorageError, UsageError
@@ -152,6 +154,21 @@ def test_a_unit_that_decodes_to_the_wrong_length_is_damaged() -> None:
         access.read_extent(unit, memoryview(bytearray(8)))
 
 
+def test_buffers_of_other_than_bytes_count_in_bytes() -> None:
+    """An array of numbers has fewer items than bytes: all of them are checked and placed, and none beside."""
+    disk = image()
+    disk.write(0, b"a" * disk.size)
+    numbers = array("Q", range(20))
+    disk.write(100, memoryview(numbers))
+    expected = b"a" * 100 + numbers.tobytes()
+    assert disk.read(0, disk.size) == expected.ljust(disk.size, b"a")
+    with pytest.raises(UsageError, match="not all inside"):
+        disk.write(disk.size - 100, memoryview(numbers))
+    found = array("Q", bytes(160))
+    disk.read_into(100, memoryview(found))
+    assert found == numbers
+
+
 def test_beyond_the_end_there_are_zeros_to_read_and_nothing_to_write() -> None:
     disk = image(100)
     disk.write(0, b"x" * 100)
@@ -162,6 +179,8 @@ def test_beyond_the_end_there_are_zeros_to_read_and_nothing_to_write() -> None:
             disk.write(offset, b"y" * length)
         with pytest.raises(UsageError):
             disk.zero(offset, length)
+    with pytest.raises(UsageError, match="before the beginning"):
+        disk.read(-1, 4)
 
 
 @pytest.mark.parametrize("offset", [0, 5])

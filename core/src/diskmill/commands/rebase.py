@@ -44,8 +44,11 @@ def rebase(
     :param compress: store what is copied compressed.
     :param source_context: for the old and the new backing image; by default *context*.
     :raises UnsupportedError: the format has no backing images.
+    :raises DriverError: there is no *backing_format*.
     """
     context = context or Context()
+    if backing_format:
+        context.registry.format(backing_format)
     with ExitStack() as stack:
         image = stack.enter_context(
             open_image(name, format, context=context, writable=True, backing=not unsafe, image_opts=image_opts)

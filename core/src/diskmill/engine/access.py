@@ -11,8 +11,13 @@ from .zeros import ZEROS
 
 
 def read_into(image: Image, offset: int, buffer: Buffer) -> None:
-    """Fill *buffer* with guest bytes from *offset* on; beyond the disk's end they are zeros."""
-    view = memoryview(buffer)
+    """Fill *buffer* with guest bytes from *offset* on; beyond the disk's end they are zeros.
+
+    :raises UsageError: before the disk's beginning.
+    """
+    view = memoryview(buffer).cast("B")  # of what is no array of bytes too, the bytes count
+    if offset < 0:
+        raise UsageError(f"offset {offset} is before the beginning of the disk", file=image.name)
     inside = max(min(len(view), image.size - offset), 0)
     for extent in walk(image, offset, inside, sparse=False):
         read_extent(extent, view[extent.start - offset : extent.end - offset])
@@ -78,7 +83,7 @@ def write(image: Image, offset: int, data: ReadBuffer) -> None:
 
     :raises UsageError: beyond the end of the disk, or the image is open for reading only.
     """
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     _check_range(image, offset, len(view))
     if not len(view):
         return

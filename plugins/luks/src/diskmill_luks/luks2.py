@@ -349,7 +349,7 @@ class Luks2:
         iterations = kdf.iterations_for(hash_name, size, milliseconds(options) // 8)
         salt = os.urandom(_SALT_BYTES)
         header_size = HEADER_SIZES[0]
-        label = str(options.get("label", "")).encode()
+        label = os.fsencode(str(options.get("label", "")))
         if len(label) > 47:
             raise UsageError("the option 'label' is longer than 47 bytes")
         meta: Json = {

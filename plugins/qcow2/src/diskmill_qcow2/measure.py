@@ -80,5 +80,5 @@ def _bitmap_bytes(size: int, bitmaps: Sequence[tuple[str, int]], cluster: int) -
         bits = round_up(size, granularity) // granularity
         clusters = round_up(bits, 8 * cluster) // (8 * cluster)
         total += clusters * cluster + round_up(clusters * 8, cluster)
-        directory += round_up(24 + len(name.encode()), 8)
+        directory += round_up(24 + len(name.encode("utf-8", "surrogateescape")), 8)
     return total + round_up(directory, cluster)
