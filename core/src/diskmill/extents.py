@@ -143,6 +143,8 @@ class Placement(NamedTuple):
     ``fresh``: the space is new, covers whole allocation units, and nothing points to it until it is published; the
     engine fills the parts of it that the write does not cover with what the guest reads there now. Not fresh: the
     bytes are overwritten in place.
+    ``part``: of a fresh one, the bytes that can be published by themselves (see :meth:`clip`), at least one such part
+    of each allocation unit: what is left out reads on as it did. 0: it is published whole.
     ``stored``: bytes that an encoded payload takes; 0: verbatim.
     ``cipher``: what encrypts the guest bytes just before they are written; such a placement is whole cipher sectors, so
     it too may begin before the range that was asked for, and end after it.
@@ -155,6 +157,16 @@ class Placement(NamedTuple):
     fresh: bool = False
     stored: int = 0
     cipher: Cipher | None = None
+    part: int = 0
+
+    @property
+    def end(self) -> int:
+        """The guest offset just after the placement."""
+        return self.start + self.length
+
+    def clip(self, start: int, end: int) -> Placement:
+        """The place of guest bytes *start* to *end*, which lie inside."""
+        return self._replace(start=start, length=end - start, offset=self.offset + start - self.start)
 
 
 class Cipher(Protocol):

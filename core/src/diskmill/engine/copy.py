@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import DiskmillError
@@ -27,6 +27,8 @@ Python's part of a task counts little. Measured: a copy takes 5 % longer with 1 
 as long or twice as long."""
 _GATHER = 2 * MiB
 """The most stored bytes that are read at once for a chunk of compressed extents."""
+_DENSE = 5 / 6
+"""How much of a run of units must be data for zeros in them to be written too: to write many pieces takes longer."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ _Payload = bytes | bytearray | memoryview | None
 """What a unit is stored as; None: verbatim."""
 _Unit = tuple[int, int, _Payload]
 """Guest offset, guest length, payload."""
+_Stretch = tuple[int, int]
+"""Guest offsets: where it starts, and where it ends."""
 _Write = tuple[Placement, _Payload]
 
 
@@ -197,11 +201,13 @@ class _Copier:
         self.plan = plan
         self.progress = progress
         self.limit = limit
-        # Zeros are looked for in whole units, and a chunk is whole granules.
+        # Zeros are looked for in whole units (a chunk is whole granules), and more closely where parts of units count.
         self.fine = min(max(plan.sparse, 512), 2 * MiB)
         self.granule = round_up(self.fine, target.unit)
         # What the source says is a hole becomes one, however short.
-        self.edge = round_up(min(self.fine, 4 * KiB), target.unit)
+        self.hole = min(self.fine, 4 * KiB)
+        self.edge = round_up(self.hole, target.unit)
+        self.closely = plan.sparse > 0 and (self.hole < self.edge or self.fine < self.granule)
         self.chunk = round_up(CHUNK, self.granule)
         self.encoder: Encoder | None = target.encoder() if plan.compress or target.sequential else None
         # Where nothing is allocated, the order of writes leaves no trace.
@@ -243,29 +249,60 @@ class _Copier:
         view = memoryview(buffer)[: high - low]
         stretches = _stretches(task.extents, low, high, self.edge) if plan.sparse else [(low, high)]
         self.read(task.extents, stretches, view, low, buffers)
-        if plan.sparse:
-            runs = [run for begin, end in stretches for run in data_runs(buffer, begin - low, end - low, self.granule)]
-        else:
-            runs = [(0, high - low)]
+        data = _data(buffer, low, stretches, self.granule) if plan.sparse else [(low, high)]
         if self.encoder is not None:
-            self.deal_compressed(workers, turn, view, low, runs)
+            self.deal_compressed(workers, turn, view, low, [(begin - low, end - begin) for begin, end in data])
             return
+        if self.closely:
+            stretches = _stretches(task.extents, low, high, self.hole)
+        runs = data
+        if target.subunit:
+            data = self.look_closely(buffer, low, data, stretches)
+            runs = _rounded_out(data, target.unit, high)
         self.wait(workers, turn)
         with target.lock:
-            placed = [target.reserve(low + at, length) for at, length in runs]
+            placed = [placement for begin, end in runs for placement in target.reserve(begin, end - begin)]
         self.passed(workers)
-        for placements in placed:
-            for placement in placements:
-                if placement.fresh or placement.cipher is not None or not plan.sparse or self.fine == self.granule:
-                    self.store(placement, low, view)
-                    continue
-                # Its bytes are zeros already, maybe without space of their own: that is left so.
-                begin, end = placement.start - low, min(placement.start + placement.length - low, high - low)
-                for at, length in data_runs(buffer, begin, end, self.fine):
-                    put(placement, low + at, view[at : at + length])
+        filled: list[Placement] = []
+        borders = ((placement.start, placement.end) for placement in placed)
+        for placement, inside in zip(placed, _shared_out(data, borders), strict=True):
+            if not placement.fresh and not target.subunit:
+                inside = self.look_closely(buffer, low, inside, stretches)
+            filled += self.fill(placement, inside, low, view)
         with target.lock:
-            for placements in placed:
-                target.publish(placements)
+            target.publish(filled)
+
+    def look_closely(
+        self, buffer: bytearray, low: int, data: list[_Stretch], stretches: Sequence[_Stretch]
+    ) -> list[_Stretch]:
+        """What of *data* the *stretches* touch and is not zeros, however little: it is in *buffer*, from *low* on."""
+        if not self.closely:
+            return data
+        result: list[_Stretch] = []
+        for run, found in zip(data, _shared_out(stretches, data), strict=True):
+            if self.fine < self.granule:
+                found = _data(buffer, low, found, self.fine)
+            dense = sum(end - begin for begin, end in found) > (run[1] - run[0]) * _DENSE
+            result += [run] if dense else found
+        return result
+
+    def fill(self, placement: Placement, data: Sequence[_Stretch], low: int, view: memoryview) -> Sequence[Placement]:
+        """Let *placement* read as *view*, guest bytes from *low* on: zeros but for *data*. So reads the target there.
+
+        :return: what of it is to be published.
+        """
+        if not placement.fresh and placement.cipher is None:
+            # Its bytes are zeros already, maybe without space of their own: that is left so.
+            for begin, end in data:
+                put(placement, begin, view[begin - low : end - low])
+            return [placement]
+        parts = [placement]
+        if placement.part:
+            touched = _rounded_out(data, placement.part, placement.end)
+            parts = [placement.clip(begin, end) for begin, end in touched]
+        for part in parts:
+            self.store(part, low, view)
+        return parts
 
     def offload(self, extents: Sequence[Extent]) -> bool:
         """Copy *extents* inside the kernel; False: it cannot be done for these, or not for all of them."""
@@ -347,10 +384,11 @@ class _Copier:
         if not self.plan.sparse:
             self.write_data(start, view[start - base : end - base])
             return
-        low = round_down(start, self.granule)
+        step = round_up(self.fine, self.target.subunit or self.target.unit)
+        low = base + round_down(start - base, step)
         at = start
         whole = bytearray(view[low - base : end - base]) if low != base else buffer
-        for offset, length in data_runs(whole, 0, end - low, self.granule):
+        for offset, length in data_runs(whole, 0, end - low, step):
             begin, upto = max(low + offset, start), low + offset + length
             if begin > at:
                 self.target.zero(at, begin - at)
@@ -387,7 +425,7 @@ class _Copier:
     def read(
         self,
         extents: Sequence[Extent],
-        stretches: Sequence[tuple[int, int]],
+        stretches: Sequence[_Stretch],
         view: memoryview,
         base: int,
         buffers: _Buffers,
@@ -542,12 +580,12 @@ def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
     )
 
 
-def _stretches(extents: Sequence[Extent], low: int, high: int, edge: int) -> list[tuple[int, int]]:
+def _stretches(extents: Sequence[Extent], low: int, high: int, edge: int) -> list[_Stretch]:
     """(start, end) of the stretches of guest bytes *low* to *high* that extents touch, in steps of *edge* from *low*.
 
     What lies between them are zeros that need not be looked at.
     """
-    result: list[tuple[int, int]] = []
+    result: list[_Stretch] = []
     begin = end = low
     for extent in extents:
         if extent.start > end:
@@ -560,6 +598,41 @@ def _stretches(extents: Sequence[Extent], low: int, high: int, edge: int) -> lis
     if begin < end:
         result.append((begin, min(low + round_up(end - low, edge), high)))
     return result
+
+
+def _data(buffer: bytearray, low: int, stretches: Sequence[_Stretch], granule: int) -> list[_Stretch]:
+    """What of *stretches* is not zeros, in whole granules from the start of each; *buffer* begins at guest *low*."""
+    return [
+        (low + at, low + at + length)
+        for begin, end in stretches
+        for at, length in data_runs(buffer, begin - low, end - low, granule)
+    ]
+
+
+def _rounded_out(stretches: Sequence[_Stretch], unit: int, limit: int) -> list[_Stretch]:
+    """The whole units, up to *limit*, that *stretches* touch."""
+    result: list[_Stretch] = []
+    for start, end in stretches:
+        start, end = round_down(start, unit), min(round_up(end, unit), limit)
+        if result and start <= result[-1][1]:
+            start = result.pop()[0]
+        result.append((start, end))
+    return result
+
+
+def _shared_out(stretches: Sequence[_Stretch], borders: Iterable[_Stretch]) -> Iterator[list[_Stretch]]:
+    """What of *stretches* lies within each of *borders*; both are in order."""
+    index = 0
+    for start, end in borders:
+        inside: list[_Stretch] = []
+        while index < len(stretches) and stretches[index][0] < end:
+            low, high = stretches[index]
+            if high > start:
+                inside.append((max(low, start), min(high, end)))
+            if high > end:
+                break
+            index += 1
+        yield inside
 
 
 def _read_group(group: Sequence[Extent], view: memoryview, buffers: _Buffers) -> None:

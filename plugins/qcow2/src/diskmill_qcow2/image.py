@@ -128,6 +128,11 @@ class Qcow2Image(Image):
         return self.header.crypt_method != c.CRYPT_NONE
 
     @property
+    def raw_data(self) -> bool:
+        """Whether it has an external data file that is to read as the guest disk does."""
+        return self.external and bool(self.header.autoclear_features & c.RAW_EXTERNAL_DATA)
+
+    @property
     def dirty(self) -> bool:
         """Whether refcounts may be behind."""
         return bool(self.header.incompatible_features & c.DIRTY)
@@ -148,7 +153,7 @@ class Qcow2Image(Image):
             result["corrupt"] = bool(header.incompatible_features & c.CORRUPT)
             result["extended-l2"] = header.extended_l2
             if self.external:
-                result["data-file-raw"] = bool(header.autoclear_features & c.RAW_EXTERNAL_DATA)
+                result["data-file-raw"] = self.raw_data
         if self.volume is not None:
             result["encrypt"] = {"format": "luks" if header.crypt_method == c.CRYPT_LUKS else "aes"}
             result["encrypt"].update(self.volume.details())
@@ -471,6 +476,8 @@ class Qcow2Image(Image):
             end = round_up(offset + length, self.volume.granularity)
             offset = round_down(offset, self.volume.granularity)
             length = end - offset
+        elif self.fresh and self.raw_data and not self.subunit:
+            self._name_raw(offset, length)
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
         result: list[Placement] = []
@@ -479,13 +486,23 @@ class Qcow2Image(Image):
             count = min(last - at, mapping.count - entry)
             table = mapping.get(index)
             if table is None:
-                self._new(result, at, count, *self._around(offset, offset + length))
+                self._new(result, at, count, *self._around(offset, offset + length), part=self.subunit)
             else:
                 self._reserve_in(result, table.entries, entry, at, count, offset, offset + length)
             at += count
         if self.volume is not None:
             return [placement._replace(cipher=self.volume) for placement in result]
         return result
+
+    def _name_raw(self, offset: int, length: int) -> None:
+        """Allocate the clusters that guest bytes *offset* to *offset + length* touch, in a raw data file that nobody
+        has seen. It reads as the disk does already, so they can be written in place, in parts.
+        """
+        size = self.unit
+        begin, end = round_down(offset, size), min(round_up(offset + length, size), self.size)
+        for extent in list(self.extents(begin, end - begin)):
+            if extent.kind is Kind.HOLE:
+                self._set(extent.start // size, -(-extent.length // size), extent.start | c.COPIED, size, _ALL)
 
     def _reserve_in(
         self, result: list[Placement], words: array[int], entry: int, at: int, count: int, low: int, high: int
@@ -504,7 +521,11 @@ class Qcow2Image(Image):
                     begin = 0
                 if extended and (value & c.COMPRESSED or bitmaps[run.at + run.length - 1] & _ALL):
                     end = round_up(end, size)
-                self._new(result, at + run.at, run.length, begin, end)
+                part = self.subunit
+                if extended:  # what has something to bring along moves as a whole
+                    moving = (bits & _ALL for bits in bitmaps[run.at : run.at + run.length])
+                    part = 0 if value & c.COMPRESSED or any(moving) else part
+                self._new(result, at + run.at, run.length, begin, end, part=part)
                 continue
             host = value & c.OFFSET_MASK
             if host % size:
@@ -544,21 +565,25 @@ class Qcow2Image(Image):
         if not own:
             low, high = self._around(low, high)
         begin = max(start, low)
-        result.append(Placement(begin, min(end, high) - begin, self.data, place + begin - start, fresh=not own))
+        length, place = min(end, high) - begin, place + begin - start
+        result.append(Placement(begin, length, self.data, place, fresh=not own, part=0 if own else self.subunit))
 
     def _around(self, low: int, high: int) -> tuple[int, int]:
         """The clusters, or subclusters, that bytes *low* to *high* touch: where they begin and end."""
         size = self.subunit or self.unit
         return round_down(low, size), round_up(high, size)
 
-    def _new(self, result: list[Placement], at: int, count: int, low: int, high: int) -> None:
-        """New clusters for *count* guest clusters from *at* on, of which bytes *low* to *high* are to be filled."""
+    def _new(self, result: list[Placement], at: int, count: int, low: int, high: int, *, part: int) -> None:
+        """New clusters for *count* guest clusters from *at* on, of which bytes *low* to *high* are to be filled.
+
+        :param part: what can be published by itself: a subcluster, where there is nothing in any yet.
+        """
         size = self.unit
         assert self.data is not None
         for first, number in [(at, count)] if self.external else self.refcounts.allocate(count):
             begin, end = max(at * size, low), min((at + number) * size, high)
             place = first * size + begin - at * size
-            result.append(Placement(begin, end - begin, self.data, place, fresh=True))
+            result.append(Placement(begin, end - begin, self.data, place, fresh=True, part=part))
             at += number
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
@@ -581,14 +606,19 @@ class Qcow2Image(Image):
 
     def publish(self, placements: Sequence[Placement]) -> None:
         """Let the L2 tables, in memory, point to *placements*."""
+        clusters: list[tuple[int, int, int, int]] = []  # the first, how many, its place, the bits of their subclusters
         for placement in placements:
             if placement.stored:
                 self._set(placement.start // self.unit, 1, self._descriptor(placement), 0, 0)
             elif placement.fresh:
-                place = placement.offset - placement.start
-                for at, count, bits in self._by_cluster(placement.start, placement.start + placement.length):
-                    bitmap = bits if bits == _ALL else self._entry(at)[1] & ~(bits << 32) | bits
-                    self._set(at, count, place + at * self.unit | c.COPIED, self.unit, bitmap)
+                ahead = placement.offset - placement.start
+                for at, count, bits in self._by_cluster(placement.start, placement.end):
+                    if clusters and clusters[-1][0] == at:  # another part of the same one
+                        bits |= clusters.pop()[3]
+                    clusters.append((at, count, ahead + at * self.unit, bits))
+        for at, count, place, bits in clusters:
+            bitmap = bits if bits == _ALL else self._entry(at)[1] & ~(bits << 32) | bits
+            self._set(at, count, place | c.COPIED, self.unit, bitmap)
         self._relieve()
 
     def _by_cluster(self, start: int, end: int) -> list[tuple[int, int, int]]:
@@ -677,7 +707,7 @@ class Qcow2Image(Image):
             mark; nor have parts of a compressed cluster.
         """
         version2 = self.header.version < 3
-        if self.external and self.header.autoclear_features & c.RAW_EXTERNAL_DATA:
+        if self.raw_data:
             raise UnsupportedError("a raw external data file has no zero clusters", file=self.name)
         if version2 and (self.header.backing_file is not None or not unmap):
             raise UnsupportedError("version 2 has no zero clusters", file=self.name)
