@@ -313,3 +313,13 @@ def test_snapshots_of_theirs(tmp_path: Path, layout: str) -> None:
         assert_identical(tmp_path / f"truth{number}", image, formats=("raw", "qcow2"))
     done = diskmill("convert", "-l", "none", "-O", "raw", image, tmp_path / "copy", check=False)
     assert done.returncode == 1 and "no snapshot 'none'" in done.stderr
+
+
+def test_a_raw_data_file_is_all_allocated(tmp_path: Path) -> None:
+    """What is written into it, past the tables, is read by way of them: in a new image, and after a resize."""
+    image, data = tmp_path / "image", tmp_path / "data"
+    diskmill("create", "-q", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", image, "1M")
+    diskmill("resize", image, "3M")
+    qemu_io(data, "write -P 1 0 64k", "write -P 2 2M 64k", format="raw")
+    qemu_io(image, "read -P 1 0 64k", "read -P 2 2M 64k", format="qcow2")
+    assert_identical(data, image, formats=("raw", "qcow2"))

@@ -253,56 +253,64 @@ class _Copier:
         if self.encoder is not None:
             self.deal_compressed(workers, turn, view, low, [(begin - low, end - begin) for begin, end in data])
             return
-        if self.closely:
-            stretches = _stretches(task.extents, low, high, self.hole)
         runs = data
         if target.subunit:
-            data = self.look_closely(buffer, low, data, stretches)
+            data = self.look_closely(task, data, buffer, low, high)
             runs = _rounded_out(data, target.unit, high)
         self.wait(workers, turn)
         with target.lock:
             placed = [placement for begin, end in runs for placement in target.reserve(begin, end - begin)]
         self.passed(workers)
-        filled: list[Placement] = []
-        borders = ((placement.start, placement.end) for placement in placed)
-        for placement, inside in zip(placed, _shared_out(data, borders), strict=True):
-            if not placement.fresh and not target.subunit:
-                inside = self.look_closely(buffer, low, inside, stretches)
-            filled += self.fill(placement, inside, low, view)
+        if not target.subunit and not all(placement.fresh for placement in placed):
+            data = self.look_closely(task, data, buffer, low, high)
+        if data is runs:
+            for placement in placed:
+                self.store(placement, low, view)
+        else:
+            placed = self.store_parts(placed, data, low, view)
         with target.lock:
-            target.publish(filled)
+            target.publish(placed)
 
-    def look_closely(
-        self, buffer: bytearray, low: int, data: list[_Stretch], stretches: Sequence[_Stretch]
-    ) -> list[_Stretch]:
-        """What of *data* the *stretches* touch and is not zeros, however little: it is in *buffer*, from *low* on."""
+    def look_closely(self, task: _Task, data: list[_Stretch], buffer: bytearray, low: int, high: int) -> list[_Stretch]:
+        """What of *data*, runs of units, is not zeros, however little: *buffer* begins at guest byte *low*.
+
+        *data* itself where it makes no difference.
+        """
         if not self.closely:
             return data
         result: list[_Stretch] = []
-        for run, found in zip(data, _shared_out(stretches, data), strict=True):
+        touched = _stretches(task.extents, low, high, self.hole)
+        for run, found in zip(data, _shared_out(touched, data), strict=True):
             if self.fine < self.granule:
                 found = _data(buffer, low, found, self.fine)
             dense = sum(end - begin for begin, end in found) > (run[1] - run[0]) * _DENSE
             result += [run] if dense else found
         return result
 
-    def fill(self, placement: Placement, data: Sequence[_Stretch], low: int, view: memoryview) -> Sequence[Placement]:
-        """Let *placement* read as *view*, guest bytes from *low* on: zeros but for *data*. So reads the target there.
+    def store_parts(
+        self, placed: Sequence[Placement], data: Sequence[_Stretch], low: int, view: memoryview
+    ) -> list[Placement]:
+        """Let *placed* read as *view*, guest bytes from *low* on: zeros but for *data*. So reads the target there.
 
-        :return: what of it is to be published.
+        :return: what is to be published.
         """
-        if not placement.fresh and placement.cipher is None:
-            # Its bytes are zeros already, maybe without space of their own: that is left so.
-            for begin, end in data:
-                put(placement, begin, view[begin - low : end - low])
-            return [placement]
-        parts = [placement]
-        if placement.part:
-            touched = _rounded_out(data, placement.part, placement.end)
-            parts = [placement.clip(begin, end) for begin, end in touched]
-        for part in parts:
-            self.store(part, low, view)
-        return parts
+        result: list[Placement] = []
+        borders = ((placement.start, placement.end) for placement in placed)
+        for placement, inside in zip(placed, _shared_out(data, borders), strict=True):
+            if not placement.fresh and placement.cipher is None:
+                # Its bytes are zeros already, maybe without space of their own: that is left so.
+                for begin, end in inside:
+                    put(placement, begin, view[begin - low : end - low])
+                result.append(placement)
+                continue
+            parts = [placement]
+            if placement.part:
+                touched = _rounded_out(inside, placement.part, placement.end)
+                parts = [placement.clip(begin, end) for begin, end in touched]
+            for part in parts:
+                self.store(part, low, view)
+            result += parts
+        return result
 
     def offload(self, extents: Sequence[Extent]) -> bool:
         """Copy *extents* inside the kernel; False: it cannot be done for these, or not for all of them."""

@@ -75,17 +75,20 @@ def parameters(options: Mapping[str, Value]) -> Parameters:
         value = options.get(name)
         return None if value is None or value == "" else str(value)
 
-    size = options.get("size")
+    size, raw = options.get("size"), bool(options.get("data_file_raw"))
+    # The disk is to read the same with the tables and without them, also after it was written without them.
+    least = "metadata" if raw else "off"
+    preallocation = str(options.get("preallocation", least))
     chosen = Parameters(
         version=2 if options.get("compat") in ("0.10", "v2") else 3,
         cluster_size=int(options.get("cluster_size", 64 * KiB)),
         refcount_bits=int(options.get("refcount_bits", 16)),
         compression_type=c.COMPRESSION_TYPES.index(str(options.get("compression_type", "zlib"))),
-        preallocation=str(options.get("preallocation", "off")),
+        preallocation=least if preallocation == "off" else preallocation,
         lazy_refcounts=bool(options.get("lazy_refcounts")),
         extended_l2=bool(options.get("extended_l2")),
         data_file=text("data_file"),
-        data_file_raw=bool(options.get("data_file_raw")),
+        data_file_raw=raw,
         backing_file=text("backing_file"),
         backing_format=text("backing_fmt"),
         size=None if size is None else int(size),

@@ -476,8 +476,6 @@ class Qcow2Image(Image):
             end = round_up(offset + length, self.volume.granularity)
             offset = round_down(offset, self.volume.granularity)
             length = end - offset
-        elif self.fresh and self.raw_data and not self.subunit:
-            self._name_raw(offset, length)
         size, mapping = self.unit, self.mapping
         at, last = offset // size, -(-(offset + length) // size)
         result: list[Placement] = []
@@ -493,16 +491,6 @@ class Qcow2Image(Image):
         if self.volume is not None:
             return [placement._replace(cipher=self.volume) for placement in result]
         return result
-
-    def _name_raw(self, offset: int, length: int) -> None:
-        """Allocate the clusters that guest bytes *offset* to *offset + length* touch, in a raw data file that nobody
-        has seen. It reads as the disk does already, so they can be written in place, in parts.
-        """
-        size = self.unit
-        begin, end = round_down(offset, size), min(round_up(offset + length, size), self.size)
-        for extent in list(self.extents(begin, end - begin)):
-            if extent.kind is Kind.HOLE:
-                self._set(extent.start // size, -(-extent.length // size), extent.start | c.COPIED, size, _ALL)
 
     def _reserve_in(
         self, result: list[Placement], words: array[int], entry: int, at: int, count: int, low: int, high: int

@@ -52,6 +52,8 @@ def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
         _blank(image, old, min(round_up(old, image.unit), size))
         if image.backing is not None and image.backing.size > old:
             image.zero(old, min(image.backing.size, size) - old, unmap=False)
+        if image.raw_data and preallocation == "off":
+            preallocation = "metadata"  # as in a new image
         if preallocation != "off":
             preallocate(image, old, size - old, preallocation)
         image.flush()
