@@ -245,6 +245,29 @@ def test_rebase(layout: str, backing: str) -> None:
     )
 
 
+def test_data_in_a_file_of_its_own() -> None:
+    """It is there before the image says that it covers what the backing image has."""
+    machine = Machine()
+    machine.create("base", "qcow2", SIZE)
+    with machine.open("base", "qcow2", writable=True) as image:
+        image.write(0, random.Random(20).randbytes(SIZE))
+    options = {"cluster_size": 4 * KiB, "data_file": "memory:data"}
+    machine.create("disk", "qcow2", SIZE, options, backing=machine.backing("base", "qcow2"))
+
+    driver, chance = machine.context.registry.protocol("memory"), random.Random(21)
+    before, old = {name: content.copy() for name, content in machine.files.items()}, state(machine)
+    journal: list[tuple[str, tuple[object, ...]]] = []
+    driver.journal = journal
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(8 * KiB, b"data" * KiB)
+    driver.journal = None
+    new = state(machine)
+    for point in range(len(journal) + 1):
+        for _ in range(8):
+            machine.files.update(crash_of_several(before, journal[:point], chance))
+            holds(old, new, state(machine))
+
+
 @pytest.mark.parametrize(("length", "cluster_size"), [(20, 1024), (200, 2048), (500, 2048), (900, 4096)])
 def test_a_long_backing_file_name_is_changed(length: int, cluster_size: int) -> None:
     """A header of several sectors changes in more than one write."""

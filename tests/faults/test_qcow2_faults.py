@@ -6,6 +6,7 @@ import random
 
 import pytest
 from crashes import Workload, crash_states, random_workload
+from diskmill.commands.resize import set_size
 from diskmill.errors import ImageError
 from diskmill.sizes import KiB, MiB
 from formats import Machine
@@ -38,6 +39,33 @@ def test_a_crash_while_writing(options: dict[str, object], seed: int) -> None:
             found = machine.context.registry.call(after.driver, "check", image=after, repair="")
             assert not found.corruptions and not found.check_errors, found.findings
             load.verify(point, after.read(0, after.size))
+
+
+def test_a_crash_while_the_refcount_table_moves() -> None:
+    """It has room for 2 MiB of file here; then a larger one goes to another place."""
+    chance = random.Random(1)
+    machine = Machine()
+    machine.create("disk", "qcow2", MiB, {"cluster_size": 512, "refcount_bits": 64})
+    image = machine.open("disk", "qcow2", writable=True)
+    set_size(image, SIZE, machine.context)
+    model = bytearray(chance.randbytes(1900 * KiB).ljust(SIZE, b"\0"))
+    image.write(0, bytes(model[: 1900 * KiB]))
+    image.flush()
+    load = Workload(image, model)
+    place = bytes(load.before.read(48, 8))
+    for number in range(6):
+        load.write(2 * MiB + number * 50 * KiB, chance.randbytes(30 * KiB))
+        load.flush()
+    image.close()
+    moved = 0
+    for point, state in crash_states(load.before, load.journal, chance, 80):
+        machine.files["state"] = state
+        moved += bytes(state.read(48, 8)) != place
+        with machine.open("state", "qcow2") as after:
+            found = machine.context.registry.call(after.driver, "check", image=after, repair="")
+            assert not found.corruptions and not found.check_errors, found.findings
+            load.verify(point, after.read(0, after.size))
+    assert 0 < moved < 80
 
 
 @pytest.mark.parametrize("options", [{}, {"extended_l2": True, "cluster_size": 16 * KiB}], ids=["plain", "subclusters"])

@@ -175,6 +175,31 @@ def test_a_crash_while_bitmaps_record(cluster: int) -> None:
             assert mend(machine, "state") == "all"
 
 
+def test_a_bitmap_is_in_use_before_what_it_tells_of_changes() -> None:
+    """Where the clusters are there, nothing else has to reach the disk before the data."""
+    machine, chance = Machine(), random.Random(4)
+    machine.create("disk", "qcow2", SIZE, {"cluster_size": 4 * KiB})
+    model = bytearray(chance.randbytes(256 * KiB).ljust(SIZE, b"\0"))
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, bytes(model[: 256 * KiB]))
+        act(machine, image, "add", "a", granularity=512)
+    image = machine.open("disk", "qcow2", writable=True)
+    load = Workload(image, bytearray(model))
+    load.write(8 * KiB, b"new!" * KiB)
+    load.flush()
+    image.close()
+    changed = 0
+    for _, state in crash_states(load.before, load.journal, chance, 40):
+        machine.files["state"] = state
+        with machine.open("state", "qcow2") as after:
+            (bitmap,) = act(machine, after, "list", "")
+            if not bitmap.inconsistent and not marked(bitmap):
+                assert after.read(0, SIZE) == model
+            else:
+                changed += 1
+    assert changed
+
+
 def test_a_crash_while_bitmaps_change() -> None:
     """Each bitmap is as it was, or as it should be."""
     machine, chance = Machine(), random.Random(3)

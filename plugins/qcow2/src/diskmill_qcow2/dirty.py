@@ -385,7 +385,6 @@ class Bitmaps:
         self._place(disk.pack_directory([one.entry for one in self.all]))
         image.write_refcounts()
         image.write_header()
-        image.barrier()
         if old is not None:
             was = c.BITMAPS_EXTENSION.unpack(old)
             self._gone.append((was.bitmap_directory_offset, was.bitmap_directory_size))

@@ -153,7 +153,6 @@ def _give_back(checker: Checker) -> None:
             part = lowered[index * checker.per_block : (index + 1) * checker.per_block]
             block[: len(part)] = part
             checker.file.write(offset, pack(block, bits).tobytes())
-    checker.image.barrier()
     for lost in checker.lost.marked():
         for low, high in _runs(lost):
             checker.file.discard(low * checker.size, (high - low) * checker.size)
