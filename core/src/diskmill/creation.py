@@ -9,7 +9,7 @@ from typing import Any, cast
 from .context import Context
 from .drivers import FormatDriver, ProtocolDriver
 from .errors import DriverError, UnsupportedError, UsageError
-from .names import parse_name
+from .names import new_file
 from .node import Image, Storage
 from .options import Option, Value, validate
 from .requests import Backing, CreateRequest
@@ -39,7 +39,7 @@ def create_image(
         raise UnsupportedError(f"format '{format}' can only be read", file=name)
     if backing is not None and "backing" not in driver.capabilities:
         raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
-    spec = parse_name(name)["file"]
+    spec = new_file(name)
     protocol = registry.protocol(str(spec["driver"]))
     own, below = split_options(driver, protocol, options, context.idle_options)
     storage = new_storage(protocol, str(spec["filename"]), below, context)

@@ -38,6 +38,16 @@ def parse_name(name: str) -> Spec:
     return {"file": {"driver": protocol, "filename": name}}
 
 
+def new_file(name: str) -> Spec:
+    """The options of the file that an output called *name* becomes: a path, or ``protocol:…``.
+
+    :raises UsageError: *name* is a ``json:`` name, which says how to open what is there.
+    """
+    if name.startswith("json:"):
+        raise UsageError(f"'{name[:200]}' cannot name a new image: name its file")
+    return dict(parse_name(name)["file"])
+
+
 def parse_options(text: str) -> Spec:
     """The node options of an ``--image-opts`` string: ``driver=qcow2,file.filename=disk,…``"""
     return nest(split(text))

@@ -15,7 +15,7 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..graph import open_image
-from ..names import parse_name, relative_to
+from ..names import new_file, parse_name, relative_to
 from ..node import Image, Node, Storage
 from ..options import split
 from ..references import Reference
@@ -225,7 +225,7 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
     """The backing image *name* of *output*; a relative name is relative to the output's folder."""
     if name is None:
         return None
-    own = parse_name(output)["file"].get("filename")
+    own = new_file(output).get("filename")
     spec = relative_to(parse_name(name), os.path.dirname(str(own)))
     return stack.enter_context(open_image(spec, format, context=context))
 

@@ -11,7 +11,7 @@ from ..creation import create_image, split_options
 from ..drivers import FormatDriver, ProtocolDriver
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image
-from ..names import parse_name, relative_to
+from ..names import display, new_file, parse_name, relative_to
 from ..options import Option, Value, validate
 from ..requests import Backing
 from ..sizes import MAX_SIZE, parse_size
@@ -94,9 +94,9 @@ def _backing(name: str, backing: str, format: str | None, unsafe: bool, context:
     """The backing image, looked at if *unsafe* does not say otherwise."""
     if unsafe:
         return Backing(backing, format)
-    own = parse_name(name)["file"].get("filename")
+    own = new_file(name).get("filename")
     spec = relative_to(parse_name(backing), os.path.dirname(str(own)))
-    if own is not None and spec.get("file", {}).get("filename") == own:
+    if own is not None and display(spec) == own:
         raise UsageError("an image cannot be its own backing image", file=name)
     # Only its size and format are asked: what it stands on in turn is none of this command's business.
     with open_image(spec, format, context=context, shallow=True) as base:
@@ -122,7 +122,7 @@ def options_for(format: str, name: str | None = None, *, context: Context | None
     driver = context.registry.format(format)
     found = {option.name: option for option in declared(driver)}
     if name is not None:
-        protocol: ProtocolDriver = context.registry.protocol(str(parse_name(name)["file"]["driver"]))
+        protocol: ProtocolDriver = context.registry.protocol(str(new_file(name)["driver"]))
         found = {option.name: option for option in protocol.options if "create" in option.when} | found
     return [found[key] for key in sorted(found)]
 
