@@ -222,13 +222,17 @@ def test_references_are_relative_to_the_image(name: str, protocol: str, driver: 
         ("0x200", 512),
         (str(MAX_SIZE), MAX_SIZE),
         (" 7k", 7 * KiB),
+        ("0" * 5000 + "7", 7),  # longer than what Python makes a number of
     ],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1x", "k", "1.5", "1kk", "8E", "1e3", str(MAX_SIZE + 1), "nan", "0x", "١"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "-1", "1x", "k", "1.5", "1kk", "8E", "1e3", str(MAX_SIZE + 1), "nan", "0x", "١", "9" * 5000, "1" + "0" * 5000],
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)

@@ -42,7 +42,8 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
         scale = _SUFFIXES[(unit or suffix).lower()]
         if fraction and scale == 1:
             raise UsageError(f"invalid {what} '{text}': a fraction needs a unit")
-        value = int(whole) * scale
+        # Python converts no number of thousands of digits; twenty are beyond the largest size.
+        value = int((whole.lstrip("0") or "0")[:20]) * scale
         if fraction:
             value += int(float(f"0{fraction}") * scale)
     if value > MAX_SIZE:
