@@ -202,6 +202,21 @@ def test_resize(tmp_path: Path, size: str) -> None:
     assert_clean(ours)
 
 
+def test_commit_into_a_smaller_image_that_changed_throughout(tmp_path: Path) -> None:
+    """What its bitmap says in one word for the whole disk does not stand for what the disk grows by."""
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    command("create", "-f", "qcow2", base, "1M")
+    command("bitmap", "--add", base, "dirty")
+    with diskmill.open(str(base), "qcow2", writable=True) as opened:
+        opened.write(0, b"b" * MiB)
+    assert told_by_us(base, "dirty") == [(0, MiB)]
+    command("create", "-f", "qcow2", "-b", "base", "-F", "qcow2", overlay, "4M")
+    qemu_io(overlay, "write 3M 64k", format="qcow2")
+    command("commit", overlay)
+    assert told_by_us(base, "dirty") == told_by_qemu(base, "dirty") == dirty([(0, MiB), (3 * MiB, 64 * KiB)], 64 * KiB)
+    assert_clean(base)
+
+
 def test_copies(tmp_path: Path) -> None:
     """convert --bitmaps, both ways round; and what cannot be."""
     image, copy, again = tmp_path / "image", tmp_path / "copy", tmp_path / "again"

@@ -96,7 +96,7 @@ class Bitmap:
         while at < end:
             index, low = divmod(at, per)
             high = min(end - index * per, per)
-            if table[index] != c.BITMAP_ALL_ONES:
+            if index in self._chunks or table[index] != c.BITMAP_ALL_ONES:  # what is in memory holds
                 self.changed = True
                 if low == 0 and high == min(per, self.bits - index * per):
                     self._assign(index, c.BITMAP_ALL_ONES)
@@ -123,7 +123,7 @@ class Bitmap:
         new, per = -(-size >> self._shift), self._per_chunk
         count = max(disk.table_entries(size, self._shift, self.image.unit), 1)
         last, used = divmod(min(new, self.bits), per)
-        if used and self.table[last]:  # bits beyond the shorter size's end are zero
+        if used and (self.table[last] or last in self._chunks):  # bits beyond the shorter size's end are zero
             chunk = self._chunk(last)
             full = bytearray(self.image.unit)
             _set_bits(full, 0, used)
