@@ -240,6 +240,21 @@ def test_copies(tmp_path: Path) -> None:
         assert done.returncode == 1 and text in done.stderr and not (tmp_path / "none").exists()
 
 
+def test_copies_into_a_larger_image_are_refused_before_it_is_written(tmp_path: Path) -> None:
+    """Neither program can merge bitmaps of another size; none is left that tells of no changes."""
+    image, larger = tmp_path / "image", tmp_path / "larger"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    qemu_img("bitmap", "--add", image, "dirty")
+    qemu_io(image, "write 0 64k", format="qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", larger, "2M")
+    before = larger.read_bytes()
+    done = command("convert", "-n", "--bitmaps", "-O", "qcow2", image, larger, check=False)
+    assert done.returncode == 1 and "'dirty' is of a disk of 1048576 bytes" in done.stderr
+    assert larger.read_bytes() == before
+    qemu_img("convert", "-n", "--bitmaps", "-O", "qcow2", image, larger, check=False)
+    assert flags(larger) == {}
+
+
 def test_a_broken_directory_is_not_dropped_silently(tmp_path: Path) -> None:
     """Nothing is written to an image whose bitmaps cannot be kept up, until it is repaired."""
     image = tmp_path / "image"
