@@ -202,6 +202,22 @@ def test_resize(tmp_path: Path, size: str) -> None:
     assert_clean(ours)
 
 
+def test_a_disk_does_not_outgrow_its_bitmaps(tmp_path: Path) -> None:
+    """An image whose bitmap is larger than may be is opened by nobody: 512 MiB of bits."""
+    image = tmp_path / "image"
+    command("create", "-f", "qcow2", image, "8M")
+    command("bitmap", "--add", "-g", "512", image, "fine")
+    done = command("resize", image, "8T", check=False)
+    assert done.returncode == 1 and "'fine'" in done.stderr
+    assert qemu_img_json("info", image)["virtual-size"] == SIZE and flags(image) == {"fine": ["auto"]}
+    assert_clean(image)
+    command("resize", image, "2T")
+    assert qemu_img_json("info", image)["virtual-size"] == 2 << 40 and flags(image) == {"fine": ["auto"]}
+    assert_clean(image)
+    command("bitmap", "--remove", image, "fine")
+    command("resize", image, "8T")
+
+
 def test_commit_into_a_smaller_image_that_changed_throughout(tmp_path: Path) -> None:
     """What its bitmap says in one word for the whole disk does not stand for what the disk grows by."""
     base, overlay = tmp_path / "base", tmp_path / "overlay"

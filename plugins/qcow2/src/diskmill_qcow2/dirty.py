@@ -277,10 +277,15 @@ class Bitmaps:
     def resize(self, size: int) -> None:
         """The disk is about to get *size* bytes.
 
-        :raises UsageError: one of the bitmaps was not stored properly, so nobody knows what would become of it.
+        :raises UsageError: one of the bitmaps was not stored properly, so nobody knows what would become of it; or it
+            would have more bits than may be, and nobody would open the image.
         """
         for bitmap in self.all:
-            self.sound(bitmap.entry.name)
+            name, bits = bitmap.entry.name, bitmap.entry.granularity_bits
+            self.sound(name)
+            if disk.table_entries(size, bits, self.image.unit) * self.image.unit > c.MAX_BITMAP_BYTES:
+                cause = f"Bitmap '{name}' with its granularity of {1 << bits} bytes is too fine for {size} bytes"
+                raise UsageError(f"{cause}: remove it first", file=self.image.name)
         self.begin(resize=True)
         for bitmap in self.all:
             bitmap.resize(size)
