@@ -202,6 +202,37 @@ def test_resize(tmp_path: Path, size: str) -> None:
     assert_clean(ours)
 
 
+def test_a_disk_does_not_outgrow_its_bitmaps(tmp_path: Path) -> None:
+    """An image whose bitmap is larger than may be is opened by nobody: 512 MiB of bits."""
+    image = tmp_path / "image"
+    command("create", "-f", "qcow2", image, "8M")
+    command("bitmap", "--add", "-g", "512", image, "fine")
+    done = command("resize", image, "8T", check=False)
+    assert done.returncode == 1 and "'fine'" in done.stderr
+    assert qemu_img_json("info", image)["virtual-size"] == SIZE and flags(image) == {"fine": ["auto"]}
+    assert_clean(image)
+    command("resize", image, "2T")
+    assert qemu_img_json("info", image)["virtual-size"] == 2 << 40 and flags(image) == {"fine": ["auto"]}
+    assert_clean(image)
+    command("bitmap", "--remove", image, "fine")
+    command("resize", image, "8T")
+
+
+def test_commit_into_a_smaller_image_that_changed_throughout(tmp_path: Path) -> None:
+    """What its bitmap says in one word for the whole disk does not stand for what the disk grows by."""
+    base, overlay = tmp_path / "base", tmp_path / "overlay"
+    command("create", "-f", "qcow2", base, "1M")
+    command("bitmap", "--add", base, "dirty")
+    with diskmill.open(str(base), "qcow2", writable=True) as opened:
+        opened.write(0, b"b" * MiB)
+    assert told_by_us(base, "dirty") == [(0, MiB)]
+    command("create", "-f", "qcow2", "-b", "base", "-F", "qcow2", overlay, "4M")
+    qemu_io(overlay, "write 3M 64k", format="qcow2")
+    command("commit", overlay)
+    assert told_by_us(base, "dirty") == told_by_qemu(base, "dirty") == dirty([(0, MiB), (3 * MiB, 64 * KiB)], 64 * KiB)
+    assert_clean(base)
+
+
 def test_copies(tmp_path: Path) -> None:
     """convert --bitmaps, both ways round; and what cannot be."""
     image, copy, again = tmp_path / "image", tmp_path / "copy", tmp_path / "again"
@@ -223,6 +254,21 @@ def test_copies(tmp_path: Path) -> None:
     ):
         done = command("convert", "--bitmaps", *words, tmp_path / "none", check=False)
         assert done.returncode == 1 and text in done.stderr and not (tmp_path / "none").exists()
+
+
+def test_copies_into_a_larger_image_are_refused_before_it_is_written(tmp_path: Path) -> None:
+    """Neither program can merge bitmaps of another size; none is left that tells of no changes."""
+    image, larger = tmp_path / "image", tmp_path / "larger"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    qemu_img("bitmap", "--add", image, "dirty")
+    qemu_io(image, "write 0 64k", format="qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", larger, "2M")
+    before = larger.read_bytes()
+    done = command("convert", "-n", "--bitmaps", "-O", "qcow2", image, larger, check=False)
+    assert done.returncode == 1 and "'dirty' is of a disk of 1048576 bytes" in done.stderr
+    assert larger.read_bytes() == before
+    qemu_img("convert", "-n", "--bitmaps", "-O", "qcow2", image, larger, check=False)
+    assert flags(larger) == {}
 
 
 def test_a_broken_directory_is_not_dropped_silently(tmp_path: Path) -> None:

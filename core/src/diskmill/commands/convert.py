@@ -189,6 +189,9 @@ def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> N
     if copied and "bitmaps" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support persistent bitmaps", file=target.name)
     for one in copied:
+        if one.size != target.size:  # of an existing image: nothing could be merged into it afterwards
+            text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
+            raise UsageError(text, file=target.name)
         _bitmap(target, context, "add", one.name, granularity=one.granularity, disabled=True)
 
 

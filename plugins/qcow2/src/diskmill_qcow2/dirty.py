@@ -96,7 +96,7 @@ class Bitmap:
         while at < end:
             index, low = divmod(at, per)
             high = min(end - index * per, per)
-            if table[index] != c.BITMAP_ALL_ONES:
+            if index in self._chunks or table[index] != c.BITMAP_ALL_ONES:  # what is in memory holds
                 self.changed = True
                 if low == 0 and high == min(per, self.bits - index * per):
                     self._assign(index, c.BITMAP_ALL_ONES)
@@ -123,7 +123,7 @@ class Bitmap:
         new, per = -(-size >> self._shift), self._per_chunk
         count = max(disk.table_entries(size, self._shift, self.image.unit), 1)
         last, used = divmod(min(new, self.bits), per)
-        if used and self.table[last]:  # bits beyond the shorter size's end are zero
+        if used and (self.table[last] or last in self._chunks):  # bits beyond the shorter size's end are zero
             chunk = self._chunk(last)
             full = bytearray(self.image.unit)
             _set_bits(full, 0, used)
@@ -277,10 +277,15 @@ class Bitmaps:
     def resize(self, size: int) -> None:
         """The disk is about to get *size* bytes.
 
-        :raises UsageError: one of the bitmaps was not stored properly, so nobody knows what would become of it.
+        :raises UsageError: one of the bitmaps was not stored properly, so nobody knows what would become of it; or it
+            would have more bits than may be, and nobody would open the image.
         """
         for bitmap in self.all:
-            self.sound(bitmap.entry.name)
+            name, bits = bitmap.entry.name, bitmap.entry.granularity_bits
+            self.sound(name)
+            if disk.table_entries(size, bits, self.image.unit) * self.image.unit > c.MAX_BITMAP_BYTES:
+                cause = f"Bitmap '{name}' with its granularity of {1 << bits} bytes is too fine for {size} bytes"
+                raise UsageError(f"{cause}: remove it first", file=self.image.name)
         self.begin(resize=True)
         for bitmap in self.all:
             bitmap.resize(size)
