@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diskmill.node import Image
+from diskmill.contract.node import Image
 from twins import Content, MemoryStorage
 
 SECTOR = 512

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.context import Context
-from diskmill.creation import create_image
-from diskmill.drivers import FormatDriver
+from diskmill.contract.context import Context
+from diskmill.contract.drivers import FormatDriver
+from diskmill.contract.extents import Extent
+from diskmill.contract.node import Image
+from diskmill.contract.options import Option
+from diskmill.contract.requests import Backing
 from diskmill.errors import DiskmillError
-from diskmill.extents import Extent
-from diskmill.gate import ANYTHING
-from diskmill.graph import open_image
-from diskmill.node import Image
-from diskmill.options import Option
-from diskmill.registry import Registry
-from diskmill.requests import Backing
+from diskmill.opening.creation import create_image
+from diskmill.opening.gate import ANYTHING
+from diskmill.opening.graph import open_image
+from diskmill.opening.registry import Registry
 from diskmill.sizes import KiB, MiB
 from encoders import Variants, bochs, cloop, dmg
 from twins import Content, MemoryDriver

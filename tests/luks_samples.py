@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import diskmill
-from diskmill.context import Context
-from diskmill.graph import open_image
-from diskmill.node import Image
+from diskmill.contract.context import Context
+from diskmill.contract.node import Image
+from diskmill.opening.graph import open_image
 from tools import qemu_img, run, tool
 
 KiB = 1024

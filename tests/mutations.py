@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
+from diskmill.contract.node import Image
 from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError
-from diskmill.node import Image
 from formats import FORMATS, Machine
 from twins import Content
 

@@ -14,11 +14,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diskmill.drivers import FormatDriver, ProtocolDriver, hookimpl
+from diskmill.contract.drivers import FormatDriver, ProtocolDriver, hookimpl
+from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.node import Buffer, Image, Node, ReadBuffer, Storage
+from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import StorageError, UnsupportedError
-from diskmill.extents import Extent, Kind, Placement
-from diskmill.node import Buffer, Image, Node, ReadBuffer, Storage
-from diskmill.requests import CreateRequest, OpenRequest
 from diskmill.sizes import SECTOR
 
 PAGE = 4096

@@ -7,7 +7,7 @@ import struct
 import tarfile
 from pathlib import Path
 
-from diskmill.registry import default_registry
+from diskmill.opening.registry import default_registry
 from encoders import bochs, cloop, dmg, in_memory
 from tools import qemu_img, qemu_io
 

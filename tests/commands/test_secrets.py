@@ -240,7 +240,7 @@ def test_keys_do_not_show(tmp_path: Path, format: str) -> None:
 
 def volume_key(path: Path, format: str) -> bytes:
     """The key that encrypts the disk, as long as diskmill holds it."""
-    from diskmill.graph import open_image
+    from diskmill.opening.graph import open_image
 
     spec: dict[str, Any] = {"driver": format, "file": {"driver": "file", "filename": str(path)}}
     spec["key-secret" if format == "luks" else "encrypt.key-secret"] = "key"
@@ -252,7 +252,7 @@ def test_tracebacks_and_representations_hide_keys(folder: Path) -> None:
     """Also where every local variable is printed, as some programs' handlers of errors do."""
     import traceback
 
-    from diskmill.graph import open_image
+    from diskmill.opening.graph import open_image
 
     image = folder / "disk.luks"
     key = volume_key(image, "luks")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from diskmill.results import ImageInfo, MapEntry
+from diskmill.contract.results import ImageInfo, MapEntry
 from rich.console import Console
 from tools import diskmill, qemu_img, qemu_io
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import diskmill
 import pytest
+from diskmill.contract.extents import Kind
 from diskmill.errors import UnsupportedError, UsageError
-from diskmill.extents import Kind
 from diskmill.sizes import KiB, MiB
 from formats import FORMATS, Machine, fillable, formats, fragments, pattern, refused, variants
 

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 
 import pytest
+from diskmill.contract.extents import Kind
 from diskmill.errors import DiskmillError
-from diskmill.extents import Kind
-from diskmill.graph import open_image
-from diskmill.known import recognise
+from diskmill.opening.graph import open_image
+from diskmill.opening.known import recognise
 from diskmill.sizes import KiB, MiB
 from formats import ENCODERS, FORMATS, Machine, formats, fragments, unit_of, variants
 from twins import Content
@@ -230,7 +230,7 @@ def test_truncated_images(format: str) -> None:
 
 def beginnings(format: str) -> list[bytes]:
     """What files of the format may begin with, as far as the core can tell."""
-    from diskmill.known import _MAGICS
+    from diskmill.opening.known import _MAGICS
 
     return [b"", *(bytes(offset) + magic for name, offset, magic in _MAGICS if name == format)]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from diskmill.commands.resize import set_size
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Image
 from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
-from diskmill.extents import Extent, Kind
-from diskmill.node import Image
 from diskmill.sizes import SECTOR, GiB, KiB, MiB, round_up
 from formats import FORMATS, Machine, formats, fragments, layouts, merged, pattern, refused, unit_of, variants
 from hypothesis import given, settings
@@ -189,7 +189,7 @@ def test_nothing_is_written_beyond_the_end(format: str) -> None:
 
 @pytest.mark.parametrize("format", WRITABLE)
 def test_an_abandoned_output_leaves_nothing(format: str) -> None:
-    from diskmill.creation import create_image
+    from diskmill.opening.creation import create_image
 
     machine = Machine()
     image = create_image("memory:disk", format, MiB, machine.options(format), context=machine.context)

@@ -7,8 +7,8 @@ import random
 import diskmill
 import pytest
 from diskmill.errors import DiskmillError, UnsupportedError
-from diskmill.graph import open_image
-from diskmill.known import recognise
+from diskmill.opening.graph import open_image
+from diskmill.opening.known import recognise
 from diskmill.sizes import KiB, MiB
 from formats import ENCODERS, FORMATS, Machine, formats, fragments, merged, pattern, refused
 

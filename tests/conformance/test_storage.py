@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from diskmill.context import Context
-from diskmill.creation import create_image
+from diskmill.contract.context import Context
+from diskmill.contract.extents import Kind
+from diskmill.contract.node import Storage
+from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
-from diskmill.extents import Kind
-from diskmill.node import Storage
-from diskmill.registry import Registry
-from diskmill.requests import CreateRequest, OpenRequest
+from diskmill.opening.creation import create_image
+from diskmill.opening.registry import Registry
 from hypothesis import given
 from hypothesis import strategies as st
 from twins import MemoryDriver

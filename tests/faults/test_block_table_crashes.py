@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from crashes import Workload, apply, crash_states, random_workload
-from diskmill.graph import open_image
-from diskmill.node import Image
-from diskmill.results import CheckResult
+from diskmill.contract.node import Image
+from diskmill.contract.results import CheckResult
+from diskmill.opening.graph import open_image
 from diskmill.sizes import KiB, MiB
 from formats import Machine
 from twins import Content, MemoryStorage

@@ -17,10 +17,10 @@ import pytest
 from diskmill.commands.commit import commit
 from diskmill.commands.convert import convert
 from diskmill.commands.resize import resize, set_size
+from diskmill.contract.node import Image
+from diskmill.contract.results import CheckResult
 from diskmill.errors import DiskmillError
-from diskmill.graph import open_image
-from diskmill.node import Image
-from diskmill.results import CheckResult
+from diskmill.opening.graph import open_image
 from diskmill.sizes import SECTOR, KiB, MiB
 from formats import FORMATS, NOISE, Machine, formats
 from tools import diskmill, qemu_img

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.context import CACHE_MODES, Context
+from diskmill.contract.context import CACHE_MODES, Context
+from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
-from diskmill.file import driver
-from diskmill.file.storage import FileStorage
-from diskmill.requests import CreateRequest, OpenRequest
+from diskmill.storages.file import driver
+from diskmill.storages.file.storage import FileStorage
 from tools import diskmill
 
 MiB = 1 << 20

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.context import Context
-from diskmill.drivers import FormatDriver, hookimpl
+from diskmill.contract.context import Context
+from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Image
+from diskmill.contract.references import Reference
+from diskmill.contract.requests import OpenRequest
 from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageError
-from diskmill.extents import Extent, Kind
-from diskmill.gate import ANYTHING, FOLDER, NOTHING, Trust
-from diskmill.graph import MAX_CHAIN, open_image
-from diskmill.node import Image
-from diskmill.references import Reference
-from diskmill.registry import Registry
-from diskmill.requests import OpenRequest
+from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
+from diskmill.opening.graph import MAX_CHAIN, open_image
+from diskmill.opening.registry import Registry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -314,7 +314,7 @@ def test_loops_end(folder: Path, role: str, shallow: bool) -> None:
 
 @pytest.mark.parametrize("shallow", [False, True])
 def test_many_files_that_each_need_many_files_end(folder: Path, shallow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diskmill.graph.MAX_FILES", 60)
+    monkeypatch.setattr("diskmill.opening.graph.MAX_FILES", 60)
     for level in range(20):
         asking(folder / f"level{level}", *[f"level{level + 1}"] * 10, role="extent")
     asking(folder / "level20")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from crashes import Change, crash_states
+from diskmill.contract.node import Image
 from diskmill.errors import DiskmillError, SecretError
-from diskmill.graph import open_image
-from diskmill.node import Image
+from diskmill.opening.graph import open_image
 from formats import Machine
 from twins import Content, MemoryStorage
 

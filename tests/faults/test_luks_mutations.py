@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from diskmill.errors import DiskmillError, ImageError
-from diskmill.graph import open_image
+from diskmill.opening.graph import open_image
 from formats import Machine
 from mutations import bounded, mutants
 from twins import Content

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from crashes import Change, Workload, apply, crash_states, random_workload
+from diskmill.contract.node import Image
+from diskmill.contract.results import Bitmap, CheckResult
 from diskmill.errors import ImageError
-from diskmill.graph import open_image
-from diskmill.node import Image
-from diskmill.results import Bitmap, CheckResult
+from diskmill.opening.graph import open_image
 from diskmill.sizes import KiB, MiB
 from formats import Machine
 from qcow2_damage import LAYOUTS, Anatomy, sample

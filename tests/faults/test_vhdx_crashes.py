@@ -6,7 +6,7 @@ import random
 
 import pytest
 from crashes import Workload, apply, crash_states, random_workload
-from diskmill.node import Image
+from diskmill.contract.node import Image
 from diskmill.sizes import KiB, MiB
 from formats import Machine
 from twins import MemoryDriver

@@ -9,7 +9,7 @@ from typing import Any
 import diskmill
 import pytest
 from crashes import Change, Workload, apply, crash_of_several, crash_states, random_workload
-from diskmill.node import Image
+from diskmill.contract.node import Image
 from diskmill.sizes import KiB, MiB
 from formats import Machine, refused
 from twins import Content, MemoryDriver, MemoryStorage

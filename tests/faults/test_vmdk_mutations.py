@@ -15,11 +15,11 @@ from typing import Any
 import diskmill
 import esx
 import pytest
-from diskmill.context import Context
+from diskmill.contract.context import Context
 from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError
-from diskmill.gate import FOLDER
-from diskmill.graph import open_image
+from diskmill.opening.gate import FOLDER
+from diskmill.opening.graph import open_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import bounded, mutants, withstand

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from crashes import Change, crash_states, spoilt_states
-from diskmill.node import Image
+from diskmill.contract.node import Image
 from diskmill.sizes import SECTOR, MiB
 from formats import Machine
 from twins import Content, MemoryStorage

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import diskmill
 import pytest
+from diskmill.contract.extents import Kind
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError, UsageError
-from diskmill.extents import Kind
 from diskmill.sizes import KiB, MiB
 from encoders import bochs, cloop, in_memory
 from formats import Machine, fragments, pattern
@@ -182,11 +182,11 @@ def test_a_redolog_reads_over_its_base(subtype: bytes) -> None:
         image.read(0, 512)
     spec = {"driver": "bochs", "file": {"driver": "memory", "filename": "memory:redolog"}}
     over = spec | {"backing": {"driver": "raw", "file": {"driver": "memory", "filename": "memory:base"}}}
-    with diskmill.graph.open_image(over, context=machine.context) as image:
+    with diskmill.opening.graph.open_image(over, context=machine.context) as image:
         assert image.read(0, image.size) == expected
     machine.put("redolog", in_memory(bochs.encode, extent=4096)(bytes(change)))
     with pytest.raises(UsageError, match="stands on no other"):
-        diskmill.graph.open_image(over, context=machine.context)
+        diskmill.opening.graph.open_image(over, context=machine.context)
 
 
 def redolog(**changes: int | bytes) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import diskmill
 import pytest
+from diskmill.contract.extents import Kind
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError
-from diskmill.extents import Kind
 from diskmill.sizes import SECTOR, KiB, MiB
 from encoders import dmg, in_memory
 from formats import Machine, fragments

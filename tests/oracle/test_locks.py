@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.context import Context
-from diskmill.creation import create_image
+from diskmill.contract.context import Context
+from diskmill.contract.requests import OpenRequest
 from diskmill.errors import LockedError
-from diskmill.file import driver
-from diskmill.graph import open_image
-from diskmill.requests import OpenRequest
+from diskmill.opening.creation import create_image
+from diskmill.opening.graph import open_image
+from diskmill.storages.file import driver
 from tools import qemu_img, qemu_io, tool
 
 MiB = 1 << 20

@@ -190,7 +190,7 @@ def test_one_damaged_copy_of_the_header(tmp_path: Path, copy: int, where: int) -
     here = context()
     here.warn = heard.append
     name = {"driver": "luks", "key-secret": "key", "file": {"driver": "file", "filename": str(path)}}
-    from diskmill.graph import open_image
+    from diskmill.opening.graph import open_image
 
     with open_image(name, context=here) as image:
         assert image.read(0, len(CONTENT)) == CONTENT
@@ -420,7 +420,7 @@ def test_a_wrong_or_missing_passphrase(tmp_path: Path, options: dict[str, Any]) 
 
 
 def test_a_passphrase_is_asked_for(tmp_path: Path) -> None:
-    from diskmill.graph import open_image
+    from diskmill.opening.graph import open_image
 
     path = ours(tmp_path)
     asked: list[str] = []

@@ -8,9 +8,9 @@ from typing import Any
 
 import diskmill
 import pytest
+from diskmill.contract.node import Image
 from diskmill.errors import DiskmillError, ImageError, SecretError, UsageError
-from diskmill.graph import open_image
-from diskmill.node import Image
+from diskmill.opening.graph import open_image
 from luks_samples import CONTENT, KiB, context, raw, secret
 from tools import qemu_img, qemu_img_json, run, tool
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import diskmill
 import pytest
 from diskmill.commands.bitmap import bitmaps_of
-from diskmill.context import Context
+from diskmill.contract.context import Context
 from diskmill.errors import ImageError, UsageError
 from diskmill.sizes import KiB, MiB
 from tools import assert_clean, diskmill_json, qemu_img, qemu_img_json, qemu_io, tool

@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from diskmill.context import Context
-from diskmill.creation import create_image
+from diskmill.contract.context import Context
+from diskmill.contract.requests import Backing
 from diskmill.engine.copy import CopyPlan, copy
-from diskmill.graph import open_image
-from diskmill.requests import Backing
+from diskmill.opening.creation import create_image
+from diskmill.opening.graph import open_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import scattered_file

@@ -9,8 +9,8 @@ from pathlib import Path
 import diskmill
 import pytest
 from diskmill.commands.check import check
+from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError
-from diskmill.results import CheckResult
 from qcow2_damage import LAYOUTS, Anatomy, sample
 from tools import (
     assert_clean,

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from diskmill.context import Context
-from diskmill.extents import Kind
-from diskmill.graph import open_image
+from diskmill.contract.context import Context
+from diskmill.contract.extents import Kind
+from diskmill.opening.graph import open_image
 from diskmill.sizes import KiB
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

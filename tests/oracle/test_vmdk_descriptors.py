@@ -8,10 +8,10 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.context import Context
+from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageError, UnsupportedError
-from diskmill.gate import ANYTHING, FOLDER, NOTHING, Trust
-from diskmill.graph import open_image
+from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
+from diskmill.opening.graph import open_image
 from samples import KiB, MiB
 from tools import qemu_img, run, tool
 

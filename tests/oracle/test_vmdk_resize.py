@@ -14,9 +14,9 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill.commands.resize import set_size
-from diskmill.context import Context
+from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, LockedError, StorageError, UnsupportedError
-from diskmill.graph import open_image
+from diskmill.opening.graph import open_image
 from samples import KiB, MiB, scattered_file
 from tools import assert_identical, qemu_img, qemu_img_json, qemu_io, run, tool
 from tools import diskmill as command
@@ -529,7 +529,7 @@ def test_a_flat_disk_grows_where_no_file_can_be_made(tmp_path: Path, monkeypatch
     def make(*arguments: Any, **keywords: Any) -> None:
         raise StorageError("Permission denied", errno=13)
 
-    monkeypatch.setattr("diskmill.siblings.Siblings.make", make)
+    monkeypatch.setattr("diskmill.opening.siblings.Siblings.make", make)
     raw, image = source(tmp_path, MiB), tmp_path / "disk.vmdk"
     convert(raw, image, "monolithicFlat")
     image.write_text(DESCRIPTORS["long"](image.read_text()))

@@ -165,7 +165,7 @@ def test_an_image_of_a_format_that_is_not_installed_is_not_written_as_raw(bare: 
 
 TRACE = """
 import sys
-from diskmill.drivers import hookimpl
+from diskmill.contract.drivers import hookimpl
 
 class Plugin:
     @hookimpl(wrapper=True)
@@ -178,7 +178,7 @@ plugin = Plugin()
 """
 
 DENY = """
-from diskmill.drivers import hookimpl
+from diskmill.contract.drivers import hookimpl
 from diskmill.errors import RefusedError
 
 class Plugin:
@@ -219,7 +219,7 @@ def test_a_plugin_that_cannot_be_loaded_stops_everything(outside: Command, disk:
 # -- drivers that are broken -----------------------------------------------------------------------------------------
 
 DRIVER = """
-from diskmill.drivers import FormatDriver, hookimpl
+from diskmill.contract.drivers import FormatDriver, hookimpl
 
 class Driver(FormatDriver):
     name = "odd"

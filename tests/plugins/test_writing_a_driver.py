@@ -9,9 +9,9 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill.context import Context
+from diskmill.contract.context import Context
 from diskmill.errors import RefusedError
-from diskmill.registry import Registry
+from diskmill.opening.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "writing-a-driver.md").read_text()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 
 import pytest
+from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.engine import access
 from diskmill.errors import ImageError, StorageError, UsageError
-from diskmill.extents import Extent, Kind, Placement
 from hypothesis import given
 from hypothesis import strategies as st
 from twins import Clustered, MemoryStorage, memory

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from diskmill import tables
-from diskmill.blocks import PAGE, BlockTable
+from diskmill.kit import tables
+from diskmill.kit.blocks import PAGE, BlockTable
 from twins import Content, MemoryDriver, MemoryStorage
 
 

@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from diskmill.chunks import PIECE, WHOLE, Chunk, Chunks, Method, unreadable
-from diskmill.drivers import FormatDriver
+from diskmill.contract.drivers import FormatDriver
+from diskmill.contract.extents import Extent, Kind, joined
+from diskmill.contract.node import Image
 from diskmill.engine.copy import CopyPlan, copy
 from diskmill.errors import DiskmillError, ImageError
-from diskmill.extents import Extent, Kind, joined
-from diskmill.node import Image
+from diskmill.kit.chunks import PIECE, WHOLE, Chunk, Chunks, Method, unreadable
 from diskmill.sizes import KiB, MiB
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from diskmill.drivers import FormatDriver
+from diskmill.contract.drivers import FormatDriver
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Image
 from diskmill.engine.copy import CHUNK, CopyPlan, copy
 from diskmill.engine.progress import Progress
 from diskmill.errors import CancelledError, DiskmillError, StorageError
-from diskmill.extents import Extent, Kind
-from diskmill.node import Image
 from diskmill.sizes import KiB, MiB
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -6,12 +6,12 @@ import json
 from contextlib import suppress
 
 import pytest
+from diskmill.contract.options import HelpAsked, Option, split, validate
 from diskmill.engine.zeros import data_runs, is_zero
 from diskmill.errors import DiskmillError, ImageError, UsageError
-from diskmill.names import display, nest, parse_name, parse_options, relative_to
-from diskmill.options import HelpAsked, Option, split, validate
+from diskmill.kit.structs import Structure
+from diskmill.opening.names import display, nest, parse_name, parse_options, relative_to
 from diskmill.sizes import MAX_SIZE, GiB, KiB, MiB, format_size, parse_size, round_down, round_up
-from diskmill.structs import Structure
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ from tools import run
 
 PROGRAM = """
 import sys
-from diskmill.discovery import installed
+from diskmill.opening.discovery import installed
 found = [f"{one.name}={one.value}" for one in installed() if one.group == "diskmill.format"]
 print(*sorted(found), "searched" if "stevedore" in sys.modules else "remembered")
 """
@@ -47,7 +47,7 @@ def test_the_second_start_does_not_search(cache: Path) -> None:
     assert first[-1] == "searched"
     assert second[-1] == "remembered"
     assert first[:-1] == second[:-1]
-    assert "raw=diskmill.raw:driver" in first
+    assert "raw=diskmill.formats.raw:driver" in first
     assert remembered(cache).stat().st_mode & 0o777 == 0o600
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_another_could_have_written_or_that_is_damaged_is_not_believ
     expected = start(cache)[:-1]
     file = remembered(cache)
     text = file.read_text()
-    evil = text.replace("diskmill.raw:driver", "evil:driver")
+    evil = text.replace("diskmill.formats.raw:driver", "evil:driver")
     assert evil != text
     if how == "damaged":
         file.write_text(text.replace("\t", " "))
@@ -152,14 +152,14 @@ def test_a_module_path_with_strange_folders(cache: Path, folder: str) -> None:
     program = f"import sys\nsys.path.append({folder})\n{PROGRAM}"
     starts = [run(sys.executable, "-c", program, env=environment).stdout.split() for _ in range(2)]
     assert [words[-1] for words in starts] == ["searched", "remembered"]
-    assert "raw=diskmill.raw:driver" in starts[0]
+    assert "raw=diskmill.formats.raw:driver" in starts[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_another_users_file_is_not_believed(cache: Path) -> None:
     expected = start(cache)[:-1]
     file = remembered(cache)
-    file.write_text(file.read_text().replace("diskmill.raw:driver", "evil:driver"))
+    file.write_text(file.read_text().replace("diskmill.formats.raw:driver", "evil:driver"))
     os.chown(file, 12345, 12345)
     assert start(cache) == [*expected, "searched"]
 
@@ -169,6 +169,6 @@ def test_without_a_place_to_remember_it_searches(cache_home: str, tmp_path: Path
     environment = {**os.environ, "XDG_CACHE_HOME": cache_home}
     for _ in range(2):
         words = run(sys.executable, "-c", PROGRAM, env=environment, cwd=tmp_path).stdout.split()
-        assert "raw=diskmill.raw:driver" in words
+        assert "raw=diskmill.formats.raw:driver" in words
         assert words[-1] == "searched"
     assert not (tmp_path / cache_home / "diskmill").exists()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.context import CACHE_MODES, Context
+from diskmill.contract.context import CACHE_MODES, Context
+from diskmill.contract.requests import CreateRequest
 from diskmill.errors import DiskmillError, StorageError
-from diskmill.file import driver, space
-from diskmill.file.storage import FileStorage
-from diskmill.requests import CreateRequest
+from diskmill.storages.file import driver, space
+from diskmill.storages.file.storage import FileStorage
 from formats import Machine, formats
 from samples import scattered_file
 from tools import qemu_img

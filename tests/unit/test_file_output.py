@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from diskmill.context import CACHE_MODES, Context
+from diskmill.contract.context import CACHE_MODES, Context
+from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import LockedError, StorageError
-from diskmill.file import driver, output
-from diskmill.file.storage import FileStorage
-from diskmill.requests import CreateRequest, OpenRequest
+from diskmill.storages.file import driver, output
+from diskmill.storages.file.storage import FileStorage
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -272,9 +272,9 @@ def test_nothing_is_left_when_the_process_is_killed(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     program = (
         "import sys, os\n"
-        "from diskmill.context import Context\n"
-        "from diskmill.file import driver\n"
-        "from diskmill.requests import CreateRequest\n"
+        "from diskmill.contract.context import Context\n"
+        "from diskmill.storages.file import driver\n"
+        "from diskmill.contract.requests import CreateRequest\n"
         "storage = driver.create(CreateRequest(sys.argv[1], Context(), 0))\n"
         "storage.write(0, b'new' * 100000)\n"
         "print('ready', flush=True)\n"

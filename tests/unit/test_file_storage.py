@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.context import CACHE_MODES, Context
+from diskmill.contract.context import CACHE_MODES, Context
+from diskmill.contract.extents import Kind
+from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import StorageError
-from diskmill.extents import Kind
-from diskmill.file import driver, space
-from diskmill.file.direct import DirectStorage
-from diskmill.file.storage import FileStorage
-from diskmill.requests import CreateRequest, OpenRequest
+from diskmill.storages.file import driver, space
+from diskmill.storages.file.direct import DirectStorage
+from diskmill.storages.file.storage import FileStorage
 from hypothesis import given
 from hypothesis import strategies as st
 

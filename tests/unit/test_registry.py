@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from diskmill.drivers import FormatDriver, hookimpl
+from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.errors import DriverError
-from diskmill.registry import Registry
+from diskmill.opening.registry import Registry
 from tools import qemu_img, run
 
 

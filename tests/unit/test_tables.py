@@ -7,8 +7,8 @@ from array import array
 from itertools import pairwise
 
 import pytest
-from diskmill import tables
-from diskmill.tables import Run
+from diskmill.kit import tables
+from diskmill.kit.tables import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from twins import memory

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from diskmill.contract.extents import Extent, Kind
 from diskmill.engine.walk import walk
-from diskmill.extents import Extent, Kind
 from hypothesis import given
 from hypothesis import strategies as st
 from twins import PAGE, Clustered, memory

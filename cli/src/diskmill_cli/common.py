@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from diskmill.context import CACHE_MODES
+from diskmill.contract.context import CACHE_MODES
 from diskmill.errors import UsageError
 
 from .arguments import Arguments, Option
@@ -14,8 +14,8 @@ from .arguments import Arguments, Option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diskmill.context import Context
-    from diskmill.options import Option as DriverOption
+    from diskmill.contract.context import Context
+    from diskmill.contract.options import Option as DriverOption
 
     from .session import Session
 
@@ -98,7 +98,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     :param cache: the cache mode where the option *key* does not name one.
     :raises UsageError: a bad cache mode, trust or object.
     """
-    from diskmill.context import Context
+    from diskmill.contract.context import Context
 
     mode = arguments.one(key) or cache
     if mode not in CACHE_MODES:
@@ -132,7 +132,7 @@ def _asker(session: Session) -> Callable[[str], bytes] | None:
 
 def trust_of(arguments: Arguments, session: Session) -> Trust:
     """The trust policy: of the option, of the environment, or the program's own default."""
-    from diskmill.gate import Trust
+    from diskmill.opening.gate import Trust
 
     given = arguments.all("trust")
     if not given:
@@ -150,7 +150,7 @@ def driver_options(arguments: Arguments) -> dict[str, str]:
     :raises HelpAsked: one of them is ``help`` or ``?``.
     :raises UsageError: a list is empty, or begins or ends with a comma.
     """
-    from diskmill.options import split
+    from diskmill.contract.options import split
 
     for text in arguments.all("options"):
         if not text or text.startswith(",") or text.replace(",,", "").endswith(","):
@@ -169,4 +169,4 @@ def show_options(options: list[DriverOption], title: str, session: Session) -> i
 
 
 if TYPE_CHECKING:
-    from diskmill.gate import Trust
+    from diskmill.opening.gate import Trust

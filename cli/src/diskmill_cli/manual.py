@@ -111,8 +111,8 @@ def _completion(option: Option) -> Callable[[str], list[str]] | None:
 
 def formats() -> list[str]:
     """The names of the installed format drivers."""
-    from diskmill.drivers import FormatDriver
-    from diskmill.registry import default_registry
+    from diskmill.contract.drivers import FormatDriver
+    from diskmill.opening.registry import default_registry
 
     return [driver.name for driver in default_registry().all(FormatDriver.group)]
 

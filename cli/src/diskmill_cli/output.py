@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diskmill.results import Snapshot
+    from diskmill.contract.results import Snapshot
 
 
 def to_json(value: Any) -> str:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diskmill.contract.options import HelpAsked, split
 from diskmill.errors import SecretError, StorageError, UsageError
-from diskmill.options import HelpAsked, split
 
 _MAX = 1 << 20
 """Bytes of a secret file that are read at most; keys and passphrases are far smaller."""

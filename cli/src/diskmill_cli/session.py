@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diskmill.options import Option as DriverOption
+    from diskmill.contract.options import Option as DriverOption
     from rich.console import Console
 
     from .arguments import Arguments
@@ -36,7 +36,7 @@ class Session:
         return __version__
 
     def idle_options(self) -> Sequence[DriverOption]:
-        """See :class:`~diskmill.context.Context`: an option without effect is an error here."""
+        """See :class:`~diskmill.contract.context.Context`: an option without effect is an error here."""
         return ()
 
     def completing(self, words: Sequence[str]) -> bool:

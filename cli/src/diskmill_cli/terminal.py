@@ -19,7 +19,7 @@ from .output import clock, date, scalar
 
 if TYPE_CHECKING:
     from diskmill.commands.drivers import DriverInfo
-    from diskmill.results import CheckResult, Comparison, ImageInfo, Limits, MapEntry, Measurement, Snapshot
+    from diskmill.contract.results import CheckResult, Comparison, ImageInfo, Limits, MapEntry, Measurement, Snapshot
 
 _STYLES = {"data": "green", "backing": "blue", "zero": "bright_black", "hole": "bright_black"}
 _CELLS = {"data": "█", "backing": "▓", "zero": "░", "hole": "·"}

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError, UsageError
-from diskmill.registry import default_registry
+from diskmill.opening.registry import default_registry
 from diskmill.trace import events, traced
 
 if TYPE_CHECKING:

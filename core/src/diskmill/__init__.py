@@ -33,30 +33,30 @@ if TYPE_CHECKING:
     from .commands.rebase import rebase as rebase
     from .commands.resize import resize as resize
     from .commands.snapshot import snapshot as snapshot
-    from .context import Context as Context
-    from .drivers import CryptoDriver as CryptoDriver
-    from .drivers import FormatDriver as FormatDriver
-    from .drivers import ProtocolDriver as ProtocolDriver
-    from .drivers import hookimpl as hookimpl
+    from .contract.context import Context as Context
+    from .contract.drivers import CryptoDriver as CryptoDriver
+    from .contract.drivers import FormatDriver as FormatDriver
+    from .contract.drivers import ProtocolDriver as ProtocolDriver
+    from .contract.drivers import hookimpl as hookimpl
+    from .contract.node import Image as Image
     from .errors import DiskmillError as DiskmillError
-    from .gate import ANYTHING as ANYTHING
-    from .gate import FOLDER as FOLDER
-    from .gate import NOTHING as NOTHING
-    from .gate import Trust as Trust
     from .library import open as open
-    from .node import Image as Image
+    from .opening.gate import ANYTHING as ANYTHING
+    from .opening.gate import FOLDER as FOLDER
+    from .opening.gate import NOTHING as NOTHING
+    from .opening.gate import Trust as Trust
 
 _HOMES = {
-    "ANYTHING": "gate",
-    "Context": "context",
-    "CryptoDriver": "drivers",
+    "ANYTHING": "opening.gate",
+    "Context": "contract.context",
+    "CryptoDriver": "contract.drivers",
     "DiskmillError": "errors",
-    "FOLDER": "gate",
-    "FormatDriver": "drivers",
-    "Image": "node",
-    "NOTHING": "gate",
-    "ProtocolDriver": "drivers",
-    "Trust": "gate",
+    "FOLDER": "opening.gate",
+    "FormatDriver": "contract.drivers",
+    "Image": "contract.node",
+    "NOTHING": "opening.gate",
+    "ProtocolDriver": "contract.drivers",
+    "Trust": "opening.gate",
     "amend": "commands.amend",
     "bench": "commands.bench",
     "bitmap": "commands.bitmap",
@@ -66,7 +66,7 @@ _HOMES = {
     "convert": "commands.convert",
     "create": "commands.create",
     "dd": "commands.dd",
-    "hookimpl": "drivers",
+    "hookimpl": "contract.drivers",
     "info": "commands.info",
     "info_chain": "commands.info",
     "list_drivers": "commands.drivers",

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .context import Context
-from .gate import Trust
-from .graph import open_image
-from .node import Image
+from .contract.context import Context
+from .contract.node import Image
+from .opening.gate import Trust
+from .opening.graph import open_image
 
 
 def open(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .commands.bench import BenchResult
-    from .results import CheckResult, Comparison, Creation, ImageInfo, Limits, MapEntry, Measurement, Snapshot
+    from .contract.results import CheckResult, Comparison, Creation, ImageInfo, Limits, MapEntry, Measurement, Snapshot
 
 
 def _given(**members: Any) -> dict[str, Any]:

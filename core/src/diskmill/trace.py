@@ -14,8 +14,8 @@ from typing import Any
 
 import pluggy
 
-from . import hookspecs
-from .drivers import hookimpl
+from .contract import hookspecs
+from .contract.drivers import hookimpl
 
 
 def events() -> list[str]:

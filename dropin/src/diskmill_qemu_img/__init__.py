@@ -10,7 +10,7 @@ from diskmill_cli.main import main as run
 from diskmill_cli.session import Session
 
 if TYPE_CHECKING:
-    from diskmill.options import Option
+    from diskmill.contract.options import Option
 
 FOLLOWS = "7.2.0"
 """The release of qemu-img whose commands, options and outputs these are; callers look for it in ``--version``."""
@@ -29,7 +29,7 @@ class QemuImg(Session):
     def idle_options(self) -> Sequence[Option]:
         """What is for the file: qemu-img takes it with every format, though a file that begins empty has nothing to
         claim space for, and the hint means something on XFS only."""
-        from diskmill.options import Option
+        from diskmill.contract.options import Option
 
         return (
             Option("preallocation", "str", "claim space for an empty file", choices=("off", "falloc", "full")),

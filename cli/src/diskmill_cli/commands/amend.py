@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import amend
+    from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
-    from diskmill.options import HelpAsked
 
     if not arguments.has("options"):
         raise UsageError("must specify options (-o)")

@@ -10,7 +10,7 @@ from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
 if TYPE_CHECKING:
-    from diskmill.results import CheckResult
+    from diskmill.contract.results import CheckResult
 
     from ..session import Session
 

@@ -9,7 +9,7 @@ from ..arguments import Arguments, Command, Example, Option
 from ..progress import State, shown
 
 if TYPE_CHECKING:
-    from diskmill.results import Comparison
+    from diskmill.contract.results import Comparison
 
     from ..session import Session
 

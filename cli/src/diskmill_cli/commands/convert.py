@@ -24,8 +24,8 @@ MAX_THREADS = 16
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
     from diskmill.commands.convert import convert
+    from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
-    from diskmill.options import HelpAsked
 
     output_format = arguments.one("output_format") or "raw"
     context = common.context_of(arguments, session, key="source_cache")

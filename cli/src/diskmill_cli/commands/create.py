@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
+    from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
-    from diskmill.options import HelpAsked
     from diskmill.sizes import parse_size
 
     format = arguments.one("format") or "raw"

@@ -9,7 +9,7 @@ from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
 if TYPE_CHECKING:
-    from diskmill.results import ImageInfo
+    from diskmill.contract.results import ImageInfo
 
     from ..session import Session
 

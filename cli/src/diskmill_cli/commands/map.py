@@ -9,7 +9,7 @@ from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
 if TYPE_CHECKING:
-    from diskmill.results import MapEntry
+    from diskmill.contract.results import MapEntry
 
     from ..session import Session
 

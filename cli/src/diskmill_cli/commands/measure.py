@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
     from diskmill.commands.measure import measure
+    from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
-    from diskmill.options import HelpAsked
 
     format = arguments.one("output_format") or "raw"
     context = common.context_of(arguments, session)

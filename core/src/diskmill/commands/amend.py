@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..context import Context
-from ..drivers import FormatDriver
+from ..contract.context import Context
+from ..contract.drivers import FormatDriver
+from ..contract.options import Option, validate
 from ..errors import UnsupportedError, UsageError
-from ..graph import open_image
-from ..options import Option, validate
+from ..opening.graph import open_image
 
 
 def amend(

@@ -6,11 +6,11 @@ import threading
 import time
 from dataclasses import dataclass
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.node import Image
 from ..engine.workers import start
 from ..errors import DiskmillError, UsageError
-from ..graph import open_image
-from ..node import Image
+from ..opening.graph import open_image
 
 MAX_THREADS = 64
 

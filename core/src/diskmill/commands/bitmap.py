@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
-from ..graph import open_image
-from ..node import Image
+from ..opening.graph import open_image
 
 if TYPE_CHECKING:
-    from ..results import Bitmap
+    from ..contract.results import Bitmap
 
 ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 

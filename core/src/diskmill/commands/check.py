@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.node import Image
+from ..contract.results import CheckResult
 from ..errors import CheckUnsupportedError, UnsupportedError, UsageError
-from ..graph import open_image
-from ..node import Image
-from ..results import CheckResult
+from ..opening.graph import open_image
 
 
 def check(

@@ -6,14 +6,14 @@ import os
 import threading
 from collections.abc import Iterator
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.extents import Kind
+from ..contract.node import Image
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import StorageError, UnsupportedError, UsageError
-from ..extents import Kind
-from ..graph import open_image, storage_of
-from ..names import parse_name
-from ..node import Image
+from ..opening.graph import open_image, storage_of
+from ..opening.names import parse_name
 from .resize import set_size
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.extents import Extent, Kind
+from ..contract.node import Image
+from ..contract.results import Comparison
 from ..engine.compare import first_data, first_difference
 from ..engine.progress import Progress, Report
 from ..errors import CancelledError, DiskmillError
-from ..extents import Extent, Kind
-from ..graph import open_image
-from ..node import Image
-from ..results import Comparison
+from ..opening.graph import open_image
 
 UNREADABLE = 4
 """The exit status of qemu-img where the images can be opened but not be read."""

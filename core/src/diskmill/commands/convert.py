@@ -9,21 +9,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..context import Context
-from ..creation import create_image
+from ..contract.context import Context
+from ..contract.node import Image, Node, Storage
+from ..contract.options import split
+from ..contract.references import Reference
+from ..contract.requests import Backing
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
-from ..graph import open_image
-from ..names import new_file, parse_name, relative_to
-from ..node import Image, Node, Storage
-from ..options import split
-from ..references import Reference
-from ..requests import Backing
+from ..opening.creation import create_image
+from ..opening.graph import open_image
+from ..opening.names import new_file, parse_name, relative_to
 from .bitmap import bitmaps_of
 
 if TYPE_CHECKING:
-    from ..results import Bitmap
+    from ..contract.results import Bitmap
 
 
 def convert(

@@ -6,18 +6,18 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..context import Context
-from ..creation import create_image, split_options
-from ..drivers import FormatDriver, ProtocolDriver
+from ..contract.context import Context
+from ..contract.drivers import FormatDriver, ProtocolDriver
+from ..contract.options import Option, Value, validate
+from ..contract.requests import Backing
 from ..errors import UnsupportedError, UsageError
-from ..graph import open_image
-from ..names import display, new_file, parse_name, relative_to
-from ..options import Option, Value, validate
-from ..requests import Backing
+from ..opening.creation import create_image, split_options
+from ..opening.graph import open_image
+from ..opening.names import display, new_file, parse_name, relative_to
 from ..sizes import MAX_SIZE, parse_size
 
 if TYPE_CHECKING:
-    from ..results import Creation
+    from ..contract.results import Creation
 
 SIZE = Option("size", "size", "Virtual disk size")
 BACKING = (
@@ -82,7 +82,7 @@ def create(
         image.abandon()
         raise
     image.close()
-    from ..results import Creation
+    from ..contract.results import Creation
 
     protocol: ProtocolDriver = context.registry.protocol(str(parse_name(name)["file"]["driver"]))
     own, below = split_options(driver, protocol, rest, context.idle_options)

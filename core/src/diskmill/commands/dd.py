@@ -6,12 +6,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from ..context import Context
-from ..creation import create_image
+from ..contract.context import Context
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
 from ..errors import UsageError
-from ..graph import open_image
+from ..opening.creation import create_image
+from ..opening.graph import open_image
 from .convert import refuse_self
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..drivers import CAPABILITIES, CryptoDriver, FormatDriver, ProtocolDriver
-from ..options import Option
-from ..registry import Registry, default_registry
+from ..contract.drivers import CAPABILITIES, CryptoDriver, FormatDriver, ProtocolDriver
+from ..contract.options import Option
+from ..opening.registry import Registry, default_registry
 
 
 @dataclass
@@ -14,7 +14,7 @@ class DriverInfo:
     """One installed driver.
 
     :param kind: ``format``, ``protocol`` or ``crypto``; ``unknown`` for a broken one.
-    :param capabilities: names out of :data:`diskmill.drivers.CAPABILITIES`, in their order.
+    :param capabilities: names out of :data:`diskmill.contract.drivers.CAPABILITIES`, in their order.
     :param broken: why it cannot be used; empty: it can.
     """
 

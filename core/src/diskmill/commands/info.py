@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.node import Image
+from ..contract.results import ImageInfo, Limits, Snapshot
 from ..errors import DiskmillError
-from ..graph import open_image
-from ..names import parse_name, parse_options
-from ..node import Image
-from ..results import ImageInfo, Limits, Snapshot
+from ..opening.graph import open_image
+from ..opening.names import parse_name, parse_options
 from ..sizes import SECTOR
 
 

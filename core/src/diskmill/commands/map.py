@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.extents import Extent, Kind
+from ..contract.node import Image, Node
+from ..contract.references import Reference
+from ..contract.results import MapEntry
 from ..engine.walk import walk
-from ..extents import Extent, Kind
-from ..graph import open_image, storage_of
-from ..node import Image, Node
-from ..references import Reference
-from ..results import MapEntry
+from ..opening.graph import open_image, storage_of
 from .info import full_name
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from ..context import Context
-from ..creation import split_options
+from ..contract.context import Context
+from ..contract.node import Image
+from ..contract.options import validate
+from ..contract.requests import MeasureRequest
+from ..contract.results import Measurement
 from ..errors import UnsupportedError, UsageError
-from ..graph import open_image
-from ..node import Image
-from ..options import validate
-from ..requests import MeasureRequest
-from ..results import Measurement
+from ..opening.creation import split_options
+from ..opening.graph import open_image
 from ..sizes import MAX_SIZE, SECTOR, round_down, round_up
 from .convert import load_snapshot
 from .map import entries

@@ -6,18 +6,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from ..context import Context
-from ..drivers import FormatDriver
+from ..contract.context import Context
+from ..contract.drivers import FormatDriver
+from ..contract.extents import Extent, Kind
+from ..contract.node import Image, Node
 from ..engine.access import read_extent
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
 from ..engine.walk import walk
 from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
-from ..extents import Extent, Kind
-from ..graph import folder_of, open_image
-from ..names import parse_name, relative_to
-from ..node import Image, Node
+from ..opening.graph import folder_of, open_image
+from ..opening.names import parse_name, relative_to
 from ..sizes import MiB, round_down, round_up
 
 
@@ -86,7 +86,7 @@ def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | Non
 
 
 def _same(one: Image, other: Image) -> bool:
-    from ..graph import storage_of
+    from ..opening.graph import storage_of
 
     identity = storage_of(one).identity()
     return identity is not None and identity == storage_of(other).identity()
@@ -182,7 +182,7 @@ def _alike(a: Extent, b: Extent, at: int) -> bool:
 
 
 def _identity(node: Node) -> object | None:
-    from ..node import Storage
+    from ..contract.node import Storage
 
     return node.identity() if isinstance(node, Storage) else None
 

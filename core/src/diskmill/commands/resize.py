@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.extents import Kind
+from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
-from ..extents import Kind
-from ..graph import open_image
-from ..node import Image
+from ..opening.graph import open_image
 from ..sizes import MAX_SIZE
 
 PREALLOCATION = ("off", "metadata", "falloc", "full")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..context import Context
+from ..contract.context import Context
+from ..contract.results import Snapshot
 from ..errors import UnsupportedError, UsageError
-from ..graph import open_image
-from ..results import Snapshot
+from ..opening.graph import open_image
 
 ACTIONS = ("list", "create", "apply", "delete")
 

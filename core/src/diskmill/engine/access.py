@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..contract.extents import Extent, Kind, Placement
+from ..contract.node import Buffer, Image, Node, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
-from ..extents import Extent, Kind, Placement
-from ..node import Buffer, Image, Node, ReadBuffer
 from ..sizes import MiB, round_down, round_up
 from .walk import walk
 from .zeros import ZEROS

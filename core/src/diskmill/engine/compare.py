@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from ..extents import Extent, Kind
-from ..node import Node
+from ..contract.extents import Extent, Kind
+from ..contract.node import Node
 from ..sizes import SECTOR, KiB, round_down
 from .access import read_extent
 from .progress import Progress

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..contract.extents import Encoder, Extent, Kind, Placement
+from ..contract.node import Image, Node, Storage
 from ..errors import DiskmillError
-from ..extents import Encoder, Extent, Kind, Placement
-from ..node import Image, Node, Storage
 from ..sizes import KiB, MiB, round_down, round_up
 from .access import fill_zeros, place_decoded, put, read_extent, store, write_phases
 from .progress import Progress, RateLimit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..extents import Extent, Kind
-from ..node import Image, Node, Storage
+from ..contract.extents import Extent, Kind
+from ..contract.node import Image, Node, Storage
 
 
 def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: bool = True) -> Iterator[Extent]:

@@ -10,19 +10,19 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diskmill import tables
+from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Extent, Kind, Placement
-from diskmill.node import Image, Node, Storage
-from diskmill.results import CheckResult, Finding, Measurement
+from diskmill.kit import tables
+from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import SECTOR
-from diskmill.structs import Record, Structure
 
 from . import MAGIC
 
 if TYPE_CHECKING:
-    from diskmill.drivers import Driver
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.drivers import Driver
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
 
 HEADER = Structure(
     "header",

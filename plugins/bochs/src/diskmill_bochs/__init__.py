@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diskmill.drivers import FormatDriver, hookimpl
+from diskmill.contract.drivers import FormatDriver, hookimpl
 
 if TYPE_CHECKING:
-    from diskmill.requests import OpenRequest
-    from diskmill.results import CheckResult
+    from diskmill.contract.requests import OpenRequest
+    from diskmill.contract.results import CheckResult
 
     from .image import BochsImage
 

@@ -14,21 +14,21 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from diskmill import tables
-from diskmill.chunks import unreadable
+from diskmill.contract.extents import Extent, Kind, joined
+from diskmill.contract.node import Image, Node
+from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Extent, Kind, joined
-from diskmill.node import Image, Node
-from diskmill.results import CheckResult
+from diskmill.kit import tables
+from diskmill.kit.chunks import unreadable
+from diskmill.kit.structs import Structure
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
-from diskmill.structs import Structure
 
 from . import MAGIC
 
 if TYPE_CHECKING:
-    from diskmill.references import Reference
-    from diskmill.requests import OpenRequest
-    from diskmill.structs import Record
+    from diskmill.contract.references import Reference
+    from diskmill.contract.requests import OpenRequest
+    from diskmill.kit.structs import Record
 
     from . import BochsDriver
 

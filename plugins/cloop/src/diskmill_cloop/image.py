@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from diskmill.blocks import BlockTable
-from diskmill.chunks import Chunk, Chunks, unreadable, zlib_method
+from diskmill.contract.extents import Extent
+from diskmill.contract.node import Image, Node
+from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Extent
-from diskmill.node import Image, Node
-from diskmill.results import CheckResult
+from diskmill.kit.blocks import BlockTable
+from diskmill.kit.chunks import Chunk, Chunks, unreadable, zlib_method
+from diskmill.kit.structs import Structure
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
-from diskmill.structs import Structure
 
 if TYPE_CHECKING:
-    from diskmill.requests import OpenRequest
+    from diskmill.contract.requests import OpenRequest
 
     from . import CloopDriver
 

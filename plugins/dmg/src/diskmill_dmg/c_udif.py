@@ -7,7 +7,7 @@ Apple never published the format. Sources: the header ``UDIF.h`` as several proj
 
 from __future__ import annotations
 
-from diskmill.structs import Structure
+from diskmill.kit.structs import Structure
 
 KOLY = b"koly"
 MISH = b"mish"

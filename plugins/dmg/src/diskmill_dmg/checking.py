@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING
 
+from diskmill.contract.node import Node
+from diskmill.contract.results import CheckResult
 from diskmill.errors import DiskmillError
-from diskmill.node import Node
-from diskmill.results import CheckResult
 from diskmill.sizes import SECTOR, MiB
 from isal import isal_zlib
 

@@ -6,17 +6,17 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from diskmill.chunks import Chunk, Chunks, unreadable
+from diskmill.contract.extents import Extent, Kind, joined
+from diskmill.contract.node import Image, Node
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError
-from diskmill.extents import Extent, Kind, joined
-from diskmill.node import Image, Node
+from diskmill.kit.chunks import Chunk, Chunks, unreadable
 from diskmill.sizes import SECTOR, MiB
 
 from .c_udif import IGNORE, RAW, ZERO
 from .methods import METHODS
 
 if TYPE_CHECKING:
-    from diskmill.structs import Record
+    from diskmill.kit.structs import Record
 
     from . import DmgDriver
     from .tables import ChunkTable

@@ -10,8 +10,8 @@ import bz2
 import importlib
 import lzma
 
-from diskmill.chunks import Method, zlib_method
 from diskmill.errors import UnsupportedError
+from diskmill.kit.chunks import Method, zlib_method
 
 from . import c_udif
 
@@ -44,7 +44,7 @@ class AdcStream:
         return self._left <= 0 and self._given == len(self._output)
 
     def decompress(self, data: bytes | memoryview, max_length: int) -> bytes:
-        """See :class:`diskmill.chunks.Stream`."""
+        """See :class:`diskmill.kit.chunks.Stream`."""
         self._input += data
         source, output, at = self._input, self._output, 0
         self.needs_input = False
@@ -107,7 +107,7 @@ class LzfseStream:
         self._given = 0
 
     def decompress(self, data: bytes | memoryview, max_length: int) -> bytes:
-        """See :class:`diskmill.chunks.Stream`."""
+        """See :class:`diskmill.kit.chunks.Stream`."""
         self._input += data
         self.needs_input = False
         while len(self._output) - self._given < max_length and not self._ended():

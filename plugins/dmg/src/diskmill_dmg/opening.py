@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.node import Node
 from diskmill.sizes import MAX_SIZE, SECTOR
 
 from .c_udif import KOLY, RAW, TRAILER
@@ -15,8 +15,8 @@ from .resources import MAX_BYTES, from_fork, from_plist
 from .tables import ChunkTable, read_tables
 
 if TYPE_CHECKING:
-    from diskmill.requests import OpenRequest
-    from diskmill.structs import Record
+    from diskmill.contract.requests import OpenRequest
+    from diskmill.kit.structs import Record
 
     from . import DmgDriver
 

@@ -8,14 +8,14 @@ from itertools import compress
 from operator import add, le
 from typing import TYPE_CHECKING, NamedTuple
 
-from diskmill import tables
 from diskmill.errors import ImageError
+from diskmill.kit import tables
 from diskmill.sizes import MAX_SIZE, SECTOR
 
 from .c_udif import BLOCK_TABLE, CHUNK, COMMENT, MISH, TERMINATOR
 
 if TYPE_CHECKING:
-    from diskmill.structs import Record
+    from diskmill.kit.structs import Record
 
 _WORDS = CHUNK.size // 8
 

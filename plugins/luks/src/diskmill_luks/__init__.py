@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from diskmill.crypto import CRYPTO_OPTIONS, CryptoRequest, Volume
-from diskmill.drivers import CryptoDriver, FormatDriver, hookimpl
-from diskmill.options import Option, Value
+from diskmill.contract.crypto import CRYPTO_OPTIONS, CryptoRequest, Volume
+from diskmill.contract.drivers import CryptoDriver, FormatDriver, hookimpl
+from diskmill.contract.options import Option, Value
 
 if TYPE_CHECKING:
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import Measurement
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import Measurement
 
     from .image import LuksImage
 
@@ -91,7 +91,7 @@ class LuksDriver(FormatDriver):
     @hookimpl
     def measure(self, request: MeasureRequest) -> Measurement:
         """The payload and the header."""
-        from diskmill.results import Measurement
+        from diskmill.contract.results import Measurement
 
         from .volume import header_size
 

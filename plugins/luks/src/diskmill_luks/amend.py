@@ -5,7 +5,7 @@ The rules are those of QAPI's ``QCryptoBlockAmendOptionsLUKS``.
 
 from __future__ import annotations
 
-from diskmill.crypto import CryptoRequest, Header
+from diskmill.contract.crypto import CryptoRequest, Header
 from diskmill.errors import SecretError, UsageError
 
 from .kdf import Budget

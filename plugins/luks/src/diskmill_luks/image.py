@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskmill.crypto import CryptoRequest, Header
-from diskmill.drivers import FormatDriver
+from diskmill.contract.crypto import CryptoRequest, Header
+from diskmill.contract.drivers import FormatDriver
+from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.options import Value
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Extent, Kind, Placement
-from diskmill.node import Image, Node, Storage
-from diskmill.options import Value
 from diskmill.sizes import SECTOR, round_down, round_up
 
 from .volume import LuksVolume, create_volume, open_volume
 
 if TYPE_CHECKING:
-    from diskmill.context import Context
-    from diskmill.requests import CreateRequest, OpenRequest
+    from diskmill.contract.context import Context
+    from diskmill.contract.requests import CreateRequest, OpenRequest
 
 
 class LuksImage(Image):

@@ -6,7 +6,7 @@ bytes, as the key. It is weak, and meant for reading old images. Source: QEMU's 
 
 from __future__ import annotations
 
-from diskmill.crypto import CryptoRequest, Volume
+from diskmill.contract.crypto import CryptoRequest, Volume
 from diskmill.errors import SecretError
 
 from .spec import Spec

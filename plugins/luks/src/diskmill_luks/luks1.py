@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from diskmill.crypto import Header
+from diskmill.contract.crypto import Header
+from diskmill.contract.options import Value
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.options import Value
+from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import SECTOR, round_up
-from diskmill.structs import Record, Structure
 
 from . import afsplit, kdf
 from .kdf import Budget

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from diskmill.crypto import Header
+from diskmill.contract.crypto import Header
+from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError, UsageError
-from diskmill.options import Value
+from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
-from diskmill.structs import Record, Structure
 
 from . import afsplit, kdf
 from .kdf import Budget

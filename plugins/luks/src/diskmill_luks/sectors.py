@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 import numpy as np
-from diskmill.crypto import SectorCipher
+from diskmill.contract.crypto import SectorCipher
 from diskmill.sizes import SECTOR, KiB
 from numpy.typing import NDArray
 
@@ -38,7 +38,7 @@ _COUNTER_SHIFTS = _WORD(64) - _SHIFTS  # numpy shifts a 64-bit word by 64 to zer
 
 
 class BulkCipher(SectorCipher):
-    """:class:`~diskmill.crypto.SectorCipher` for a :class:`Spec`.
+    """:class:`~diskmill.contract.crypto.SectorCipher` for a :class:`Spec`.
 
     :param key: copied, and overwritten by :meth:`wipe`.
     :param sector_size: bytes in a sector, a multiple of 512.

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from diskmill.crypto import CryptoRequest, Header, SectorCipher, Volume
+from diskmill.contract.crypto import CryptoRequest, Header, SectorCipher, Volume
+from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedError, UsageError
-from diskmill.options import Value
 
 from . import LUKS2_OPTIONS
 from .kdf import DEFAULT_LIMIT, Budget
@@ -21,7 +21,7 @@ Luks = Luks1 | Luks2
 
 
 class LuksVolume(Volume):
-    """A LUKS volume: see :class:`~diskmill.crypto.Volume`."""
+    """A LUKS volume: see :class:`~diskmill.contract.crypto.Volume`."""
 
     def __init__(self, name: str, luks: Luks, sectors: SectorCipher | None, *, numbers: str) -> None:
         super().__init__(name, sectors, numbers=numbers, granularity=luks.sector_size)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diskmill.drivers import FormatDriver, hookimpl
-from diskmill.options import Option
+from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
-    from diskmill.node import Image
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import CheckResult, Measurement
+    from diskmill.contract.node import Image
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import CheckResult, Measurement
 
     from .bundle import BundleImage
     from .image import ParallelsImage

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Image, Node
+from diskmill.contract.references import Reference
+from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Extent, Kind
-from diskmill.node import Image, Node
-from diskmill.references import Reference
-from diskmill.results import CheckResult
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
 from .image import ParallelsImage
 
 if TYPE_CHECKING:
-    from diskmill.requests import OpenRequest
+    from diskmill.contract.requests import OpenRequest
 
     from . import ParallelsDriver
 
@@ -84,7 +84,7 @@ class BundleImage(Image):
                 yield Extent(inside, high - inside, Kind.ZERO)
 
     def check(self, repair: str) -> CheckResult:
-        """What is found in the images, all together. See :func:`diskmill.hookspecs.check`."""
+        """What is found in the images, all together. See :func:`diskmill.contract.hookspecs.check`."""
         result = CheckResult()
         for image in self._images:
             if isinstance(image, ParallelsImage):

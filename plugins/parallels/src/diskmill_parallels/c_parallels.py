@@ -5,7 +5,7 @@ Source: "Parallels Expandable Image File Format", QEMU's ``docs/interop/parallel
 
 from __future__ import annotations
 
-from diskmill.structs import Structure
+from diskmill.kit.structs import Structure
 
 MAGIC = b"WithoutFreeSpace"
 """Table entries are sectors; the disk's size is a 32-bit number of sectors."""

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diskmill import tables
 from diskmill.errors import ImageError
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_parallels import BITMAP, BITMAP_FEATURE, END_FEATURE, EXTENSION, EXTENSION_MAGIC, FEATURE, NECESSARY
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
     from .image import ParallelsImage
 

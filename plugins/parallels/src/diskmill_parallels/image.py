@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diskmill.blocks import BlockImage, BlockTable
+from diskmill.contract.extents import Kind, Placement
+from diskmill.contract.node import Node, Storage
+from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Kind, Placement
-from diskmill.node import Node, Storage
-from diskmill.results import CheckResult, Finding, Measurement
+from diskmill.kit.blocks import BlockImage, BlockTable
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_parallels import CLOSED, CLOSED_OLD, EMPTY_FLAG, HEADER, IN_USE, MAGIC, MAGIC_EXT, VERSION
 
 if TYPE_CHECKING:
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.structs import Record
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.kit.structs import Record
 
     from . import ParallelsDriver
     from .extension import Extension
@@ -204,7 +204,7 @@ class ParallelsImage(BlockImage):
     # -- check --------------------------------------------------------------------------------------------------
 
     def check(self, repair: str) -> CheckResult:
-        """See :func:`diskmill.hookspecs.check`."""
+        """See :func:`diskmill.contract.hookspecs.check`."""
         result = CheckResult()
         every = repair == "all"
         if self._unclean:
@@ -289,7 +289,7 @@ def create_parallels(driver: ParallelsDriver, request: CreateRequest) -> Paralle
 
 
 def measure_parallels(request: MeasureRequest) -> Measurement:
-    """See :func:`diskmill.hookspecs.measure`."""
+    """See :func:`diskmill.contract.hookspecs.measure`."""
     cluster = _cluster(request.options.get("cluster_size"))
     clusters = -(-request.size // cluster)
     start = round_up(HEADER.size + clusters * 4, cluster)

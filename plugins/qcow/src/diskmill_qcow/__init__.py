@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diskmill.crypto import CRYPTO_OPTIONS
-from diskmill.drivers import FormatDriver, hookimpl
-from diskmill.options import Option
+from diskmill.contract.crypto import CRYPTO_OPTIONS
+from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import Measurement
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import Measurement
 
     from .image import QcowImage
 

@@ -5,7 +5,7 @@ There is no formal specification. Sources: Mark McLoughlin, "The QCOW Image Form
 
 from __future__ import annotations
 
-from diskmill.structs import Structure
+from diskmill.kit.structs import Structure
 
 QCOW_MAGIC = b"QFI\xfb"
 QCOW_VERSION = 1

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from diskmill.crypto import CryptoRequest, Volume, sub_options
+from diskmill.contract.crypto import CryptoRequest, Volume, sub_options
 from diskmill.errors import UsageError
 
 if TYPE_CHECKING:
-    from diskmill.context import Context
-    from diskmill.options import Value
+    from diskmill.contract.context import Context
+    from diskmill.contract.options import Value
 
 CIPHER = "aes"
 """The crypto driver, and the only value of ``encrypt.format``."""

@@ -9,21 +9,21 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from diskmill.contract.extents import Encoder, Extent, Kind, Placement
+from diskmill.contract.node import Node
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Encoder, Extent, Kind, Placement
-from diskmill.levels import WIDTH, TwoLevelImage
-from diskmill.node import Node
-from diskmill.references import Reference
+from diskmill.kit.levels import WIDTH, TwoLevelImage
 from diskmill.sizes import SECTOR, round_down, round_up
 
 from . import c_qcow as c
 
 if TYPE_CHECKING:
-    from diskmill.crypto import Volume
-    from diskmill.deflate import DeflateCodec
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import Measurement
-    from diskmill.structs import Record
+    from diskmill.contract.crypto import Volume
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import Measurement
+    from diskmill.kit.deflate import DeflateCodec
+    from diskmill.kit.structs import Record
 
     from . import QcowDriver
 
@@ -88,7 +88,7 @@ class QcowImage(TwoLevelImage):
 
     def encoded(self, block: int, entry: int) -> Extent:
         """The compressed cluster that *entry* names."""
-        from diskmill.deflate import DeflateCodec
+        from diskmill.kit.deflate import DeflateCodec
 
         if self._codec is None:
             self._codec = DeflateCodec(self.name)
@@ -104,7 +104,7 @@ class QcowImage(TwoLevelImage):
 
     def encoder(self) -> Encoder:
         """What compresses clusters."""
-        from diskmill.deflate import DeflateEncoder
+        from diskmill.kit.deflate import DeflateEncoder
 
         if self.encrypted:
             raise UnsupportedError("an encrypted image has no compressed clusters", file=self.name)
@@ -262,8 +262,8 @@ def _header(size: int, overlay: bool, name: str) -> Record:
 
 
 def measure_qcow(request: MeasureRequest) -> Measurement:
-    """See :func:`diskmill.hookspecs.measure`. All L2 tables are counted, as qemu-img does for qcow2."""
-    from diskmill.results import Measurement
+    """See :func:`diskmill.contract.hookspecs.measure`. All L2 tables are counted, as qemu-img does for qcow2."""
+    from diskmill.contract.results import Measurement
 
     header = _header(request.size, False, "the image")
     cluster, tables = 1 << header.cluster_bits, l1_entries(header)

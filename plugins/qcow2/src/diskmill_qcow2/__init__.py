@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diskmill.crypto import encrypt_options
-from diskmill.drivers import FormatDriver, hookimpl
-from diskmill.options import Option
+from diskmill.contract.crypto import encrypt_options
+from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
-    from diskmill.options import Value
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import Bitmap, CheckResult, Measurement, Snapshot
+    from diskmill.contract.options import Value
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import Bitmap, CheckResult, Measurement, Snapshot
 
     from .image import Qcow2Image
 

@@ -15,7 +15,7 @@ from diskmill.errors import UsageError
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
-    from diskmill.options import Value
+    from diskmill.contract.options import Value
 
     from .header import Header
     from .image import Qcow2Image

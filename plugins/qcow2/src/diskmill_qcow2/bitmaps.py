@@ -15,7 +15,7 @@ from diskmill.sizes import round_up
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
     from .header import Header
 

@@ -6,8 +6,8 @@ QEMU sets on top of the format are marked so.
 
 from __future__ import annotations
 
+from diskmill.kit.structs import Structure
 from diskmill.sizes import KiB, MiB
-from diskmill.structs import Structure
 
 QCOW_MAGIC = b"QFI\xfb"
 

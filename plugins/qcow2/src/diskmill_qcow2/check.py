@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import DiskmillError
-from diskmill.results import CheckResult, Finding
 from diskmill.sizes import MiB
 
 from . import bitmaps, snapshots

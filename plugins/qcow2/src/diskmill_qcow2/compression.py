@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from diskmill.deflate import DeflateCodec, DeflateEncoder, damaged
+from diskmill.kit.deflate import DeflateCodec, DeflateEncoder, damaged
 
 if TYPE_CHECKING:
     import zstandard
-    from diskmill.extents import Extent
+    from diskmill.contract.extents import Extent
 
 _ZSTD_LEVEL = 1
 

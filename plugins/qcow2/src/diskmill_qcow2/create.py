@@ -21,9 +21,9 @@ from .image import Qcow2Image
 from .refcounts import Refcounts
 
 if TYPE_CHECKING:
-    from diskmill.drivers import FormatDriver
-    from diskmill.options import Value
-    from diskmill.requests import CreateRequest
+    from diskmill.contract.drivers import FormatDriver
+    from diskmill.contract.options import Value
+    from diskmill.contract.requests import CreateRequest
 
 
 @dataclass

@@ -14,9 +14,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diskmill import tables
+from diskmill.contract.results import Bitmap as Shown
 from diskmill.errors import ImageError, UsageError
-from diskmill.results import Bitmap as Shown
+from diskmill.kit import tables
 from diskmill.sizes import KiB, MiB
 
 from . import bitmaps as disk

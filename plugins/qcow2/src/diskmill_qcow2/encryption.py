@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from diskmill.crypto import CryptoRequest, Header, Volume, sub_options
+from diskmill.contract.crypto import CryptoRequest, Header, Volume, sub_options
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import MiB, round_up
 
@@ -17,9 +17,9 @@ from . import c_qcow2 as c
 from . import header as qcow2_header
 
 if TYPE_CHECKING:
-    from diskmill.context import Context
-    from diskmill.node import Node
-    from diskmill.options import Value
+    from diskmill.contract.context import Context
+    from diskmill.contract.node import Node
+    from diskmill.contract.options import Value
 
     from .image import Qcow2Image
 

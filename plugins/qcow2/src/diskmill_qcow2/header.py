@@ -17,7 +17,7 @@ from . import c_qcow2 as c
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
 _WORDS = {0: "incompatible", 1: "compatible", 2: "autoclear"}
 

@@ -10,11 +10,11 @@ from collections import abc
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskmill import tables
+from diskmill.contract.extents import Encoder, Extent, Kind, Placement
+from diskmill.contract.node import Image, Node
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Encoder, Extent, Kind, Placement
-from diskmill.node import Image, Node
-from diskmill.references import Reference
+from diskmill.kit import tables
 from diskmill.sizes import round_down, round_up
 
 from . import c_qcow2 as c
@@ -22,12 +22,12 @@ from .header import Header, check_refcount_table, read_header, write_header
 from .l2 import Mapping
 
 if TYPE_CHECKING:
-    from diskmill.context import Context
-    from diskmill.crypto import Volume
-    from diskmill.deflate import DeflateCodec
-    from diskmill.drivers import FormatDriver
-    from diskmill.options import Value
-    from diskmill.requests import OpenRequest
+    from diskmill.contract.context import Context
+    from diskmill.contract.crypto import Volume
+    from diskmill.contract.drivers import FormatDriver
+    from diskmill.contract.options import Value
+    from diskmill.contract.requests import OpenRequest
+    from diskmill.kit.deflate import DeflateCodec
 
     from .compression import ZstdCodec
     from .dirty import Bitmaps

@@ -11,14 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diskmill import tables
 from diskmill.errors import ImageError
+from diskmill.kit import tables
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
     from .header import Header
 

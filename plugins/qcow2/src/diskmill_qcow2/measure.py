@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diskmill.crypto import sub_options
-from diskmill.requests import MeasureRequest
+from diskmill.contract.crypto import sub_options
+from diskmill.contract.requests import MeasureRequest
 from diskmill.sizes import round_up
 
 from .create import Parameters, parameters
 from .encryption import PREFIX
 
 if TYPE_CHECKING:
-    from diskmill.results import Measurement
+    from diskmill.contract.results import Measurement
 
 
 def measure(request: MeasureRequest) -> Measurement:
@@ -24,7 +24,7 @@ def measure(request: MeasureRequest) -> Measurement:
 
     :raises UsageError: bad options, or a disk that is too large for them.
     """
-    from diskmill.results import Measurement
+    from diskmill.contract.results import Measurement
 
     chosen = parameters(request.options)
     size = round_up(request.size, chosen.cluster_size)

@@ -14,14 +14,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from diskmill import tables
 from diskmill.errors import ImageError, UnsupportedError
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
     from .header import Header
 

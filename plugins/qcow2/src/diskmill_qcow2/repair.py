@@ -27,10 +27,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from diskmill.contract.extents import Kind
+from diskmill.contract.node import Storage
+from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import DiskmillError, ImageError, StorageError, UnsupportedError
-from diskmill.extents import Kind
-from diskmill.node import Storage
-from diskmill.results import CheckResult, Finding
 from diskmill.sizes import MiB, format_size, round_up
 
 from . import bitmaps, encryption, snapshots

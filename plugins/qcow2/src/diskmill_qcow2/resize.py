@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diskmill import tables
+from diskmill.contract.extents import Kind
+from diskmill.contract.node import Storage
 from diskmill.errors import UnsupportedError, UsageError
-from diskmill.extents import Kind
-from diskmill.node import Storage
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR, round_down, round_up
 
 from . import c_qcow2 as c

@@ -15,8 +15,8 @@ from diskmill.sizes import round_up
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
-    from diskmill.results import Snapshot
+    from diskmill.contract.node import Node
+    from diskmill.contract.results import Snapshot
 
     from .header import Header
     from .image import Qcow2Image
@@ -45,7 +45,7 @@ class Entry:
 
     def result(self) -> Snapshot:
         """As commands show it."""
-        from diskmill.results import Snapshot
+        from diskmill.contract.results import Snapshot
 
         second, rest = divmod(self.vm_clock_nsec, 1_000_000_000)
         return Snapshot(

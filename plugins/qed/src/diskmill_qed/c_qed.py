@@ -5,8 +5,8 @@ Source: QEMU's ``docs/interop/qed_spec.txt``.
 
 from __future__ import annotations
 
+from diskmill.kit.structs import Structure
 from diskmill.sizes import KiB, MiB
-from diskmill.structs import Structure
 
 QED_MAGIC = b"QED\0"
 

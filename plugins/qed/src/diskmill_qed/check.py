@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diskmill.extents import Kind
-from diskmill.node import Storage
-from diskmill.results import CheckResult, Finding
+from diskmill.contract.extents import Kind
+from diskmill.contract.node import Storage
+from diskmill.contract.results import CheckResult, Finding
 from diskmill.sizes import MiB, round_down, round_up
 
 from . import c_qed as c
@@ -29,7 +29,7 @@ _FINDINGS = 1000
 
 
 def check(image: QedImage, repair: str) -> CheckResult:
-    """See :func:`diskmill.hookspecs.check`.
+    """See :func:`diskmill.contract.hookspecs.check`.
 
     Repairing *all* empties entries that name nothing in the file, and gives clusters and tables that are named again
     copies of their own.

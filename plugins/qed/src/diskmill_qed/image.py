@@ -12,21 +12,21 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from diskmill.contract.extents import Kind, Placement
+from diskmill.contract.node import Node
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Kind, Placement
-from diskmill.levels import WIDTH, TwoLevelImage
-from diskmill.node import Node
-from diskmill.references import Reference
+from diskmill.kit.levels import WIDTH, TwoLevelImage
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
 from . import c_qed as c
 
 if TYPE_CHECKING:
-    from diskmill.node import Storage
-    from diskmill.options import Value
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import Measurement
-    from diskmill.structs import Record
+    from diskmill.contract.node import Storage
+    from diskmill.contract.options import Value
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import Measurement
+    from diskmill.kit.structs import Record
 
     from . import QedDriver
 
@@ -315,8 +315,8 @@ def create_qed(driver: QedDriver, request: CreateRequest) -> QedImage:
 
 
 def measure_qed(request: MeasureRequest) -> Measurement:
-    """See :func:`diskmill.hookspecs.measure`. All L2 tables are counted, as qemu-img does for qcow2."""
-    from diskmill.results import Measurement
+    """See :func:`diskmill.contract.hookspecs.measure`. All L2 tables are counted, as qemu-img does for qcow2."""
+    from diskmill.contract.results import Measurement
 
     cluster, table = _layout(request.options)
     check_size(request.size, cluster, table, "the image")

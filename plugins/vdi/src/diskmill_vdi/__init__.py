@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diskmill.drivers import FormatDriver, hookimpl
-from diskmill.options import Option
+from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.results import CheckResult, Measurement
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.contract.results import CheckResult, Measurement
 
     from .image import VdiImage
 

@@ -6,7 +6,7 @@ VDIs" (https://forums.virtualbox.org/viewtopic.php?t=8046).
 
 from __future__ import annotations
 
-from diskmill.structs import Structure
+from diskmill.kit.structs import Structure
 
 SIGNATURE = 0xBEDA107F
 VERSION = 0x00010001

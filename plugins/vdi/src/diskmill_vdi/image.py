@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING
 
-from diskmill.blocks import BlockImage, BlockTable
+from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.node import Node, Storage
+from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
-from diskmill.extents import Extent, Kind, Placement
-from diskmill.node import Node, Storage
-from diskmill.results import CheckResult, Finding, Measurement
+from diskmill.kit.blocks import BlockImage, BlockTable
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_vdi import DIFF, FIXED, FREE, HEADER, NORMAL, SIGNATURE, UNDO, VERSION, ZERO
 
 if TYPE_CHECKING:
-    from diskmill.references import Reference
-    from diskmill.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.structs import Record
+    from diskmill.contract.references import Reference
+    from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from diskmill.kit.structs import Record
 
     from . import VdiDriver
 
@@ -189,7 +189,7 @@ class VdiImage(BlockImage):
     # -- check --------------------------------------------------------------------------------------------------
 
     def check(self, repair: str) -> CheckResult:
-        """See :func:`diskmill.hookspecs.check`."""
+        """See :func:`diskmill.contract.hookspecs.check`."""
         result = CheckResult()
         every = repair == "all"
         end = self.check_blocks(result, drop=FREE if every else None, repair=every)
@@ -293,7 +293,7 @@ def create_vdi(driver: VdiDriver, request: CreateRequest) -> VdiImage:
 
 
 def measure_vdi(request: MeasureRequest) -> Measurement:
-    """See :func:`diskmill.hookspecs.measure`."""
+    """See :func:`diskmill.contract.hookspecs.measure`."""
     block = _block_size(request.options.get("cluster_size"))
     blocks = -(-request.size // block)
     front = round_up(_MAP_OFFSET + blocks * 4, _ALIGN)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from diskmill import tables
-from diskmill.blocks import PAGE, BlockTable
-from diskmill.tables import Run
+from diskmill.kit import tables
+from diskmill.kit.blocks import PAGE, BlockTable
+from diskmill.kit.tables import Run
 
 from .c_vhdx import CHUNK_SECTORS, LOG_SECTOR
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
 WIDTH = 8
 """Bytes in an entry."""

@@ -6,8 +6,8 @@ Source: Microsoft, [MS-VHDX] "Virtual Hard Disk v2 (VHDX) File Format", revision
 from __future__ import annotations
 
 import google_crc32c
+from diskmill.kit.structs import Structure
 from diskmill.sizes import KiB, MiB, TiB
-from diskmill.structs import Structure
 
 SIGNATURE = b"vhdxfile"
 HEADER_OFFSETS = (64 * KiB, 128 * KiB)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.contract.extents import Kind
+from diskmill.contract.node import Storage
+from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError
-from diskmill.extents import Kind
-from diskmill.node import Storage
-from diskmill.results import CheckResult, Finding
 from diskmill.sizes import MiB, round_up
 
 from .c_vhdx import ALIGN, NO_GUID, NOT_PRESENT, PARTIALLY_PRESENT, REGION_TABLE_OFFSETS, STATE
@@ -25,7 +25,7 @@ _RESERVED = 4
 
 
 def check(image: VhdxImage, repair: str) -> CheckResult:
-    """See :func:`diskmill.hookspecs.check`. Of a differencing image nothing is repaired but its log."""
+    """See :func:`diskmill.contract.hookspecs.check`. Of a differencing image nothing is repaired but its log."""
     result = CheckResult()
     every = repair == "all" and not image.differencing
     if image.replayed:

@@ -45,10 +45,10 @@ from .log import Log
 from .regions import Regions, packed_table, read_metadata
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
-    from diskmill.options import Value
-    from diskmill.requests import CreateRequest, MeasureRequest
-    from diskmill.results import Measurement
+    from diskmill.contract.node import Node
+    from diskmill.contract.options import Value
+    from diskmill.contract.requests import CreateRequest, MeasureRequest
+    from diskmill.contract.results import Measurement
 
     from . import VhdxDriver
 
@@ -173,8 +173,8 @@ def _write_metadata(file: Node, layout: _Layout, size: int) -> None:
 
 
 def measure_vhdx(request: MeasureRequest) -> Measurement:
-    """See :func:`diskmill.hookspecs.measure`."""
-    from diskmill.results import Measurement
+    """See :func:`diskmill.contract.hookspecs.measure`."""
+    from diskmill.contract.results import Measurement
 
     layout = _layout(request.size, request.options, None)
     full = layout.data + layout.blocks * layout.block

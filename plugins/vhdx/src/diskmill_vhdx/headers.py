@@ -6,14 +6,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.structs import Record
+from diskmill.kit.structs import Record
 
 from .c_vhdx import ALIGN, HEADER, HEADER_OFFSETS, HEADER_SECTION, NO_GUID, intact, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
 
 class Headers:

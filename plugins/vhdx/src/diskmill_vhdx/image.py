@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from diskmill import tables
-from diskmill.blocks import BlockImage
+from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Extent, Kind, Placement
-from diskmill.node import Node
+from diskmill.kit import tables
+from diskmill.kit.blocks import BlockImage
 from diskmill.sizes import round_up
 
 from .bat import Bat, chunk_ratio
@@ -37,7 +37,7 @@ from .c_vhdx import (
 from .parent import parent
 
 if TYPE_CHECKING:
-    from diskmill.references import Reference
+    from diskmill.contract.references import Reference
 
     from . import VhdxDriver
     from .headers import Headers

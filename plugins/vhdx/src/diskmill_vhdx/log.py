@@ -12,9 +12,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Buffer, Node, ReadBuffer, Storage
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Extent, Kind
-from diskmill.node import Buffer, Node, ReadBuffer, Storage
 from diskmill.sizes import MiB, TiB, round_down, round_up
 
 from .c_vhdx import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError
-from diskmill.references import Reference
 
 from .bat import WIDTH
 from .c_vhdx import SIGNATURE
@@ -15,8 +15,8 @@ from .log import Log, Replayed
 from .regions import Regions, read_metadata
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
-    from diskmill.requests import OpenRequest
+    from diskmill.contract.node import Node
+    from diskmill.contract.requests import OpenRequest
 
     from . import VhdxDriver
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.structs import Structure
+from diskmill.kit.structs import Structure
 
 from .c_vhdx import (
     ALIGN,
@@ -42,8 +42,8 @@ from .c_vhdx import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diskmill.node import Node
-    from diskmill.structs import Record
+    from diskmill.contract.node import Node
+    from diskmill.kit.structs import Record
 
 KNOWN_REGIONS = (BAT_REGION, METADATA_REGION)
 _MOST_METADATA = 1 << 20

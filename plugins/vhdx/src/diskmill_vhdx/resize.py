@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.contract.node import Storage
 from diskmill.errors import UnsupportedError
-from diskmill.node import Storage
 from diskmill.sizes import round_down, round_up
 
 from .bat import WIDTH

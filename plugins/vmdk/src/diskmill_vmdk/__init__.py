@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from diskmill.drivers import FormatDriver, hookimpl
-from diskmill.options import Option
+from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
-    from diskmill.requests import CreateRequest, OpenRequest
-    from diskmill.results import CheckResult
+    from diskmill.contract.requests import CreateRequest, OpenRequest
+    from diskmill.contract.results import CheckResult
 
     from .image import VmdkImage
 

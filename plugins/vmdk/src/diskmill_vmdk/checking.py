@@ -5,10 +5,10 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from diskmill import tables
+from diskmill.contract.extents import Kind
+from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError
-from diskmill.extents import Kind
-from diskmill.results import CheckResult, Finding
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR
 
 from .grains import CompressedPart, GrainPart

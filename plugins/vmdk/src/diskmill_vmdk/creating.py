@@ -16,9 +16,9 @@ from .parts import FlatPart, Part
 from .stream import StreamWriter
 
 if TYPE_CHECKING:
-    from diskmill.drivers import FormatDriver
-    from diskmill.node import Storage
-    from diskmill.requests import CreateRequest
+    from diskmill.contract.drivers import FormatDriver
+    from diskmill.contract.node import Storage
+    from diskmill.contract.requests import CreateRequest
 
 SPLIT = 2 * GiB
 """The largest extent of the split subformats."""

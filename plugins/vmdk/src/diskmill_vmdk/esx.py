@@ -9,8 +9,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from diskmill import tables
 from diskmill.errors import ImageError, UnsupportedError
+from diskmill.kit import tables
 from diskmill.sizes import MAX_SIZE, SECTOR
 
 from .grains import GrainPart
@@ -25,7 +25,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
 _KIND = 0xF << 60
 _TABLE = 0x10000000_00000000

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from diskmill import tables
+from diskmill.contract.extents import Codec, Extent, Kind
 from diskmill.errors import ImageError
-from diskmill.extents import Codec, Extent, Kind
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB
 
 from .parts import Part
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
 MAX_DIRECTORY = 1 << 22
 """The most entries of a grain directory: what the largest seSparse disk, 64 TiB, needs."""

@@ -9,10 +9,10 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskmill import tables
+from diskmill.contract.extents import Kind, Placement
+from diskmill.contract.node import Node, Storage
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Kind, Placement
-from diskmill.node import Node, Storage
+from diskmill.kit import tables
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .grains import MAX_HELD_GRAIN, GrainPart, refuse_duplicates
@@ -34,7 +34,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.structs import Record
+    from diskmill.kit.structs import Record
 
 MAX_ENTRIES = 512
 """Entries in a grain table: VMware and QEMU know no other number."""

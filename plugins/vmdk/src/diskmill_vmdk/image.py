@@ -7,10 +7,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from diskmill.contract.extents import Encoder, Extent, Kind, Placement
+from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Encoder, Extent, Kind, Placement
-from diskmill.node import Image, Node, Storage
-from diskmill.references import Reference
 from diskmill.sizes import SECTOR
 
 from .descriptor import NO_PARENT, Descriptor
@@ -18,8 +18,8 @@ from .hosted import HostedPart
 from .parts import FlatPart, MissingPart, Part
 
 if TYPE_CHECKING:
-    from diskmill.drivers import FormatDriver
-    from diskmill.siblings import Siblings
+    from diskmill.contract.drivers import FormatDriver
+    from diskmill.opening.siblings import Siblings
 
 
 class VmdkImage(Image):

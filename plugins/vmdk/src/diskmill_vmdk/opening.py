@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from diskmill.contract.node import Node, Storage
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.node import Node, Storage
-from diskmill.references import Reference
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, ExtentLine, parse
@@ -17,8 +17,8 @@ from .parts import FlatPart, MissingPart, Part, ZeroPart
 from .structures import COWD_MAGIC, SPARSE_MAGIC
 
 if TYPE_CHECKING:
-    from diskmill.drivers import FormatDriver
-    from diskmill.requests import OpenRequest
+    from diskmill.contract.drivers import FormatDriver
+    from diskmill.contract.requests import OpenRequest
 
 OWN_CREATE_TYPES = ("monolithicsparse", "streamoptimized")
 """Create types whose only extent is the file that the descriptor is embedded in."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Extent, Kind, Placement
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
+    from diskmill.contract.node import Node
 
 
 class Part:

@@ -19,11 +19,11 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from diskmill import tables
+from diskmill.contract.extents import Kind
+from diskmill.contract.node import Storage
 from diskmill.engine.zeros import ZEROS, is_zero
 from diskmill.errors import DiskmillError, StorageError, UnsupportedError
-from diskmill.extents import Kind
-from diskmill.node import Storage
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR, GiB, round_up
 
 from .creating import SPLIT, make_part, piece_name

@@ -12,10 +12,10 @@ from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from diskmill import tables
+from diskmill.contract.extents import Extent, Placement
+from diskmill.contract.node import Node, Storage
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.extents import Extent, Placement
-from diskmill.node import Node, Storage
+from diskmill.kit import tables
 from diskmill.sizes import SECTOR, round_up
 
 from .grains import CompressedPart
@@ -37,7 +37,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.structs import Record
+    from diskmill.kit.structs import Record
 
 LEVEL = 1
 """Of the deflate: ISA-L's level 1 gives about the size of zlib's default at many times its speed."""

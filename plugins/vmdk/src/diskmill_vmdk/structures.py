@@ -7,7 +7,7 @@ QEMU's driver gave its fields. Offsets and sizes count sectors of 512 bytes, all
 
 from __future__ import annotations
 
-from diskmill.structs import Structure
+from diskmill.kit.structs import Structure
 
 SPARSE_MAGIC = b"KDMV"
 COWD_MAGIC = b"COWD"

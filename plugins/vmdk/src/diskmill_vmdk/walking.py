@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Buffer, Node, ReadBuffer, Storage
 from diskmill.errors import ImageError
-from diskmill.extents import Extent, Kind
-from diskmill.node import Buffer, Node, ReadBuffer, Storage
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .grains import MAX_HELD_GRAIN
@@ -21,7 +21,7 @@ from .stream import GrainCodec
 from .structures import END_OF_STREAM, FLAG_ZEROED, FOOTER, GD_AT_END, MARKER
 
 if TYPE_CHECKING:
-    from diskmill.structs import Record
+    from diskmill.kit.structs import Record
 
 _BLOCK = 1 << 20
 """Bytes that are read at once."""

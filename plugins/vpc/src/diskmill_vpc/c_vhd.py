@@ -5,7 +5,7 @@ Source: Microsoft, "Virtual Hard Disk Image Format Specification", version 1.0 (
 
 from __future__ import annotations
 
-from diskmill.structs import Record, Structure
+from diskmill.kit.structs import Record, Structure
 
 COOKIE = b"conectix"
 HEADER_COOKIE = b"cxsparse"

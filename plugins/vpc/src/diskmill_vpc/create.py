@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from diskmill.contract.results import Measurement
 from diskmill.errors import UnsupportedError
-from diskmill.results import Measurement
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_vhd import (
@@ -27,9 +27,9 @@ from .c_vhd import (
 from .image import FixedVpcImage, VpcImage, fill_table
 
 if TYPE_CHECKING:
-    from diskmill.node import Image
-    from diskmill.options import Value
-    from diskmill.requests import CreateRequest, MeasureRequest
+    from diskmill.contract.node import Image
+    from diskmill.contract.options import Value
+    from diskmill.contract.requests import CreateRequest, MeasureRequest
 
     from . import VpcDriver
 
@@ -84,7 +84,7 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
 
 
 def measure_vpc(request: MeasureRequest) -> Measurement:
-    """See :func:`diskmill.hookspecs.measure`."""
+    """See :func:`diskmill.contract.hookspecs.measure`."""
     size, _ = _size(request.size, request.options, None)
     if request.options["subformat"] == "fixed":
         return Measurement(size + SECTOR, size + SECTOR)

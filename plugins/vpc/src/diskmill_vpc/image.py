@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING
 
-from diskmill import tables
-from diskmill.blocks import BlockImage, BlockTable
+from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError, StorageError, UnsupportedError
-from diskmill.extents import Extent, Kind, Placement
-from diskmill.node import Image, Node, Storage
-from diskmill.results import CheckResult, Finding
+from diskmill.kit import tables
+from diskmill.kit.blocks import BlockImage, BlockTable
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from .c_vhd import (
@@ -42,9 +42,9 @@ from .c_vhd import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.references import Reference
-    from diskmill.requests import OpenRequest
-    from diskmill.structs import Record
+    from diskmill.contract.references import Reference
+    from diskmill.contract.requests import OpenRequest
+    from diskmill.kit.structs import Record
 
     from . import VpcDriver
 
@@ -312,7 +312,7 @@ class VpcImage(BlockImage):
     # -- check --------------------------------------------------------------------------------------------------
 
     def check(self, repair: str) -> CheckResult:
-        """See :func:`diskmill.hookspecs.check`."""
+        """See :func:`diskmill.contract.hookspecs.check`."""
         result = CheckResult()
         every = repair == "all"
         kept = sealed(FOOTER, self.footer)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from diskmill.contract.references import Reference
 from diskmill.errors import ImageError
-from diskmill.references import Reference
 
 from .c_vhd import LOCATOR, LOCATORS
 
 if TYPE_CHECKING:
-    from diskmill.node import Node
-    from diskmill.structs import Record
+    from diskmill.contract.node import Node
+    from diskmill.kit.structs import Record
 
 _LONGEST = 8192
 """Bytes in a locator's name at most."""

@@ -1,0 +1,1 @@
+"""What drivers and the core promise each other: public, and versioned."""

@@ -1,0 +1,101 @@
+"""What the core asks of drivers: the arguments of hooks, as typed objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..opening.siblings import Siblings
+    from .context import Context
+    from .node import Node, Storage
+    from .options import Value
+
+
+@dataclass
+class OpenRequest:
+    """Open a node.
+
+    :param name: what the user knows it by; for a protocol driver, where the bytes are.
+    :param file: for a format driver, the opened node that holds the image.
+    :param options: the driver's ``open`` options, validated.
+    :param writable: whether it will be written.
+    :param shallow: only metadata will be asked: what the image refers to is not opened.
+    :param repair: why it is opened for writing, where that is to repair it: ``"leaks"``, ``"all"``, or ``"lost"``,
+        which is all, and gives up data that the image lost track of. What otherwise forbids writing does not, then.
+    :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
+        driver closes it.
+    :param siblings: other files in the folder of ``file``, where that is open for writing: for formats of several
+        files, which may need one more.
+    """
+
+    name: str
+    context: Context
+    file: Node | None = None
+    options: Mapping[str, Value] = field(default_factory=dict)
+    writable: bool = False
+    shallow: bool = False
+    repair: str = ""
+    child: Callable[[str], Node | None] = lambda role: None
+    siblings: Siblings | None = None
+
+
+@dataclass
+class Backing:
+    """The backing image that a new image gets.
+
+    :param name: as it is written into the image.
+    :param format: the format's name, where known.
+    :param size: its guest disk's size in bytes; None where it was not opened.
+    :param details: what its driver tells of it (:meth:`Image.details`); None where it was not opened.
+    """
+
+    name: str
+    format: str | None
+    size: int | None = None
+    details: Mapping[str, Any] | None = None
+
+
+@dataclass
+class CreateRequest:
+    """Make a new, empty image.
+
+    :param name: the output's name, as the user typed it. The file does not bear it before it is complete.
+    :param size: the guest disk's size in bytes.
+    :param options: the driver's ``create`` options, validated.
+    :param file: for a format driver, the empty storage to make it in.
+    :param sibling: makes another output file, in the same folder, for formats of several files; it takes the
+        name that the finished file will have.
+    :param compressed: whether all data will be stored compressed (``convert -c``).
+    :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
+        may bear the name now, or when the new one gets it.
+    """
+
+    name: str
+    context: Context
+    size: int
+    options: Mapping[str, Value] = field(default_factory=dict)
+    file: Storage | None = None
+    backing: Backing | None = None
+    sibling: Callable[[str], Storage] | None = None
+    compressed: bool = False
+    like: Storage | None = None
+
+
+@dataclass
+class MeasureRequest:
+    """How large would an image be?
+
+    :param size: the guest disk's size in bytes.
+    :param options: the driver's ``create`` options, validated.
+    :param data_bytes: called with a unit in bytes, gives how many bytes in whole units of the source hold data.
+    :param bitmaps: name and granularity in bytes of each persistent bitmap of the source; None: it cannot have any.
+    :param context: for a format that asks other drivers; None: there is nobody to ask.
+    """
+
+    size: int
+    options: Mapping[str, Value]
+    data_bytes: Callable[[int], int]
+    bitmaps: Sequence[tuple[str, int]] | None = None
+    context: Context | None = None

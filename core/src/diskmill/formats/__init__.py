@@ -1,0 +1,1 @@
+"""The format driver that comes with the core."""

@@ -1,0 +1,135 @@
+"""The raw format: the guest disk's bytes as they are, in a file or a window of one.
+
+``offset`` and ``size`` choose the window, so a disk inside a tar archive can be read in place. See the QEMU manual,
+"Raw disk format options".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..contract.drivers import FormatDriver, hookimpl
+from ..contract.extents import Extent, Kind, Placement
+from ..contract.node import Image, Node, Storage
+from ..contract.options import Option
+from ..errors import UsageError
+from ..sizes import SECTOR, round_up
+
+if TYPE_CHECKING:
+    from ..contract.requests import CreateRequest, MeasureRequest, OpenRequest
+    from ..contract.results import Measurement
+
+
+class RawImage(Image):
+    """A window onto ``file``. The engine looks through it, so nothing here is asked for guest data."""
+
+    window: int
+
+    def __init__(
+        self, driver: FormatDriver, file: Node, *, name: str, writable: bool, offset: int = 0, size: int | None = None
+    ) -> None:
+        # Guest disks are whole sectors; the bytes after the end of the file read as zeros.
+        available = round_up(max(file.size - offset, 0), SECTOR)
+        super().__init__(driver, file, name=name, size=available if size is None else size, writable=writable)
+        self.window = offset
+        self.blank = file.blank
+        self.fixed = offset > 0 or size is not None
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        if not isinstance(self.file, Storage):
+            yield Extent(offset, length, Kind.DATA, self.file, offset + self.window)
+            return
+        for extent in self.file.extents(offset + self.window, length):
+            yield extent.moved(-self.window)
+
+    def reserve(self, offset: int, length: int) -> list[Placement]:
+        return [Placement(offset, length, self.file, offset + self.window)]
+
+    def publish(self, placements: object) -> None:
+        """Nothing points to raw data: where it is, is what it is."""
+
+    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
+        self.file.zero(offset + self.window, length, unmap=unmap)
+
+    def discard_units(self, offset: int, length: int) -> None:
+        self.file.discard(offset + self.window, length)
+
+
+class RawDriver(FormatDriver):
+    """``raw``, shipped with the core, found like any other driver."""
+
+    name = "raw"
+    title = "the disk's bytes as they are"
+    capabilities = frozenset({"create", "write", "resize", "shrink", "preallocation", "zero"})
+    options = (
+        Option("offset", "size", "where the guest disk begins in the file", when=("open",)),
+        Option("size", "size", "the guest disk's size", when=("open",)),
+        Option(
+            "preallocation",
+            "str",
+            "how space is claimed: off, falloc (allocated, not written), full (written)",
+            default="off",
+            choices=("off", "falloc", "full"),
+        ),
+    )
+
+    @hookimpl
+    def probe(self, data: bytes, name: str) -> int:
+        """Everything could be raw, and nothing is surely."""
+        return 1
+
+    @hookimpl
+    def open(self, request: OpenRequest) -> RawImage:
+        """Any node will do."""
+        file, options = request.file, request.options
+        assert file is not None
+        offset, size = int(options.get("offset", 0)), options.get("size")
+        available = round_up(max(file.size - offset, 0), SECTOR)
+        if offset and offset > file.size or size is not None and int(size) > available:
+            raise UsageError(f"the window of offset and size does not fit in {file.size} bytes", file=request.name)
+        if size is not None and int(size) % SECTOR:
+            raise UsageError("the option 'size' must be a multiple of 512 bytes", file=request.name)
+        return RawImage(
+            self,
+            file,
+            name=request.name,
+            writable=request.writable,
+            offset=offset,
+            size=None if size is None else int(size),
+        )
+
+    @hookimpl
+    def create(self, request: CreateRequest) -> RawImage:
+        """A file of the right size."""
+        file = request.file
+        assert file is not None
+        mode = str(request.options.get("preallocation", "off"))
+        if file.size != request.size:
+            file.truncate(request.size)
+        if mode != "off" and request.size:
+            file.allocate(0, request.size, mode)
+        return RawImage(self, file, name=request.name, writable=True)
+
+    @hookimpl
+    def resize(self, image: RawImage, size: int, preallocation: str) -> bool:
+        """Grow with zeros, or cut."""
+        if image.fixed:
+            raise UsageError("a raw image with an offset or size option cannot be resized", file=image.name)
+        file, old = image.file, image.file.size
+        assert isinstance(file, Storage)
+        file.truncate(size)
+        if preallocation != "off" and size > old:
+            file.allocate(old, size - old, preallocation)
+        image.size = round_up(size, SECTOR)
+        return True
+
+    @hookimpl
+    def measure(self, request: MeasureRequest) -> Measurement:
+        """As large as the guest disk."""
+        from ..contract.results import Measurement
+
+        return Measurement(request.size, request.size)
+
+
+driver = RawDriver()

@@ -1,0 +1,1 @@
+"""From a name to opened nodes: which drivers are installed, the graph, the gate, new images."""

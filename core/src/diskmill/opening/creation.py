@@ -1,0 +1,122 @@
+"""Making new images: the storage first, under no name yet, then the format driver on top."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ..contract.context import Context
+from ..contract.drivers import FormatDriver, ProtocolDriver
+from ..contract.node import Image, Storage
+from ..contract.options import Option, Value, validate
+from ..contract.requests import Backing, CreateRequest
+from ..errors import DriverError, UnsupportedError, UsageError
+from ..sizes import SECTOR, round_up
+from .names import new_file
+
+
+def create_image(
+    name: str,
+    format: str,
+    size: int,
+    options: Mapping[str, Any],
+    *,
+    context: Context,
+    backing: Backing | None = None,
+    compressed: bool = False,
+) -> Image:
+    """A new, empty image, open for writing, whose files do not have their names yet.
+
+    The caller fills it and calls :meth:`Image.settle` when it is whole; :meth:`Image.abandon` leaves nothing behind.
+
+    :param size: the guest disk's size in bytes; it is rounded up to whole sectors.
+    :param options: the format's and the protocol's ``create`` options, as typed or as values.
+    """
+    registry = context.registry
+    driver = registry.format(format)
+    if "create" not in driver.capabilities:
+        raise UnsupportedError(f"format '{format}' can only be read", file=name)
+    if backing is not None and "backing" not in driver.capabilities:
+        raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
+    spec = new_file(name)
+    protocol = registry.protocol(str(spec["driver"]))
+    own, below = split_options(driver, protocol, options, context.idle_options)
+    storage = new_storage(protocol, str(spec["filename"]), below, context)
+    made = [storage]
+
+    def sibling(path: str) -> Storage:
+        folder = os.path.dirname(str(spec["filename"]))
+        made.append(new_storage(protocol, os.path.join(folder, path), below, context))
+        return made[-1]
+
+    try:
+        request = CreateRequest(
+            name=name,
+            context=context,
+            size=round_up(size, SECTOR),
+            options=validate(driver.options, own, when="create", driver=format),
+            file=storage,
+            backing=backing,
+            sibling=sibling,
+            compressed=compressed,
+        )
+        image = cast("Image | None", registry.call(driver, "create", request=request))
+        if image is None:
+            raise DriverError(f"format driver '{format}' cannot create images", file=name)
+    except BaseException:
+        for one in made:
+            one.abandon()
+        raise
+    return image
+
+
+def new_storage(
+    protocol: ProtocolDriver,
+    where: str,
+    options: Mapping[str, Value],
+    context: Context,
+    *,
+    like: Storage | None = None,
+) -> Storage:
+    """A new file, empty, which gets its name when it is settled.
+
+    :param like: see :class:`~diskmill.contract.requests.CreateRequest`.
+    """
+    if "create" not in protocol.capabilities:
+        raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=where)
+    request = CreateRequest(
+        name=where,
+        context=context,
+        size=0,
+        options=validate(protocol.options, options, when="create", driver=protocol.name),
+        like=like,
+    )
+    return cast(Storage, context.registry.call(protocol, "create", request=request))
+
+
+def split_options(
+    driver: FormatDriver, protocol: ProtocolDriver, options: Mapping[str, Any], idle: Sequence[Option] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """*options* that are the format driver's, and those that are the protocol driver's.
+
+    :param idle: options, or values of theirs, that are taken without effect where neither has them.
+    :raises UsageError: an option that nobody has.
+    """
+    formats = {option.name: option for option in driver.options if "create" in option.when}
+    protocols = {option.name: option for option in protocol.options if "create" in option.when}
+    spare = {option.name: option for option in idle}
+    own: dict[str, Any] = {}
+    below: dict[str, Any] = {}
+    for name, value in options.items():
+        option, other = formats.get(name) or protocols.get(name), spare.get(name)
+        if other is not None and (option is None or (value in other.choices and value not in option.choices)):
+            other.parse(value)
+        elif name in formats:
+            own[name] = value
+        elif name in protocols:
+            below[name] = value
+        else:
+            known = ", ".join(sorted({*formats, *protocols})) or "none"
+            raise UsageError(f"format '{driver.name}' has no option '{name}' to create; it has: {known}")
+    return own, below

@@ -1,0 +1,147 @@
+"""Image names: what a user types, or an image holds, turned into a tree of node options.
+
+``disk.qcow2`` is ``{"file": {"driver": "file", "filename": "disk.qcow2"}}``; option strings
+(``driver=qcow2,file.filename=disk``) and ``json:{…}`` names say the same in full. Children are nested mappings under
+``file``, ``backing`` and so on. The forms are those of the QEMU manual ("Disk image file formats", ``--image-opts``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..contract.options import split
+from ..errors import UsageError
+
+Spec = dict[str, Any]
+
+_PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+):")
+
+
+def parse_name(name: str) -> Spec:
+    """The node options that *name* stands for: a path, ``protocol:…``, or ``json:{…}``.
+
+    :raises UsageError: a malformed ``json:`` name.
+    """
+    if name.startswith("json:"):
+        return _parse_json(name)
+    match = _PROTOCOL.match(name)
+    if match is None:
+        return {"file": {"driver": "file", "filename": name}}
+    protocol = match.group(1)
+    rest = name[match.end() :]
+    if protocol == "file":
+        return {"file": {"driver": "file", "filename": rest.removeprefix("//") if rest.startswith("///") else rest}}
+    return {"file": {"driver": protocol, "filename": name}}
+
+
+def new_file(name: str) -> Spec:
+    """The options of the file that an output called *name* becomes: a path, or ``protocol:…``.
+
+    :raises UsageError: *name* is a ``json:`` name, which says how to open what is there.
+    """
+    if name.startswith("json:"):
+        raise UsageError(f"'{name[:200]}' cannot name a new image: name its file")
+    return dict(parse_name(name)["file"])
+
+
+def parse_options(text: str) -> Spec:
+    """The node options of an ``--image-opts`` string: ``driver=qcow2,file.filename=disk,…``"""
+    return nest(split(text))
+
+
+def _parse_json(name: str) -> Spec:
+    try:
+        value = json.loads(name[len("json:") :])
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"cannot parse the name '{name[:200]}': {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"cannot parse the name '{name[:200]}': it is not a JSON object")
+    return nest(value.items())
+
+
+def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
+    """*pairs* with dotted names as nested mappings: ``file.filename=x`` is ``{"file": {"filename": "x"}}``.
+
+    :raises UsageError: options contradict each other, or are nested more than 32 deep.
+    """
+    result: Spec = {}
+    for name, value in pairs:
+        *path, last = name.split(".") if name.split(".")[0] in CHILDREN else [name]
+        if depth + len(path) > 32:
+            raise UsageError(f"option '{name[:80]}' is nested too deeply")
+        level = result
+        for part in path:
+            level = level.setdefault(part, {})
+            if not isinstance(level, dict):
+                raise UsageError(f"option '{name}' and option '{part}' contradict each other")
+        if isinstance(value, Mapping):
+            merged = level.setdefault(last, {})
+            if not isinstance(merged, dict):
+                raise UsageError(f"option '{name}' is given twice")
+            merged.update(nest(value.items(), depth=depth + len(path) + 1))
+        else:
+            level[last] = value
+    return result
+
+
+CHILDREN = ("file", "backing", "data-file", "header", "image")
+"""Option names whose value is another node."""
+
+
+def child_options(value: object) -> Spec:
+    """The node options of a child, given as options or by name. A plain name is a file without a format on top.
+
+    :raises UsageError: it is neither.
+    """
+    if isinstance(value, str):
+        spec = parse_name(value)
+        return spec if value.startswith("json:") else dict(spec["file"])
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise UsageError("a child node is given by its options, or by a name")
+
+
+def relative_to(reference: Spec, folder: str | None, *, protocol: str = "file") -> Spec:
+    """*reference*, a name out of an image, with relative paths taken from the image's *folder*.
+
+    :param protocol: what holds the image: a relative path means something that it holds too.
+    """
+    result: Spec = {
+        key: relative_to(value, folder, protocol=protocol) if isinstance(value, dict) else value
+        for key, value in reference.items()
+    }
+    path = result.get("filename")
+    is_file = result.get("driver", "file") == "file" and isinstance(path, str)
+    if is_file and folder is not None and not os.path.isabs(str(path)):
+        if protocol != "file":
+            result["driver"] = protocol
+        result["filename"] = os.path.join(folder, str(path))
+    return result
+
+
+def display(spec: Mapping[str, Any]) -> str:
+    """*spec* as a user would type it: the plain path where it is one, else a ``json:`` name."""
+    file = spec.get("file", spec)
+    if (
+        isinstance(file, Mapping)
+        and set(file) <= {"driver", "filename"}
+        and set(spec) <= {"driver", "file", "filename"}
+        and "filename" in file
+    ):
+        return str(file["filename"])
+    return "json:" + json.dumps(spec)
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> Spec:
+    """*options* without nesting, as drivers declare them: ``{"encrypt": {"format": x}}`` is ``encrypt.format=x``."""
+    result: Spec = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            result.update(flatten(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result

@@ -1,0 +1,180 @@
+"""Which drivers are installed, and calling them.
+
+Drivers are found by entry point (:mod:`diskmill.opening.discovery`), pluggy calls them. A driver is imported when it is
+first asked for by name, or when an image must be probed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pluggy
+
+from ..contract import hookspecs
+from ..contract.drivers import CryptoDriver, Driver, FormatDriver, ProtocolDriver
+from ..errors import DriverError
+from .discovery import EntryPoint, installed
+from .known import PACKAGES, recognise
+
+SURE = 100
+"""What a driver's ``probe`` answers when it cannot be another's image."""
+PLUGIN_GROUP = "diskmill.plugin"
+"""Entry points of plugins that are not drivers: hook wrappers for all formats at once."""
+
+_WORDS = {"diskmill.format": "format", "diskmill.protocol": "protocol", "diskmill.crypto": "cipher"}
+
+
+class _PluginManager(pluggy.PluginManager):
+    """pluggy's, which does not look into what every object has: that takes most of the time of a registration."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        """No hook's name begins with an underscore."""
+        return None if name.startswith("_") else super().parse_hookimpl_opts(plugin, name)
+
+
+class Registry:
+    """The installed drivers. One is enough for a process: :func:`default_registry`."""
+
+    def __init__(self) -> None:
+        self.plugins = _PluginManager("diskmill")
+        self.plugins.add_hookspecs(hookspecs)
+        self.failures: dict[str, str] = {}
+        """Drivers that are installed but could not be imported: name → why."""
+        self._drivers: dict[tuple[str, str], Driver] = {}
+        self._complete: set[str] = set()
+        self._installed = installed()
+        for entry in self._entries(PLUGIN_GROUP):
+            for plugin in self._loaded(entry):
+                self._register(plugin, entry.name)
+        # A plugin may be there to forbid something: going on without it would allow that.
+        for name, why in self.failures.items():
+            raise DriverError(f"plugin '{name}' could not be loaded: {why}; repair or uninstall it")
+
+    def _entries(self, group: str) -> list[EntryPoint]:
+        return [entry for entry in self._installed if entry.group == group]
+
+    def _loaded(self, entry: EntryPoint) -> list[Any]:
+        """What *entry* names; nothing where it cannot be imported."""
+        try:
+            return [entry.load()]
+        except Exception as error:  # whatever a stranger's module raises
+            self.failures[entry.name] = f"{type(error).__name__}: {error}"
+            return []
+
+    def _add(self, group: str, entries: list[EntryPoint]) -> None:
+        found: dict[str, list[tuple[Any, str]]] = {}
+        for entry in entries:
+            same = found.setdefault(entry.name, [])
+            for driver in self._loaded(entry):
+                if all(other is not driver for other, _ in same):
+                    same.append((driver, entry.value))
+        for name, same in found.items():
+            if not same or (group, name) in self._drivers:
+                continue
+            driver = same[0][0]
+            if len(same) > 1:
+                places = " and ".join(sorted(value for _, value in same))
+                self.failures[name] = f"{places} both bring it: uninstall one of the packages"
+            elif not isinstance(driver, Driver) or driver.group != group or driver.name != name:
+                self.failures[name] = f"its entry point is not a {_WORDS[group]} driver of that name"
+            elif self._register(driver, f"{group}:{name}", name):
+                self._drivers[group, name] = driver
+
+    def _register(self, plugin: object, label: str, name: str | None = None) -> bool:
+        """Let pluggy check the signatures of *plugin*'s hooks, and that there are such hooks."""
+        try:
+            self.plugins.register(plugin, label)
+            self.plugins.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            self.failures[name or label] = " ".join(str(error).split())
+            if self.plugins.is_registered(plugin):  # what of it was valid must not be called
+                self.plugins.unregister(plugin)
+            return False
+        return True
+
+    def add(self, driver: Driver) -> None:
+        """Register *driver* without an entry point: for tests, and for programs that bring their own."""
+        if not self._register(driver, f"{driver.group}:{driver.name}", driver.name):
+            raise DriverError(f"{_WORDS[driver.group]} driver '{driver.name}': {self.failures[driver.name]}")
+        self._drivers[driver.group, driver.name] = driver
+
+    def all(self, group: str) -> list[Any]:
+        """Every driver of *group* that can be imported, by name."""
+        if group not in self._complete:
+            self._add(group, self._entries(group))
+            self._complete.add(group)
+        return [driver for (kind, _), driver in sorted(self._drivers.items()) if kind == group]
+
+    def get(self, group: str, name: str) -> Driver:
+        """The driver called *name*.
+
+        :raises DriverError: it is not installed (the message says what to install) or broken.
+        """
+        driver = self._drivers.get((group, name))
+        if driver is None and group not in self._complete:
+            self._add(group, [entry for entry in self._entries(group) if entry.name == name])
+            driver = self._drivers.get((group, name))
+        if driver is not None:
+            return driver
+        raise DriverError(self.why_missing(group, name))
+
+    def why_missing(self, group: str, name: str) -> str:
+        """What is the matter with the driver *name*, which :meth:`has` has not found, and what to do about it."""
+        if name in self.failures:
+            return f"{_WORDS[group]} driver '{name}' could not be loaded: {self.failures[name]}"
+        if name in PACKAGES:
+            return f"{_WORDS[group]} driver '{name}' is not installed: install the package {PACKAGES[name]}"
+        return f"unknown {_WORDS[group]} '{name}'; 'diskmill drivers' lists what is installed"
+
+    def format(self, name: str) -> FormatDriver:
+        """The format driver *name*; see :meth:`get`."""
+        return cast(FormatDriver, self.get(FormatDriver.group, name))
+
+    def protocol(self, name: str) -> ProtocolDriver:
+        """The protocol driver *name*; see :meth:`get`."""
+        return cast(ProtocolDriver, self.get(ProtocolDriver.group, name))
+
+    def crypto(self, name: str) -> CryptoDriver:
+        """The crypto driver *name*; see :meth:`get`."""
+        return cast(CryptoDriver, self.get(CryptoDriver.group, name))
+
+    def has(self, group: str, name: str) -> bool:
+        """Whether a usable driver of that name is installed."""
+        try:
+            self.get(group, name)
+        except DriverError:
+            return False
+        return True
+
+    def call(self, driver: Driver, hook: str, **arguments: Any) -> Any:
+        """Call *hook* of *driver*, and of every plugin that is not a driver. None: the driver has no such hook."""
+        others = [other for other in self._drivers.values() if other is not driver]
+        caller: Callable[..., Any] = self.plugins.subset_hook_caller(hook, others)
+        return caller(**arguments)
+
+    def probe(self, data: bytes, name: str) -> FormatDriver | None:
+        """The format driver that is surest of an image that begins with *data* and is called *name*."""
+        # Nobody can be surer than sure: then the other drivers need not even be imported.
+        likely = recognise(data)
+        if likely is not None and self.has(FormatDriver.group, likely):
+            driver = self.format(likely)
+            if self.call(driver, "probe", data=data, name=name) == SURE:
+                return driver
+        best, best_score = None, 0
+        for driver in self.all(FormatDriver.group):
+            score = self.call(driver, "probe", data=data, name=name) or 0
+            if score > best_score:
+                best, best_score = driver, score
+        return best
+
+
+_default: Registry | None = None
+
+
+def default_registry() -> Registry:
+    """The registry of this process, made when first asked for."""
+    global _default
+    if _default is None:
+        _default = Registry()
+    return _default

@@ -1,0 +1,577 @@
+"""Files and block devices as storage: positioned reads and writes, holes, locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ...contract.extents import Extent, Kind
+from ...contract.node import Buffer, ReadBuffer, Storage
+from ...errors import LockedError, StorageError
+from .locks import lock
+
+if TYPE_CHECKING:
+    from ...contract.drivers import ProtocolDriver
+    from ...contract.requests import CreateRequest, OpenRequest
+    from .output import Output
+
+_IOV_MAX = 1024
+_DIRECT = ("none", "directsync")
+_SYNC = ("writethrough", "directsync")
+_AHEAD = 65536
+"""Bytes of a write from which it pays to ask for its space first."""
+_HEAD = 65536
+"""Bytes at the start of a block device that hold every format's header: zero until an output on it is whole."""
+
+
+def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
+    """Open what exists: a regular file or a block device, never anything that waits or acts when opened.
+
+    :raises StorageError: it cannot be opened. LockedError: another process uses it in a way that excludes this.
+    """
+    name, context = request.name, request.context
+    flags = _flags(context.cache) | os.O_NONBLOCK | (os.O_RDWR if request.writable else os.O_RDONLY)
+    if request.options.get("follow") is False:
+        flags |= os.O_NOFOLLOW
+    try:
+        _expect_file(os.stat(name), name)
+        fd = os.open(name, flags)
+    except (OSError, ValueError) as error:
+        raise _open_error(error, name, flags) from None
+    conflict = None
+    try:
+        _expect_file(os.fstat(fd), name)  # what was looked at may have been exchanged
+        try:
+            lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
+        except LockedError as error:
+            if not request.shallow or request.writable:
+                raise
+            conflict = error
+        storage = _class(context.cache)(driver, name, fd, writable=request.writable, cache=context.cache)
+    except BaseException:
+        os.close(fd)
+        raise
+    storage.conflict = conflict
+    return storage
+
+
+def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
+    """A new, empty file, which gets its name when it is settled; or the block device of that name, emptied.
+
+    :raises StorageError: it cannot be made. LockedError: another process uses what bears the name.
+    """
+    from .output import Output
+
+    name, cache = request.name, request.context.cache
+    flags = _flags(cache) | os.O_RDWR
+    output = None
+    try:
+        if request.like is None and _is_device(name):
+            fd = os.open(name, flags)
+        else:
+            output = Output(name, flags, None if request.like is None else _stat_of(request.like))
+            fd = output.fd
+    except (OSError, ValueError) as error:
+        raise _open_error(error, name, flags) from None
+    try:
+        lock(fd, name, writable=True)
+        storage = _class(cache)(driver, name, fd, writable=True, cache=cache)
+        storage._output = output
+        if output is None:
+            storage._begin_anew()
+        else:
+            from . import space
+
+            storage._ahead = space.gains_by_allocation(fd)
+            if request.options.get("nocow"):
+                space.no_copy_on_write(fd)
+    except BaseException:
+        os.close(fd)
+        if output is not None:
+            output.forget()
+        raise
+    return storage
+
+
+def _stat_of(storage: Storage) -> os.stat_result:
+    fd = storage.fileno()
+    return os.stat(storage.name) if fd is None else os.fstat(fd)
+
+
+def _flags(cache: str) -> int:
+    flags = os.O_CLOEXEC
+    if cache in _DIRECT:
+        flags |= os.O_DIRECT
+    if cache in _SYNC:
+        flags |= os.O_DSYNC
+    return flags
+
+
+def _class(cache: str) -> type[FileStorage]:
+    if cache not in _DIRECT:
+        return FileStorage
+    from .direct import DirectStorage
+
+    return DirectStorage
+
+
+def _expect_file(info: os.stat_result, name: str) -> None:
+    if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+        raise StorageError("it is neither a regular file nor a block device", file=name)
+
+
+def _is_device(name: str) -> bool:
+    try:
+        info = os.stat(name)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(info.st_mode):
+        _expect_file(info, name)
+    return stat.S_ISBLK(info.st_mode)
+
+
+def _open_error(error: OSError | ValueError, name: str, flags: int) -> StorageError:
+    if not isinstance(error, OSError):  # a NUL character, or one that no file name can hold
+        return StorageError("it is not a possible file name", file=name, errno=errno.EINVAL)
+    if error.errno == errno.EINVAL and flags & os.O_DIRECT:
+        return StorageError(
+            "its file system does not support O_DIRECT, which the cache modes none and directsync need",
+            file=name,
+            errno=error.errno,
+        )
+    return StorageError.from_os(error, name)
+
+
+class FileStorage(Storage):
+    """One open file or block device, through the page cache."""
+
+    def __init__(self, driver: ProtocolDriver, name: str, fd: int, *, writable: bool, cache: str) -> None:
+        self.driver = driver
+        self.name = name
+        self.writable = writable
+        self.cache = cache
+        self._fd = fd
+        self._output: Output | None = None
+        self._used: int | None = None
+        """A device that is made anew is ours up to here; from here on it reads as zeros, whatever lies there."""
+        self._ahead = False
+        """Whether to ask for space before each larger write."""
+        info = os.fstat(fd)
+        self._device = stat.S_ISBLK(info.st_mode)
+        self._identity = (info.st_rdev,) if self._device else (info.st_dev, info.st_ino)
+        self.size = self._capacity = os.lseek(fd, 0, os.SEEK_END) if self._device else info.st_size
+        self.blank = not self._device
+        self._growing = threading.RLock()
+        self._reaching: list[int] = []
+        """Where the writes will end that are under way beyond the file's end."""
+        self._known: tuple[int, int, Kind] | None = None
+        # Another object after each change: who looked before it knows that what was seen may be old.
+        self._change = self._flushed = object()
+        self._lost: OSError | None = None
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = min(offset + length, self.size)
+        stop = offset + length
+        while offset < end:
+            known = self._known
+            if known is None or not known[0] <= offset < known[1]:
+                change = self._change
+                known = self._look(offset)
+                self._known = known
+                if change is not self._change:
+                    self._known = None
+            upto = min(known[1], end)
+            if upto == end and known[2] is Kind.ZERO:
+                upto = stop
+            yield Extent(offset, upto - offset, known[2], self, offset)
+            offset = upto
+        if offset < stop:
+            yield Extent(offset, stop - offset, Kind.ZERO, self, offset)
+
+    def _look(self, offset: int) -> tuple[int, int, Kind]:
+        """The stretch of data, or the hole, from *offset* on."""
+        size = self.size
+        try:
+            data = os.lseek(self._fd, offset, os.SEEK_DATA)
+            if data > offset:
+                return offset, data, Kind.ZERO
+            return offset, max(os.lseek(self._fd, offset, os.SEEK_HOLE), offset + 1), Kind.DATA
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                self._expect_whole(offset)
+            # ENXIO: nothing but a hole follows. Else: there is no telling holes from data here.
+            return offset, max(size, offset + 1), Kind.ZERO if error.errno == errno.ENXIO else Kind.DATA
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        if self._used is not None:
+            buffer = self._ours(offset, buffer)
+        try:
+            count = os.preadv(self._fd, (buffer,), offset)
+            if count != len(buffer):
+                self._read_rest(offset, memoryview(buffer), count)
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"read at offset {offset}") from None
+
+    def _ours(self, offset: int, buffer: Buffer) -> Buffer:
+        """The part of *buffer* that is to be read from a device that is made anew; the rest becomes zeros."""
+        view = memoryview(buffer)
+        with self._growing:
+            inside = len(view) if self._used is None else min(max(self._used - offset, 0), len(view))
+        view[inside:] = bytes(len(view) - inside)
+        return view[:inside]
+
+    def _read_rest(self, offset: int, view: memoryview, done: int) -> None:
+        while done < len(view):
+            count = os.preadv(self._fd, (view[done:],), offset + done)
+            if count == 0:
+                self._expect_whole(offset + done)
+                view[done:] = bytes(len(view) - done)
+                return
+            done += count
+
+    def _expect_whole(self, offset: int) -> None:
+        """Where the end was met at *offset*: fail if the file, which nobody should change, was longer when opened."""
+        if not self.writable and offset < self.size and os.fstat(self._fd).st_size < self.size and not self._device:
+            raise StorageError("it has become shorter while it was read", file=self.name, place=f"offset {offset}")
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        end = offset + len(data)
+        grows = (end > self.size or self._used is not None) and len(data) > 0
+        if grows:
+            self._grow(offset, end)
+        try:
+            if self._ahead and len(data) >= _AHEAD:
+                self._take_space(offset, len(data))
+            count = os.pwrite(self._fd, data, offset)
+            while offset + count < end:
+                more = os.pwrite(self._fd, memoryview(data)[count:], offset + count)
+                if more == 0:
+                    raise OSError(errno.EIO, "nothing more was written")
+                count += more
+        except (OSError, OverflowError) as error:
+            self._fell_short(end)
+            raise self._error(error, f"write at offset {offset}") from None
+        finally:
+            if grows:
+                self._reaching.remove(end)
+            self._known = None
+            self._change = object()
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        for at in range(0, len(buffers), _IOV_MAX):
+            group = buffers[at : at + _IOV_MAX]
+            end = offset + sum(map(len, group))
+            grows = (end > self.size or self._used is not None) and end > offset
+            if grows:
+                self._grow(offset, end)
+            try:
+                if self._ahead and end - offset >= _AHEAD:
+                    self._take_space(offset, end - offset)
+                count = os.pwritev(self._fd, group, offset)
+            except (OSError, OverflowError) as error:
+                self._fell_short(end)
+                raise self._error(error, f"write at offset {offset}") from None
+            finally:
+                if grows:
+                    self._reaching.remove(end)
+                self._known = None
+                self._change = object()
+            if offset + count < end:
+                self._write_rest(offset, group, count)
+            offset = end
+
+    def _write_rest(self, offset: int, group: Sequence[ReadBuffer], done: int) -> None:
+        """What a write that stopped after *done* bytes left over."""
+        for buffer in group:
+            if done < len(buffer):
+                self.write(offset + done, memoryview(buffer)[done:])
+                offset += len(buffer)
+                done = 0
+            else:
+                offset += len(buffer)
+                done -= len(buffer)
+
+    def _take_space(self, offset: int, length: int) -> None:
+        """Let the file have blocks for a write that is about to come.
+
+        On ext4 two threads then write a third faster: what a write does for each page that has no block yet, it does
+        under the file's lock.
+        """
+        try:
+            os.posix_fallocate(self._fd, offset, length)
+        except OSError:
+            self._ahead = False  # if it matters, the write fails too, and tells it
+
+    def _grow(self, offset: int, end: int) -> None:
+        """A write of *offset* to *end* is about to come. Known beforehand, so that no truncation cuts off what others
+        write, and what a device holds from before is gone wherever something is written behind it.
+        """
+        with self._growing:
+            if self._used is not None:
+                self._clear(offset)
+                self._used = max(self._used, end)
+            if end > self.size and (self._used is not None or not self._device):
+                self.size = end
+            self._reaching.append(end)
+
+    def _fell_short(self, end: int) -> None:
+        """The write that was to end at *end* failed: the file is as long as it is, or as others are about to make it.
+
+        Who believed it longer would let a table name what is beyond its end.
+        """
+        with self._growing:
+            if not self._device and self._fd >= 0:
+                others = [one for one in self._reaching if one != end]
+                self.size = min(self.size, max(os.fstat(self._fd).st_size, *others, 0))
+
+    def _clear(self, end: int) -> None:
+        """Make zeros of what a device that is made anew holds from before, up to *end*. Others' writes wait."""
+        with self._growing:
+            start = self._used
+            if start is None or end <= start:
+                return
+            self._used = end
+            try:
+                self._zero_device(start, end)
+            except OSError as error:
+                self._used = start
+                raise self._error(error, f"zero the device up to offset {end}") from None
+
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        if length <= 0:
+            return
+        from . import space
+
+        end = offset + length
+        if self._used is not None:
+            with self._growing:
+                self.size = max(self.size, end)
+                end = min(end, self._used)  # the rest is zeros already
+            if offset >= end:
+                return
+        if end > self.size and not self._device:
+            self._extend(end)
+        try:
+            if self._device:
+                self._zero_device(offset, end)
+            else:
+                ways = (space.punch, space.zero_range) if unmap else (space.zero_range,)
+                if not any(way(self._fd, offset, length) for way in ways):
+                    self._write_zeros(offset, end)
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"zero {length} bytes at offset {offset}") from None
+        finally:
+            self._known = None
+            self._change = object()
+
+    def _zero_device(self, offset: int, end: int) -> None:
+        from . import space
+
+        low, high = self._sectors(offset, end)
+        if low < high and space.device_zero(self._fd, low, high - low):
+            self._write_zeros(offset, low)
+            self._write_zeros(high, end)
+        else:
+            self._write_zeros(offset, end)
+
+    def _sectors(self, offset: int, end: int) -> tuple[int, int]:
+        """The whole sectors of the device in the range."""
+        from . import space
+
+        sector = space.device_sector(self._fd)
+        return -(-offset // sector) * sector, end // sector * sector
+
+    def _write_zeros(self, offset: int, end: int) -> None:
+        from ...engine.zeros import ZEROS
+
+        zeros = memoryview(ZEROS)
+        for at in range(offset, end, len(ZEROS)):
+            self.write(at, zeros[: end - at])
+
+    def discard(self, offset: int, length: int) -> None:
+        from . import space
+
+        end = min(offset + length, self.size)
+        try:
+            if self._device:
+                low, high = self._sectors(offset, end)
+                if low < high:
+                    space.device_discard(self._fd, low, high - low)
+            elif offset < end:
+                space.punch(self._fd, offset, end - offset)
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"discard {length} bytes at offset {offset}") from None
+        finally:
+            self._known = None
+            self._change = object()
+
+    def truncate(self, size: int) -> None:
+        if self._device:
+            if size > self._capacity:
+                raise StorageError(
+                    f"the device has {self._capacity} bytes, too few for {size}", file=self.name, errno=errno.ENOSPC
+                )
+            with self._growing:
+                if self._used is not None:
+                    self.size, self._used = size, min(self._used, size)
+            return
+        try:
+            with self._growing:
+                os.ftruncate(self._fd, size)
+                self.size = size
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"set the size to {size} bytes") from None
+        finally:
+            self._known = None
+            self._change = object()
+
+    def _extend(self, end: int) -> None:
+        """Let the file reach *end* at least."""
+        try:
+            with self._growing:
+                if end > self.size:
+                    os.ftruncate(self._fd, end)
+                    self.size = end
+        except (OSError, OverflowError) as error:
+            raise self._error(error, f"set the size to {end} bytes") from None
+
+    def allocate(self, offset: int, length: int, mode: str) -> None:
+        if length <= 0:
+            return
+        if mode == "full":
+            self._write_zeros(offset, offset + length)
+            self.flush()
+            return
+        if self._device:
+            if self._used is not None:
+                self.truncate(max(self.size, offset + length))
+            return  # its space is there
+        end = offset + length
+        self._grow(offset, end)
+        try:
+            os.posix_fallocate(self._fd, offset, length)
+            self._synchronise()
+        except (OSError, OverflowError) as error:
+            self._fell_short(end)
+            raise self._error(error, f"allocate {length} bytes at offset {offset}") from None
+        finally:
+            self._reaching.remove(end)
+            self._known = None
+            self._change = object()
+
+    def _synchronise(self) -> None:
+        """In the cache modes where each write waits for the disk: wait for changes that are no writes, too."""
+        if self.cache in _SYNC:
+            os.fdatasync(self._fd)
+
+    def flush(self) -> None:
+        self._clear(self.size)
+        change = self._change
+        if not self.writable or self.cache == "unsafe" or self._fd < 0 or change is self._flushed:
+            return
+        try:
+            if self._lost is not None:
+                raise self._lost  # what the kernel could not write is gone from its cache: no later flush can be good
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._lost = error
+            raise self._error(error, "flush") from None
+        self._flushed = change
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    def allocated(self) -> int | None:
+        return os.fstat(self._fd).st_blocks * 512
+
+    def fileno(self) -> int | None:
+        if self.writable:  # the caller may be about to write
+            self._known = None
+            self._change = object()
+        return self._fd
+
+    def identity(self) -> object | None:
+        return self._identity
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        self._clear(self.size)
+        self._used = None
+        output = self._output
+        if output is None:
+            return
+        try:
+            output.settle(durable=self.cache != "unsafe")
+        except OSError as error:
+            raise StorageError.from_os(error, self.name, "give the finished output its name") from None
+        finally:
+            if output.named:
+                self._output = None
+                output.forget()
+
+    @property
+    def settled(self) -> bool:
+        return self._output is None
+
+    def remove(self) -> None:
+        try:
+            if self._device or not os.path.samestat(os.lstat(self.name), os.fstat(self._fd)):
+                raise StorageError("it is another file by now", file=self.name, place="remove")
+            os.unlink(self.name)
+        except OSError as error:
+            raise self._error(error, "remove") from None
+
+    def close(self) -> None:
+        if self._fd < 0:
+            return
+        try:
+            if self._output is None and self._used is None:
+                self.flush()
+        finally:
+            self._release()
+
+    def abandon(self) -> None:
+        if self._fd >= 0:
+            self._release()
+
+    def _release(self) -> None:
+        if self._used is not None:
+            self._used = None
+            with contextlib.suppress(StorageError):  # a device that fails has told so before
+                self._blank_head()
+        fd, self._fd = self._fd, -1
+        output, self._output = self._output, None
+        if output is not None:
+            output.forget()
+        try:
+            os.close(fd)
+        except OSError as error:
+            raise StorageError.from_os(error, self.name, "close") from None
+
+    def _begin_anew(self) -> None:
+        """Take the device for an empty file that grows."""
+        self._blank_head()
+        self.size = self._used = 0
+        self.blank = True
+
+    def _blank_head(self) -> None:
+        """Let nothing on the device look like an image."""
+        self._write_zeros(0, min(_HEAD, self._capacity))
+        self.flush()
+
+    def _error(self, error: OSError | OverflowError, place: str) -> StorageError:
+        if isinstance(error, OverflowError):
+            return StorageError("beyond the largest file offset", file=self.name, place=place, errno=errno.EFBIG)
+        return StorageError.from_os(error, self.name, place)
