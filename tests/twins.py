@@ -16,9 +16,10 @@ from typing import Any
 
 from diskmill.contract.drivers import FormatDriver, ProtocolDriver, hookimpl
 from diskmill.contract.extents import Extent, Kind, Placement
-from diskmill.contract.node import Buffer, Image, Node, ReadBuffer, Storage
+from diskmill.contract.node import Buffer, Node, ReadBuffer, Storage
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import StorageError, UnsupportedError
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR
 
 PAGE = 4096
@@ -243,6 +244,7 @@ class MemoryStorage(Storage):
 class MemoryDriver(ProtocolDriver):
     """The protocol `memory`: its files last as long as the driver object."""
 
+    contract = 1
     name = "memory"
     title = "files that tests keep in memory"
     prefixes = ("memory",)
@@ -285,11 +287,12 @@ def file_key(name: str) -> str:
 class ClusteredDriver(FormatDriver):
     """Stands for a format driver."""
 
+    contract = 1
     name = "clustered"
     capabilities = frozenset({"create", "write", "zero", "backing"})
 
 
-class Clustered(Image):
+class Clustered(FormatImage):
     """Twin of a format: clusters of `unit` bytes, anywhere in `file`; None in `table` is a zero cluster."""
 
     def __init__(self, file: Node, size: int, unit: int, *, writable: bool = True, zeroes: bool = True) -> None:

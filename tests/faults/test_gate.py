@@ -16,6 +16,7 @@ from diskmill.contract.node import Image
 from diskmill.contract.references import Reference
 from diskmill.contract.requests import OpenRequest
 from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageError
+from diskmill.kit.image import FormatImage
 from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
 from diskmill.opening.graph import MAX_CHAIN, open_image
 from diskmill.opening.registry import Registry
@@ -26,7 +27,7 @@ SECRET = "/etc/passwd"
 MAGIC = b"ASKS"
 
 
-class Asking(Image):
+class Asking(FormatImage):
     """An image that is nothing but references."""
 
     attached: tuple[Any, ...] = ()
@@ -45,6 +46,7 @@ class Asking(Image):
 class AskingDriver(FormatDriver):
     """``asks``: a format whose images hold a JSON list of [role, name, format, storage only]."""
 
+    contract = 1
     name = "asks"
 
     @hookimpl

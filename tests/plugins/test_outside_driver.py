@@ -222,6 +222,7 @@ DRIVER = """
 from diskmill.contract.drivers import FormatDriver, hookimpl
 
 class Driver(FormatDriver):
+    contract = 1
     name = "odd"
     capabilities = frozenset()
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pytest
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent, Kind, joined
-from diskmill.contract.node import Image
 from diskmill.engine.copy import CopyPlan, copy
 from diskmill.errors import DiskmillError, ImageError
 from diskmill.kit.chunks import PIECE, WHOLE, Chunk, Chunks, Method, unreadable
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import KiB, MiB
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ class Counted:
 ZLIB = Method("zlib", Counted, (igzip_lib.error,))
 
 
-class Chunked(Image):
+class Chunked(FormatImage):
     """An image of chunks that lie one after the other on the guest disk."""
 
     def __init__(self, data: bytes, lengths: list[int]) -> None:

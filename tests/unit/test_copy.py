@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent, Kind
-from diskmill.contract.node import Image
 from diskmill.engine.copy import CHUNK, CopyPlan, copy
 from diskmill.engine.progress import Progress
 from diskmill.errors import CancelledError, DiskmillError, StorageError
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import KiB, MiB
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -198,7 +198,7 @@ class Told:
         return (len(payload).to_bytes(7, "big") + bytes(payload[-1:])) * (extent.unit // 8)
 
 
-class Encoded(Image):
+class Encoded(FormatImage):
     """Units of 4 KiB whose payloads are where *places* says: (offset, stored)."""
 
     def __init__(self, places: list[tuple[int, int]]) -> None:

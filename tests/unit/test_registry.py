@@ -6,14 +6,17 @@ import os
 import sys
 from pathlib import Path
 
+import diskmill
 import pytest
+from diskmill.contract import calls
 from diskmill.contract.drivers import FormatDriver, hookimpl
-from diskmill.errors import DriverError
+from diskmill.errors import DriverError, UsageError
 from diskmill.opening.registry import Registry
 from tools import qemu_img, run
 
 
 class Good(FormatDriver):
+    contract = 1
     name = "good"
 
     @hookimpl
@@ -22,6 +25,7 @@ class Good(FormatDriver):
 
 
 class WrongArgument(FormatDriver):
+    contract = 1
     name = "wrong"
 
     @hookimpl
@@ -30,6 +34,7 @@ class WrongArgument(FormatDriver):
 
 
 class Misspelt(FormatDriver):
+    contract = 1
     name = "misspelt"
 
     @hookimpl
@@ -45,6 +50,74 @@ def test_a_wrong_hook_is_told_at_registration(driver: FormatDriver, word: str) -
     registry = Registry()
     with pytest.raises(DriverError, match=word):
         registry.add(driver)
+
+
+class OfTomorrow(Good):
+    contract = 99
+
+
+class Timeless(FormatDriver):
+    name = "timeless"
+
+
+class Boastful(Good):
+    capabilities = frozenset({"snapshots"})
+
+
+class Fanciful(Good):
+    capabilities = frozenset({"teleportation"})
+
+
+class Unmarked(FormatDriver):
+    contract = 1
+    name = "unmarked"
+
+    def probe(self, data: bytes, name: str) -> int:
+        return 100
+
+
+@pytest.mark.parametrize(
+    ("driver", "text"),
+    [
+        (OfTomorrow(), r"written for version 99 of the contract, and this core has version 1"),
+        (Timeless(), r"add 'contract = 1' to its class"),
+        (Boastful(), r"capability 'snapshots' without the hook 'snapshot': add a method of that name"),
+        (Fanciful(), r"there is no capability 'teleportation': use some of .*, snapshots,"),
+        (Unmarked(), r"its method 'probe' is not marked as a hook: put @hookimpl above it"),
+    ],
+)
+def test_a_wrong_declaration_is_told_with_how_to_mend_it(driver: FormatDriver, text: str) -> None:
+    with pytest.raises(DriverError, match=text):
+        Registry().add(driver)
+
+
+class Clumsy(Good):
+    @hookimpl
+    def open(self, request: object) -> str:
+        return "an image"
+
+    @hookimpl
+    def measure(self, request: object) -> None:
+        raise KeyError("colour")
+
+
+def test_a_drivers_own_mistake_names_the_driver() -> None:
+    registry = Registry()
+    registry.add(Clumsy())
+    driver = registry.format("good")
+    with pytest.raises(DriverError, match="format driver 'good': its hook 'open' gave str, not Image"):
+        calls.open_image(registry, driver, request=None)  # type: ignore[arg-type]
+    with pytest.raises(DriverError, match=r"mistake in format driver 'good'.* hook 'measure' ended with KeyError"):
+        calls.measure(registry, driver, request=None)  # type: ignore[arg-type]
+
+
+def test_a_word_that_a_hook_does_not_know_changes_nothing(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    diskmill.create(str(image), 1 << 20, format="qcow2")
+    before = image.read_bytes()
+    with pytest.raises(UsageError, match="invalid repair 'al'"):
+        diskmill.check(str(image), repair="al")  # type: ignore[arg-type]
+    assert image.read_bytes() == before
 
 
 @pytest.mark.parametrize("driver", [WrongArgument(), Misspelt()])

@@ -1,8 +1,7 @@
-"""Opening images from Python, and reading them like files."""
+"""Opening images from Python."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -47,51 +46,3 @@ def open(
         share=share or context.share,
     )
     return open_image(name, format, context=context, writable=writable, backing=backing)
-
-
-class DiskStream(io.RawIOBase):
-    """A guest disk as a file object: for ``io.BufferedReader``, ``tarfile``, ``shutil.copyfileobj`` and the like.
-
-    Closing it does not close the image.
-    """
-
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return self._image.writable
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._image.size}.get(whence)
-        if base is None:
-            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
-        if base + offset < 0:
-            raise ValueError(f"offset {base + offset} is before the beginning")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(min(len(view), self._image.size - self._at), 0)
-        if count:
-            self._image.read_into(self._at, view[:count])
-            self._at += count
-        return count
-
-    def write(self, data: Any) -> int:
-        if not self._image.writable:
-            raise io.UnsupportedOperation("the image is open for reading only")
-        view = memoryview(data).cast("B")
-        count = max(min(len(view), self._image.size - self._at), 0)
-        if count < len(view) and count == 0:
-            raise OSError(28, "the disk ends here", self._image.name)
-        self._image.write(self._at, view[:count])
-        self._at += count
-        return count

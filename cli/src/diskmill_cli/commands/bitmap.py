@@ -25,7 +25,7 @@ def run(arguments: Arguments, session: Session) -> int:
     bitmap(
         name,
         which,
-        [(key, value) for key, value in arguments.given if key in ACTIONS],
+        [(action, value) for key, value in arguments.given for action in ACTIONS if action == key],
         granularity=arguments.size("granularity", "granularity") if arguments.has("granularity") else None,
         source=arguments.one("source"),
         source_format=arguments.one("source_format"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
@@ -19,10 +19,11 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.check import check
 
     dry_run = arguments.has("dry_run")
+    repair: Any = arguments.one("repair") or ""  # the core refuses other words
     result = check(
         arguments.operand(),
         format=arguments.one("format"),
-        repair=arguments.one("repair") or "",
+        repair=repair,
         dry_run=dry_run,
         image_opts=arguments.has("image_opts"),
         context=common.context_of(arguments, session, key="source_cache"),

@@ -8,10 +8,12 @@ from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
 if TYPE_CHECKING:
+    from diskmill.contract.calls import SnapshotAction
+
     from ..session import Session
 
 _DO = "What to do"
-_ACTIONS = ("list", "apply", "create", "delete")
+_ACTIONS: tuple[SnapshotAction, ...] = ("list", "apply", "create", "delete")
 
 
 def run(arguments: Arguments, session: Session) -> int:
@@ -21,7 +23,7 @@ def run(arguments: Arguments, session: Session) -> int:
     asked = [key for key in _ACTIONS if arguments.has(key)]
     if len(asked) > 1 or any(len(arguments.all(key)) > 1 for key in asked):
         raise UsageError("cannot mix -l, -a, -c and -d, or give one twice")
-    action = asked[0] if asked else "list"
+    action: SnapshotAction = asked[0] if asked else "list"
     found = snapshot(
         arguments.operand(),
         action,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FormatDriver
 from ..contract.options import Option, validate
@@ -38,8 +39,7 @@ def amend(
         assert isinstance(driver, FormatDriver)
         require(driver, name)
         values = validate(driver.options, options, when="amend", driver=driver.name)
-        if context.registry.call(driver, "amend", image=image, options=values, force=force) is None:
-            raise UnsupportedError(f"format '{driver.name}' does not support option amendment", file=name)
+        calls.amend(context.registry, image, values, force=force)
 
 
 def require(driver: FormatDriver, name: str | None = None) -> None:

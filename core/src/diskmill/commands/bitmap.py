@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from ..contract import calls
+from ..contract.calls import BitmapAction
 from ..contract.context import Context
 from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
@@ -14,13 +16,13 @@ from ..opening.graph import open_image
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
 
-ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
+ACTIONS: tuple[BitmapAction, ...] = ("add", "remove", "clear", "enable", "disable", "merge")
 
 
 def bitmap(
     name: str,
     bitmap: str,
-    actions: Sequence[tuple[str, str]],
+    actions: Sequence[tuple[BitmapAction, str]],
     *,
     granularity: int | None = None,
     source: str | None = None,
@@ -62,16 +64,11 @@ def bitmap(
                 options = {"source": _find(other, merged, context)}
             elif action == "add" and granularity is not None:
                 options = {"granularity": granularity}
-            context.registry.call(image.driver, "bitmap", image=image, action=action, name=bitmap, options=options)
-
-
-def bitmaps_of(image: Image, context: Context) -> list[Bitmap]:
-    """The persistent bitmaps of *image*, whose format has them."""
-    return context.registry.call(image.driver, "bitmap", image=image, action="list", name="", options={}) or []
+            calls.bitmap(context.registry, image, action, bitmap, **options)
 
 
 def _find(image: Image, name: str, context: Context) -> Bitmap:
-    for one in bitmaps_of(image, context):
+    for one in calls.bitmaps(context.registry, image):
         if one.name == name:
             if one.inconsistent:
                 raise UsageError(f"Bitmap '{name}' is inconsistent and cannot be used", file=image.name)

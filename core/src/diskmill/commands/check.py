@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
+from ..contract import calls
+from ..contract.calls import Repair, expect_word
 from ..contract.context import Context
-from ..contract.node import Image
 from ..contract.results import CheckResult
 from ..errors import CheckUnsupportedError, UnsupportedError, UsageError
 from ..opening.graph import open_image
@@ -15,7 +17,7 @@ def check(
     name: str,
     *,
     format: str | None = None,
-    repair: str = "",
+    repair: Repair | Literal["lost"] = "",
     dry_run: bool = False,
     image_opts: bool = False,
     context: Context | None = None,
@@ -30,6 +32,7 @@ def check(
     :raises DiskmillError: the image cannot be opened.
     """
     context = context or Context()
+    expect_word(repair or "", Literal["", "leaks", "all", "lost"], "repair")
     if dry_run and not repair:
         raise UsageError("a dry run is one of a repair: say which, leaks or all")
     with open_image(
@@ -46,22 +49,15 @@ def check(
             raise CheckUnsupportedError(f"format '{image.driver.name}' does not support checks", file=name)
         if repair and "repair" not in image.driver.capabilities:
             raise UnsupportedError(f"format '{image.driver.name}' cannot be repaired by its driver", file=name)
-        now = _ask(image, "", context) if dry_run else None
-        result = _ask(image, "all" if repair == "lost" else repair, context)
+        now = calls.check(context.registry, image) if dry_run else None
+        result = calls.check(context.registry, image, "all" if repair == "lost" else repair)
         corruptions, leaks = result.corruptions_fixed, result.leaks_fixed
         if now is not None:
             result = replace(now, findings=result.findings, corruptions_fixed=corruptions, leaks_fixed=leaks)
         elif corruptions or leaks:
             image.flush()
-            again = _ask(image, "", context)
+            again = calls.check(context.registry, image)
             fixed = [replace(finding, fixed=True) for finding in result.findings]
             findings = [*fixed, *again.findings]
             result = replace(again, findings=findings, corruptions_fixed=corruptions, leaks_fixed=leaks)
     return replace(result, filename=name, format=image.driver.name)
-
-
-def _ask(image: Image, repair: str, context: Context) -> CheckResult:
-    result: CheckResult | None = context.registry.call(image.driver, "check", image=image, repair=repair)
-    if result is None:
-        raise CheckUnsupportedError(f"format '{image.driver.name}' does not support checks", file=image.name)
-    return result

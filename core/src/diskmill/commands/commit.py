@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image
@@ -60,7 +61,7 @@ def commit(
             copy(layer, target, CopyPlan(keep_holes=True), progress=counter, limit=limit, cancel=cancel)
             previous = layer.size
         target.flush()
-        if drop and base is None and context.registry.call(image.driver, "empty", image=image) is None:
+        if drop and base is None and not calls.empty(context.registry, image):
             raise UnsupportedError(
                 f"all data was committed, but format '{image.driver.name}' cannot empty images: use -d", file=name
             )

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.node import Image, Node, Storage
 from ..contract.options import split
@@ -20,7 +21,6 @@ from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..opening.creation import create_image
 from ..opening.graph import open_image
 from ..opening.names import new_file, parse_name, relative_to
-from .bitmap import bitmaps_of
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
@@ -152,9 +152,9 @@ def convert(
             _add_bitmaps(copied, target, context)
             copy(images, target, plan, progress=counter, limit=RateLimit(rate), cancel=cancel)
             for one in copied:
-                _bitmap(target, context, "merge", one.name, source=one)
+                calls.bitmap(context.registry, target, "merge", one.name, source=one)
                 if one.enabled:
-                    _bitmap(target, context, "enable", one.name)
+                    calls.bitmap(context.registry, target, "enable", one.name)
             if existing:
                 target.close()
             else:
@@ -171,7 +171,7 @@ def convert(
 
 def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bitmap]:
     sound = []
-    for one in bitmaps_of(image, context):
+    for one in calls.bitmaps(context.registry, image):
         if not one.inconsistent:
             sound.append(one)
         elif skip_broken:
@@ -192,11 +192,7 @@ def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> N
         if one.size != target.size:  # of an existing image: nothing could be merged into it afterwards
             text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
             raise UsageError(text, file=target.name)
-        _bitmap(target, context, "add", one.name, granularity=one.granularity, disabled=True)
-
-
-def _bitmap(image: Image, context: Context, action: str, name: str, **options: Any) -> None:
-    context.registry.call(image.driver, "bitmap", image=image, action=action, name=name, options=options)
+        calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
 
 
 def load_snapshot(image: Image, name: str, context: Context) -> None:
@@ -209,7 +205,7 @@ def load_snapshot(image: Image, name: str, context: Context) -> None:
         raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
     if name.startswith("snapshot."):
         name = _snapshot_id(image, name, context)
-    context.registry.call(image.driver, "snapshot", image=image, action="load", name=name)
+    calls.snapshot(context.registry, image, "load", name)
 
 
 def _snapshot_id(image: Image, text: str, context: Context) -> str:
@@ -218,7 +214,7 @@ def _snapshot_id(image: Image, text: str, context: Context) -> str:
     unknown = sorted(set(wanted) - {"snapshot.id", "snapshot.name"})
     if unknown:
         raise UsageError(f"invalid snapshot '{text}': there is no '{unknown[0]}'")
-    for one in context.registry.call(image.driver, "snapshot", image=image, action="list", name=""):
+    for one in calls.snapshots(context.registry, image):
         if wanted.get("snapshot.id", one.id) == one.id and wanted.get("snapshot.name", one.name) == one.name:
             return str(one.id)
     raise UsageError(f"there is no snapshot '{text}'", file=image.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.node import Image
 from ..contract.results import ImageInfo, Limits, Snapshot
@@ -62,7 +63,7 @@ def describe(image: Image, context: Context, name: str | None = None, *, limits:
     shown = name or image.name
     snapshots: list[Snapshot] = []
     if "snapshots" in image.driver.capabilities:
-        snapshots = context.registry.call(image.driver, "snapshot", image=image, action="list", name="") or []
+        snapshots = calls.snapshots(context.registry, image)
     return ImageInfo(
         filename=shown,
         format=image.driver.name,

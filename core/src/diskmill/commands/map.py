@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.extents import Extent, Kind
 from ..contract.node import Image, Node
@@ -58,7 +59,7 @@ def _entries(
     if start >= end:
         return
     sparse = _mostly_holes(image)
-    for extent in context.registry.call(image.driver, "map", image=image, offset=start, length=end - start):
+    for extent in calls.map(context.registry, image, start, end - start):
         if extent.kind is Kind.HOLE:
             yield from _hole(image, extent, depth, names, context)
         elif extent.kind is Kind.DATA and isinstance(extent.node, Image):

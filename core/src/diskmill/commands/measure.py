@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.node import Image
 from ..contract.options import validate
@@ -65,10 +66,7 @@ def measure(
             bitmaps=_bitmaps(source),
             context=context,
         )
-        result: Measurement | None = context.registry.call(driver, "measure", request=request)
-    if result is None:
-        raise UnsupportedError(f"format '{output_format}' does not support size measurement")
-    return result
+        return calls.measure(context.registry, driver, request)
 
 
 def _without_backing(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FormatDriver
 from ..contract.extents import Extent, Kind
@@ -68,8 +69,7 @@ def rebase(
                 _take_in(image, plan, start, end, cancel)
             image.flush()
         options = {"backing_file": backing, "backing_fmt": backing_format or ""}
-        if context.registry.call(driver, "amend", image=image, options=options, force=False) is None:
-            raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
+        calls.amend(context.registry, image, options)
 
 
 def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | None, context: Context) -> Image | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from ..contract import calls
+from ..contract.calls import Preallocation
 from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image
@@ -9,7 +13,7 @@ from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
 from ..sizes import MAX_SIZE
 
-PREALLOCATION = ("off", "metadata", "falloc", "full")
+PREALLOCATION: tuple[Preallocation, ...] = get_args(Preallocation)
 
 
 def resize(
@@ -18,7 +22,7 @@ def resize(
     *,
     relative: bool = False,
     shrink: bool = False,
-    preallocation: str = "off",
+    preallocation: Preallocation = "off",
     format: str | None = None,
     image_opts: bool = False,
     context: Context | None = None,
@@ -48,7 +52,7 @@ def resize(
         return image.size
 
 
-def set_size(image: Image, size: int, context: Context, preallocation: str = "off") -> None:
+def set_size(image: Image, size: int, context: Context, preallocation: Preallocation = "off") -> None:
     """Let the driver of *image* make its guest disk *size* bytes long.
 
     :raises UnsupportedError: the format cannot do that.
@@ -63,9 +67,7 @@ def set_size(image: Image, size: int, context: Context, preallocation: str = "of
             f"format '{driver.name}' does not know the preallocation '{preallocation}'", file=image.name
         )
     old = image.size
-    done = context.registry.call(driver, "resize", image=image, size=size, preallocation=preallocation)
-    if done is None:
-        raise UnsupportedError(f"format '{driver.name}' cannot {needed} images", file=image.name)
+    calls.resize(context.registry, image, size, preallocation)
     if image.backing is not None and min(image.size, image.backing.size) > old:
         # What a longer backing image holds there was never part of this disk. A driver that hides it at all does so
         # before the new size is on disk; from one that does not, it is hidden late.

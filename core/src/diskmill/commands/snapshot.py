@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..contract import calls
+from ..contract.calls import SnapshotAction
 from ..contract.context import Context
 from ..contract.results import Snapshot
 from ..errors import UnsupportedError, UsageError
@@ -12,7 +14,7 @@ ACTIONS = ("list", "create", "apply", "delete")
 
 def snapshot(
     name: str,
-    action: str = "list",
+    action: SnapshotAction = "list",
     snapshot: str = "",
     *,
     format: str | None = None,
@@ -35,7 +37,4 @@ def snapshot(
             if not writable:
                 return []
             raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=name)
-        found: list[Snapshot] | None = context.registry.call(
-            image.driver, "snapshot", image=image, action=action, name=snapshot
-        )
-        return found or []
+        return calls.snapshot(context.registry, image, action, snapshot)

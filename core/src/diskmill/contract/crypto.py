@@ -4,9 +4,8 @@ A crypto driver (entry-point group ``diskmill.crypto``) turns a key and paramete
 extents that are stored encrypted, and the cipher of placements. A format that keeps an encryption header inside itself
 asks for the driver by name and hands it a :class:`Header`, the stretch of its file where the header is::
 
-    driver = context.registry.crypto("luks")
     request = CryptoRequest(name, context, sub_options(options), header=Header(file, offset, length), numbers="host")
-    volume = context.registry.call(driver, "crypto_open", request=request)
+    volume = calls.crypto_open(context.registry, "luks", request)
     Extent(start, length, Kind.ENCODED, file, offset, codec=volume)
     Placement(start, length, file, offset, cipher=volume)
 

@@ -7,8 +7,8 @@ point names stays light: it imports the rest of the driver inside the methods.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pluggy
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .extents import Extent
     from .node import Image
     from .options import Option
+    from .place import Place
+
+CONTRACT = 1
+"""The version of the contract between drivers and the core; it grows with each change that a driver could notice."""
 
 hookimpl = pluggy.HookimplMarker("diskmill")
 """Marks a method or function as the implementation of the hook of its name."""
@@ -40,26 +44,61 @@ CAPABILITIES = {
 }
 """Every capability that a driver can declare, with what it means; commands give their refusals from these."""
 
+HOOKS = {
+    "create": "create",
+    "check": "check",
+    "repair": "check",
+    "resize": "resize",
+    "shrink": "resize",
+    "amend": "amend",
+    "snapshots": "snapshot",
+    "bitmaps": "bitmap",
+}
+"""Capability → the hook that a format driver with it has. Of storage, only ``create`` is a hook."""
+
 
 class Driver:
-    """What all kinds of driver have."""
+    """What all kinds of driver have. What one declares is checked when it is registered."""
 
     group: ClassVar[str] = ""
+    """The entry-point group of its kind."""
+    kind: ClassVar[str] = ""
+    """The word for its kind, in messages."""
     name: str
     """As a user types it after ``-f`` or ``driver=``."""
     title: str = ""
     """A phrase for tables: what the format is and who uses it."""
     options: tuple[Option, ...] = ()
     capabilities: frozenset[str] = frozenset()
+    children: tuple[str, ...] = ()
+    """Options whose value is a node below: a name, or ``NAME.*`` for a list of them."""
+    contract: int
+    """The version of this contract that the driver was written for; see :data:`CONTRACT`."""
 
     def __repr__(self) -> str:
         return f"<{self.group} driver {self.name}>"
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with what the driver declares, each with how to mend it; nothing where it is sound."""
+        version = getattr(self, "contract", None)
+        if version is None:
+            yield f"it does not say for which contract it was written: add 'contract = {CONTRACT}' to its class"
+        elif version != CONTRACT:
+            yield f"it was written for version {version} of the contract, and this core has version {CONTRACT}"
+        for capability in sorted(self.capabilities):
+            if capability not in CAPABILITIES:
+                yield f"there is no capability '{capability}': use some of {', '.join(sorted(CAPABILITIES))}"
+            hook = HOOKS.get(capability) if isinstance(self, FormatDriver) or capability == "create" else None
+            if hook is not None and not hasattr(self, hook):
+                yield f"it declares the capability '{capability}' without the hook '{hook}': add a method of that name"
 
 
 class FormatDriver(Driver):
     """A driver for an image format. Hooks: ``probe``, ``open``, ``create`` and whatever else it can do."""
 
     group = "diskmill.format"
+    kind = "format"
+    children = ("file", "backing", "data-file", "header")
 
     @hookimpl
     def map(self, image: Image, offset: int, length: int) -> Iterator[Extent]:
@@ -71,11 +110,36 @@ class ProtocolDriver(Driver):
     """A driver for a place where bytes are kept. Hooks: ``open``, and ``create`` where that makes sense."""
 
     group = "diskmill.protocol"
+    kind = "protocol"
     prefixes: tuple[str, ...] = ()
-    """Name prefixes that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``."""
+    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``. Its package gives
+    an entry point of the group ``diskmill.prefix`` for each, so that it is found by them without being imported."""
+    siblings: bool = False
+    """Whether new outputs can be made beside a place of its kind, and existing ones be opened there for writing."""
+
+    def place(self, options: Mapping[str, Any]) -> Place:
+        """Where the node with *options* is: flat, as typed; a plain name stands under ``filename``, with its prefix.
+
+        The default only knows a name. Nothing is opened.
+
+        :raises UsageError: they name no possible place.
+        """
+        from .place import NamedPlace
+
+        return NamedPlace(self, str(options.get("filename", self.name)))
+
+
+class FilterDriver(Driver):
+    """A driver for a node that passes on what the node below it has, and changes what it is for. Hook: ``open``, which
+    gives a ``Storage`` over ``request.file``."""
+
+    group = "diskmill.filter"
+    kind = "filter"
+    children = ("file",)
 
 
 class CryptoDriver(Driver):
     """A driver for encryption that formats ask for by name."""
 
     group = "diskmill.crypto"
+    kind = "cipher"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from .calls import BitmapAction, Preallocation, Repair, SnapshotAction
     from .crypto import CryptoRequest, Volume
     from .extents import Extent
     from .node import Image, Node
@@ -57,7 +58,7 @@ def amend(image: Image, options: Mapping[str, Value], force: bool) -> bool | Non
 
 
 @hookspec(firstresult=True)
-def check(image: Image, repair: str) -> CheckResult | None:
+def check(image: Image, repair: Repair) -> CheckResult | None:
     """Check consistency.
 
     :param repair: ``""`` only look; ``"leaks"`` give lost space back; ``"all"`` repair everything that can be without
@@ -73,12 +74,18 @@ def map(image: Image, offset: int, length: int) -> Iterator[Extent] | None:
 
 
 @hookspec(firstresult=True)
-def snapshot(image: Image, action: str, name: str) -> list[Snapshot] | None:
-    """Internal snapshots: *action* is ``list``, ``create``, ``apply`` or ``delete``; gives the list afterwards."""
+def snapshot(image: Image, action: SnapshotAction, name: str) -> list[Snapshot] | None:
+    """Internal snapshots: gives the list afterwards.
+
+    :param action: ``list``; of an image that is open for writing ``create``, ``apply`` (the disk becomes as it was
+        then) or ``delete``; of one that is open for reading ``load``: from now on it reads as the snapshot.
+    :param name: the snapshot's id or name; of a new one, its name.
+    :raises UsageError: there is no such snapshot.
+    """
 
 
 @hookspec(firstresult=True)
-def resize(image: Image, size: int, preallocation: str) -> bool | None:
+def resize(image: Image, size: int, preallocation: Preallocation) -> bool | None:
     """Change the guest disk's size to *size* bytes; *preallocation* applies to what is new. True when done.
 
     What a longer backing image holds behind the old end never shows: it is hidden before the new size is on disk.
@@ -91,7 +98,7 @@ def measure(request: MeasureRequest) -> Measurement | None:
 
 
 @hookspec(firstresult=True)
-def bitmap(image: Image, action: str, name: str, options: Mapping[str, Any]) -> list[Bitmap] | None:
+def bitmap(image: Image, action: BitmapAction, name: str, options: Mapping[str, Any]) -> list[Bitmap] | None:
     """Persistent dirty bitmaps: gives the list afterwards.
 
     What changes may stay in memory until the image is flushed and closed.

@@ -1,7 +1,7 @@
 """Nodes of the image graph: storage at the leaves (a file), images above it (qcow2 on a file).
 
-:class:`Node` is what every holder of bytes can do; protocol drivers give :class:`Storage`, format drivers give
-:class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads, with two rules:
+:class:`Node` is what every holder of bytes can do; protocol and filter drivers give :class:`Storage`, format drivers
+give :class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads, with two rules:
 the engine never writes one allocation unit from two threads at once, and it holds ``image.lock`` around
 :meth:`Image.reserve` and :meth:`Image.publish`.
 """
@@ -12,24 +12,42 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from ..errors import DiskmillError, StorageError, UnsupportedError
-from .extents import Encoder, Extent, Placement
+from .extents import Encoder, Extent, Kind, Placement
 
 if TYPE_CHECKING:
     import io
     from types import TracebackType
 
     from .drivers import Driver
+    from .place import Place
     from .references import Reference
+    from .results import Bitmap
 
 Buffer = bytearray | memoryview
 ReadBuffer = bytes | bytearray | memoryview
 
 
+class Requests(NamedTuple):
+    """How a storage wants to be asked. The engine goes by it; whoever asks otherwise pays, but is answered.
+
+    :param align: bytes; offsets, lengths and (of files) memory addresses are best multiples of it.
+    :param best: bytes that a request had better have at least, because each costs a round trip; 0: any.
+    :param largest: the most bytes that one request may have; 0: no limit. The core cuts what is larger.
+    :param at_once: how many requests pay at the same time; 0: as many as there are processors.
+    """
+
+    align: int = 1
+    best: int = 0
+    largest: int = 0
+    at_once: int = 0
+
+
 class Node(ABC):
-    """Something that holds bytes: a file, or a disk image."""
+    """Something that holds bytes: a file, or a disk image. A node that can only be read need not say more than
+    :meth:`read_into` and its ``size``: all else refuses in one line, or has nothing to do."""
 
     name: str
     """As the user knows it: a file name, or what they typed."""
@@ -41,14 +59,6 @@ class Node(ABC):
     driver: Driver
 
     @abstractmethod
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """What the guest bytes *offset* to *offset + length* are, in order and without gaps.
-
-        The range lies inside the node and the extents are clipped to it. Neighbouring bytes of one kind that also
-        are neighbours in their node come as one extent.
-        """
-
-    @abstractmethod
     def read_into(self, offset: int, buffer: Buffer) -> None:
         """Fill *buffer* with the bytes from *offset* on. What lies beyond the end reads as zeros.
 
@@ -56,15 +66,39 @@ class Node(ABC):
         :raises ImageError: the image is damaged there.
         """
 
-    @abstractmethod
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What the guest bytes *offset* to *offset + length* are, in order and without gaps.
+
+        The range lies inside the node and the extents are clipped to it. Neighbouring bytes of one kind that also
+        are neighbours in their node come as one extent. The default knows of no holes: all is data of its own.
+        """
+        if length:
+            yield Extent(offset, length, Kind.DATA, self, offset)
+
     def write(self, offset: int, data: ReadBuffer) -> None:
         """Put *data* at *offset*."""
+        self._refuse("be written")
 
-    @abstractmethod
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        """Make the range read as zeros, giving its space back where *unmap* is set and that is possible."""
+        """Make the range read as zeros, giving its space back where *unmap* is set and that is possible.
 
-    @abstractmethod
+        The default writes them.
+        """
+        zeros = memoryview(bytes(min(length, 1 << 18)))
+        for at in range(offset, offset + length, len(zeros) or 1):
+            self.write(at, zeros[: offset + length - at])
+
+    def discard(self, offset: int, length: int) -> None:
+        """The range's contents no longer matter. Doing nothing is a fair answer."""
+
+    def truncate(self, size: int) -> None:
+        """Set the size; what is new reads as zeros."""
+        self._refuse("be made longer or shorter")
+
+    def allocate(self, offset: int, length: int, mode: str) -> None:
+        """Claim space for the range, which may lie beyond the end: *mode* is ``falloc`` or ``full`` (write zeros)."""
+        self._refuse("allocate space")
+
     def flush(self) -> None:
         """Everything written so far reaches the disk (as far as the cache mode asks)."""
 
@@ -72,7 +106,6 @@ class Node(ABC):
         """What was written before reaches the disk before what is written after. The default flushes."""
         self.flush()
 
-    @abstractmethod
     def close(self) -> None:
         """Flush and release. Calling it twice is harmless."""
 
@@ -80,8 +113,12 @@ class Node(ABC):
         """Release without writing anything more: the output is about to be removed."""
         self.close()
 
-    def discard(self, offset: int, length: int) -> None:
-        """The range's contents no longer matter. Doing nothing is a fair answer."""
+    def settle(self) -> None:
+        """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
+
+    def allocated(self) -> int | None:
+        """Bytes of disk space it takes; None where nobody can tell."""
+        return None
 
     def read(self, offset: int, length: int) -> bytes:
         """*length* bytes from *offset*, as a new ``bytes``."""
@@ -89,10 +126,27 @@ class Node(ABC):
         self.read_into(offset, buffer)
         return bytes(buffer)
 
+    def read_some(self, offset: int, length: int) -> bytes:
+        """Up to *length* bytes from *offset* on; fewer only at the end."""
+        return self.read(offset, max(min(length, self.size - offset), 0))
+
+    def stream(self) -> io.RawIOBase:
+        """Its bytes as a seekable file object; it lives as long as the node."""
+        from .stream import DiskStream
+
+        return DiskStream(self)
+
+    def children(self) -> Iterator[Node]:
+        """The nodes right below. The default has none."""
+        return iter(())
+
     def close_after_failure(self) -> None:
         """Close, as well as it can be: an error is on its way to the user already, and it is the one that tells why."""
         with suppress(DiskmillError):
             self.close()
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UnsupportedError(f"{self.driver.kind} '{self.driver.name}' cannot {what}", file=self.name)
 
     def __enter__(self) -> Self:
         return self
@@ -107,30 +161,20 @@ class Node(ABC):
 
 
 class Storage(Node):
-    """What a protocol driver opens: bytes without a format."""
+    """What a protocol driver opens: bytes without a format. See :class:`Node` for what it must answer."""
 
-    align: int = 1
-    """Offsets, lengths and memory addresses of reads and writes are best multiples of this many bytes (4096 with
-    direct I/O); others work, at the price of a copy."""
+    requests: Requests = Requests()
+    """How it wants to be asked."""
+    place: Place | None = None
+    """Where its bytes are; None where that has no name (a window, something in memory)."""
     conflict: StorageError | None = None
     """Set where only metadata is to be looked at, and another process writes the file. A format that has metadata may
     read nonsense then, so the core raises it; a plain window (raw) is looked at all the same."""
 
     forward: bool = False
-    """Whether its bytes come once, in order (a pipe): ``size`` is not known then, and what was read is gone, except
-    for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it."""
-
-    def read_some(self, offset: int, length: int) -> bytes:
-        """Up to *length* bytes from *offset* on; fewer only at the end."""
-        return self.read(offset, max(min(length, self.size - offset), 0))
-
-    @abstractmethod
-    def truncate(self, size: int) -> None:
-        """Set the size; what is new reads as zeros."""
-
-    def allocate(self, offset: int, length: int, mode: str) -> None:
-        """Claim space for the range, which may lie beyond the end: *mode* is ``falloc`` or ``full`` (write zeros)."""
-        raise UnsupportedError(f"protocol '{self.driver.name}' cannot allocate space", file=self.name)
+    """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
+    what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
+    new output: they are taken once, in order."""
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         """Put *buffers* one after the other at *offset*."""
@@ -138,12 +182,18 @@ class Storage(Node):
             self.write(offset, buffer)
             offset += len(buffer)
 
-    def allocated(self) -> int | None:
-        """Bytes of disk space it takes; None where nobody can tell."""
+    def take_from(self, source: Node, start: int, offset: int, length: int) -> bool:
+        """Copy *length* bytes of *source*, from *start* on, to *offset*, in some way that moves no bytes through this
+        process. False: there is none for these two, and nothing was changed that a plain copy would not make good."""
+        return False
+
+    def fileno(self) -> int | None:
+        """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""
         return None
 
-    def settle(self) -> None:
-        """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
+    def bitmaps(self) -> list[Bitmap]:
+        """Dirty bitmaps that the storage keeps of itself (an NBD export may)."""
+        return []
 
     @property
     def settled(self) -> bool:
@@ -152,15 +202,15 @@ class Storage(Node):
 
     def remove(self) -> None:
         """Take its name away, so that nothing is left once it is closed."""
-        raise UnsupportedError(f"protocol '{self.driver.name}' cannot remove files", file=self.name)
+        self._refuse("remove files")
 
-    def fileno(self) -> int | None:
-        """The file descriptor, for copies inside the kernel; None where there is none."""
-        return None
+    def interrupt(self) -> None:
+        """Called from another thread when an operation is cancelled: whoever waits for a network in a call of this
+        storage shall leave it, with an error, within a second. The default never waits long."""
 
     def identity(self) -> object | None:
         """Equal for two nodes of the same file, whatever their names; None where that cannot be known."""
-        return None
+        return None if self.place is None else self.place.identity()
 
 
 class Image(Node):
@@ -276,33 +326,7 @@ class Image(Node):
         """Whether the image says that it was not closed properly; None where the format (or QEMU) never tells."""
         return False
 
-    def stream(self) -> io.RawIOBase:
-        """The guest disk as a seekable file object; it lives as long as the image."""
-        from ..library import DiskStream
-
-        return DiskStream(self)
-
     # -- given by the core --------------------------------------------------------------------------------------
-
-    def read_into(self, offset: int, buffer: Buffer) -> None:
-        from ..engine.access import read_into
-
-        read_into(self, offset, buffer)
-
-    def write(self, offset: int, data: ReadBuffer) -> None:
-        from ..engine.access import write
-
-        write(self, offset, data)
-
-    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        from ..engine.access import zero
-
-        zero(self, offset, length, unmap=unmap)
-
-    def discard(self, offset: int, length: int) -> None:
-        from ..engine.access import discard
-
-        discard(self, offset, length)
 
     def flush(self) -> None:
         """Write the cached tables out in dependency order, then flush the storage."""

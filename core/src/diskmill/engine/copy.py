@@ -6,7 +6,6 @@ finds the units in it that are not zeros, reserves places for those in the targe
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -313,21 +312,21 @@ class _Copier:
         return result
 
     def offload(self, extents: Sequence[Extent]) -> bool:
-        """Copy *extents* inside the kernel; False: it cannot be done for these, or not for all of them."""
+        """Let the target's storage take *extents* in its own way; False: it cannot, or not all of them."""
         target = self.target
         if target.unit > 1:
             return False
         for extent in extents:
-            source = extent.node.fileno() if extent.kind is Kind.DATA and isinstance(extent.node, Storage) else None
-            for placement in target.reserve(extent.start, extent.length) if source is not None else ():
-                into = placement.node.fileno() if isinstance(placement.node, Storage) else None
-                if source is None or into is None or placement.cipher is not None:
-                    return False
-                offset = extent.offset + placement.start - extent.start
-                if not _copy_range(source, offset, into, placement.offset, placement.length):
-                    return False
-            if source is None:
+            if extent.kind is not Kind.DATA or extent.node is None:
                 return False
+            with target.lock:
+                placed = target.reserve(extent.start, extent.length)
+            for placement in placed:
+                into, start = placement.node, extent.offset + placement.start - extent.start
+                if not isinstance(into, Storage) or placement.cipher is not None:
+                    return False
+                if not into.take_from(extent.node, start, placement.offset, placement.length):
+                    return False
         return True
 
     def deal_in_place(self, workers: Workers[_Task], task: _Task, turn: int, buffers: _Buffers) -> None:
@@ -540,19 +539,6 @@ class _Copier:
             _write_vector(placement.node, placement.offset, vector)
         with self.target.lock:
             self.target.publish([placement for placement, _ in writes])
-
-
-def _copy_range(source: int, offset: int, target: int, into: int, length: int) -> bool:
-    """``copy_file_range``, until all is copied; False where the kernel or a file system will not."""
-    while length:
-        try:
-            count = os.copy_file_range(source, target, length, offset, into)
-        except OSError:
-            return False  # reading and writing tells what is wrong, or does it
-        if count == 0:
-            return False
-        offset, into, length = offset + count, into + count, length - count
-    return True
 
 
 def _write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:

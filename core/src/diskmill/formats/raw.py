@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from ..contract.drivers import FormatDriver, hookimpl
 from ..contract.extents import Extent, Kind, Placement
-from ..contract.node import Image, Node, Storage
+from ..contract.node import Node, Storage
 from ..contract.options import Option
 from ..errors import UsageError
+from ..kit.image import FormatImage
 from ..sizes import SECTOR, round_up
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..contract.results import Measurement
 
 
-class RawImage(Image):
+class RawImage(FormatImage):
     """A window onto ``file``. The engine looks through it, so nothing here is asked for guest data."""
 
     window: int
@@ -59,6 +60,7 @@ class RawImage(Image):
 class RawDriver(FormatDriver):
     """``raw``, shipped with the core, found like any other driver."""
 
+    contract = 1
     name = "raw"
     title = "the disk's bytes as they are"
     capabilities = frozenset({"create", "write", "resize", "shrink", "preallocation", "zero"})

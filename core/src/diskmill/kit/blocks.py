@@ -19,10 +19,11 @@ from math import gcd
 from typing import TYPE_CHECKING
 
 from ..contract.extents import Extent, Kind, Placement
-from ..contract.node import Image, Node, Storage
+from ..contract.node import Node, Storage
 from ..errors import ImageError, UnsupportedError
 from ..sizes import KiB, MiB
 from . import tables
+from .image import FormatImage
 from .tables import Run
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class BlockTable:
             self._dirty.clear()
 
 
-class BlockImage(Image):
+class BlockImage(FormatImage):
     """An image over a :class:`BlockTable`. A driver subclasses it and says what entries mean.
 
     :param table: the table; at least as many entries as the guest disk has blocks.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.node import Image, Storage
 from ..contract.options import Option, Value, validate
 from ..contract.requests import Backing, CreateRequest
-from ..errors import DriverError, UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError
 from ..sizes import SECTOR, round_up
 from .names import new_file
 
@@ -61,9 +62,7 @@ def create_image(
             sibling=sibling,
             compressed=compressed,
         )
-        image = cast("Image | None", registry.call(driver, "create", request=request))
-        if image is None:
-            raise DriverError(f"format driver '{format}' cannot create images", file=name)
+        image = calls.create_image(registry, driver, request)
     except BaseException:
         for one in made:
             one.abandon()
@@ -92,7 +91,7 @@ def new_storage(
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
     )
-    return cast(Storage, context.registry.call(protocol, "create", request=request))
+    return calls.create_storage(context.registry, protocol, request)
 
 
 def split_options(

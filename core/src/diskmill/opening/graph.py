@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
@@ -175,9 +176,7 @@ class _Opener:
                 raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
             if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
                 raise UnsupportedError(f"format '{driver.name}' cannot be read from a pipe", file=file.name)
-            image = cast("Image | None", registry.call(driver, "open", request=request))
-            if image is None:
-                raise DriverError(f"format driver '{driver.name}' cannot open images", file=file.name)
+            image = calls.open_image(registry, driver, request)
         except BaseException:
             file.abandon()
             raise
@@ -230,9 +229,7 @@ class _Opener:
             writable=writable and not self.rehearse,
             shallow=self.shallow,
         )
-        storage = cast("Storage | None", registry.call(driver, "open", request=request))
-        if storage is None:
-            raise DriverError(f"protocol driver '{name}' cannot open anything", file=where)
+        storage = calls.open_storage(registry, driver, request)
         if self.rehearse and writable:
             from ..storages.rehearsal import Rehearsal
 

@@ -6,13 +6,13 @@ first asked for by name, or when an image must be probed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pluggy
 
-from ..contract import hookspecs
-from ..contract.drivers import CryptoDriver, Driver, FormatDriver, ProtocolDriver
+from ..contract import calls, hookspecs
+from ..contract.drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
 from ..errors import DriverError
 from .discovery import EntryPoint, installed
 from .known import PACKAGES, recognise
@@ -22,7 +22,10 @@ SURE = 100
 PLUGIN_GROUP = "diskmill.plugin"
 """Entry points of plugins that are not drivers: hook wrappers for all formats at once."""
 
-_WORDS = {"diskmill.format": "format", "diskmill.protocol": "protocol", "diskmill.crypto": "cipher"}
+PREFIX_GROUP = "diskmill.prefix"
+"""Entry points that name the protocol driver of a prefix."""
+
+_WORDS = {kind.group: kind.kind for kind in (FormatDriver, ProtocolDriver, FilterDriver, CryptoDriver)}
 
 
 class _PluginManager(pluggy.PluginManager):
@@ -31,6 +34,17 @@ class _PluginManager(pluggy.PluginManager):
     def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
         """No hook's name begins with an underscore."""
         return None if name.startswith("_") else super().parse_hookimpl_opts(plugin, name)
+
+
+def _unmarked(driver: Driver) -> Iterator[str]:
+    """Methods of *driver* that are called as a hook is, but would never be."""
+    for hook in _HOOKS:
+        method = getattr(type(driver), hook, None)
+        if method is not None and not hasattr(method, "diskmill_impl"):
+            yield f"its method '{hook}' is not marked as a hook: put @hookimpl above it"
+
+
+_HOOKS = tuple(name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "diskmill_spec"))
 
 
 class Registry:
@@ -82,7 +96,11 @@ class Registry:
                 self._drivers[group, name] = driver
 
     def _register(self, plugin: object, label: str, name: str | None = None) -> bool:
-        """Let pluggy check the signatures of *plugin*'s hooks, and that there are such hooks."""
+        """Let pluggy check the signatures of *plugin*'s hooks, and that there are such hooks; and what it declares."""
+        faults = [*plugin.faults(), *_unmarked(plugin)] if isinstance(plugin, Driver) else []
+        if faults:
+            self.failures[name or label] = "; ".join(faults)
+            return False
         try:
             self.plugins.register(plugin, label)
             self.plugins.check_pending()
@@ -131,6 +149,26 @@ class Registry:
         """The format driver *name*; see :meth:`get`."""
         return cast(FormatDriver, self.get(FormatDriver.group, name))
 
+    def prefixed(self, prefix: str) -> ProtocolDriver | None:
+        """The protocol driver of names that begin with *prefix* and a colon; None: none has it.
+
+        :raises DriverError: it is broken, or two packages claim the prefix.
+        """
+        for driver in self._drivers.values():  # those without an entry point, too
+            if isinstance(driver, ProtocolDriver) and prefix in (driver.name, *driver.prefixes):
+                return driver
+        claims = {entry.value for entry in self._entries(PREFIX_GROUP) if entry.name == prefix}
+        names = {entry.name for entry in self._entries(ProtocolDriver.group) if entry.value in claims}
+        if len(names) > 1:
+            raise DriverError(f"the prefix '{prefix}:' is claimed by {' and by '.join(sorted(names))}: uninstall one")
+        if not names and any(entry.name == prefix for entry in self._entries(ProtocolDriver.group)):
+            names = {prefix}
+        return self.protocol(names.pop()) if names else None
+
+    def filter(self, name: str) -> FilterDriver:
+        """The filter driver *name*; see :meth:`get`."""
+        return cast(FilterDriver, self.get(FilterDriver.group, name))
+
     def protocol(self, name: str) -> ProtocolDriver:
         """The protocol driver *name*; see :meth:`get`."""
         return cast(ProtocolDriver, self.get(ProtocolDriver.group, name))
@@ -159,11 +197,11 @@ class Registry:
         likely = recognise(data)
         if likely is not None and self.has(FormatDriver.group, likely):
             driver = self.format(likely)
-            if self.call(driver, "probe", data=data, name=name) == SURE:
+            if calls.probe(self, driver, data, name) == SURE:
                 return driver
         best, best_score = None, 0
         for driver in self.all(FormatDriver.group):
-            score = self.call(driver, "probe", data=data, name=name) or 0
+            score = calls.probe(self, driver, data, name)
             if score > best_score:
                 best, best_score = driver, score
         return best

@@ -9,6 +9,7 @@ import errno
 import os
 from typing import cast
 
+from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import ProtocolDriver
 from ..contract.node import Storage
@@ -54,7 +55,7 @@ class Siblings:
             writable=not self._rehearse,
         )
         try:
-            return self._aside(cast(Storage, self._context.registry.call(self._protocol, "open", request=request)))
+            return self._aside(calls.open_storage(self._context.registry, self._protocol, request))
         except StorageError as error:
             if error.errno == errno.ENOENT:
                 return None

@@ -99,6 +99,7 @@ class PipeStorage(Storage):
 class PipeDriver(ProtocolDriver):
     """``pipe``, shipped with the core."""
 
+    contract = 1
     name = "pipe"
     title = "images that come through a pipe"
     prefixes = ("pipe",)

@@ -20,7 +20,7 @@ class Rehearsal(Storage):
         self.name = base.name
         self.size = base.size
         self.writable = True
-        self.align = base.align
+        self.requests = base.requests
         self.conflict = base.conflict
         self._settled = base.settled
         self._visible = base.size

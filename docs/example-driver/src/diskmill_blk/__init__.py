@@ -23,6 +23,7 @@ MAGIC = b"BLKDISK\n"
 class BlkDriver(FormatDriver):
     """``blk``: one header, one table."""
 
+    contract = 1
     name = "blk"
     title = "the worked example of a driver"
     capabilities = frozenset({"create", "write", "zero", "check", "resize", "shrink"})

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, Placement
-from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.node import Node, Storage
 from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit import tables
+from diskmill.kit.image import FormatImage
 from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import SECTOR
 
@@ -41,7 +42,7 @@ def blocks(count: int, block: int) -> int:
     return -(-count // block)
 
 
-class BlkImage(Image):
+class BlkImage(FormatImage):
     """An open ``blk`` image, with its whole table in memory."""
 
     def __init__(self, driver: Driver, file: Node, header: Record, table: array[int], *, name: str, writable: bool):

@@ -18,6 +18,7 @@ MAGIC = b"Bochs Virtual HD Image\0"
 class BochsDriver(FormatDriver):
     """``bochs``: growing disks; undoable and volatile redologs with their base image given as backing. Read only."""
 
+    contract = 1
     name = "bochs"
     title = "growing disks of the Bochs emulator (read only)"
     capabilities = frozenset({"check"})

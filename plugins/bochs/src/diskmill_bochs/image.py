@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, joined
-from diskmill.contract.node import Image, Node
+from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit import tables
 from diskmill.kit.chunks import unreadable
+from diskmill.kit.image import FormatImage
 from diskmill.kit.structs import Structure
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
@@ -53,7 +54,7 @@ MAX_EXTENT = 8 * MiB
 _RUNS = re.compile("0+|1+")
 
 
-class BochsImage(Image):
+class BochsImage(FormatImage):
     """A redolog."""
 
     def __init__(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class CloopDriver(FormatDriver):
     """``cloop``: read only."""
 
+    contract = 1
     name = "cloop"
     title = "compressed loop devices: live CDs (read only)"
     capabilities = frozenset({"check"})

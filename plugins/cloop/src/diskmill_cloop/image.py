@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent
-from diskmill.contract.node import Image, Node
+from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.blocks import BlockTable
 from diskmill.kit.chunks import Chunk, Chunks, unreadable, zlib_method
+from diskmill.kit.image import FormatImage
 from diskmill.kit.structs import Structure
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
@@ -35,7 +36,7 @@ MAX_BLOCK = 64 * MiB
 ZLIB = zlib_method()
 
 
-class CloopImage(Image):
+class CloopImage(FormatImage):
     """A cloop file."""
 
     def __init__(self, driver: CloopDriver, file: Node, block_size: int, count: int, *, name: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class DmgDriver(FormatDriver):
     """``dmg``: read only."""
 
+    contract = 1
     name = "dmg"
     title = "Apple's disk images, UDIF (read only)"
     capabilities = frozenset({"check"})

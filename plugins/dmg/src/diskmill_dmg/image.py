@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, joined
-from diskmill.contract.node import Image, Node
+from diskmill.contract.node import Node
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError
 from diskmill.kit.chunks import Chunk, Chunks, unreadable
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR, MiB
 
 from .c_udif import IGNORE, RAW, ZERO
@@ -25,7 +26,7 @@ MAX_CHUNK = 64 * MiB
 """Bytes that a compressed chunk holds, or takes in the file: as many as QEMU reads."""
 
 
-class DmgImage(Image):
+class DmgImage(FormatImage):
     """A DMG file.
 
     :param trailer: the ``UDIFResourceFile``.

@@ -39,6 +39,7 @@ LUKS2_OPTIONS = (
 class LuksDriver(FormatDriver):
     """The format ``luks``."""
 
+    contract = 1
     name = "luks"
     title = "LUKS, Linux's disk encryption, versions 1 and 2"
     capabilities = frozenset({"create", "write", "resize", "shrink", "amend", "encryption", "preallocation"})
@@ -102,6 +103,7 @@ class LuksDriver(FormatDriver):
 class LuksCrypto(CryptoDriver):
     """``luks`` for formats that keep a LUKS header inside: qcow2 with ``encrypt.format=luks``."""
 
+    contract = 1
     name = "luks"
     title = "LUKS, versions 1 and 2"
     options = (*CRYPTO_OPTIONS, *LUKS2_OPTIONS)
@@ -132,6 +134,7 @@ class LuksCrypto(CryptoDriver):
 class AesCrypto(CryptoDriver):
     """``aes``: the weak encryption of old qcow and qcow2 images."""
 
+    contract = 1
     name = "aes"
     title = "AES-128-CBC keyed with the passphrase itself"
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from diskmill.contract.crypto import CryptoRequest, Header
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent, Kind, Placement
-from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.node import Node, Storage
 from diskmill.contract.options import Value
 from diskmill.errors import ImageError, UnsupportedError, UsageError
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR, round_down, round_up
 
 from .volume import LuksVolume, create_volume, open_volume
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, OpenRequest
 
 
-class LuksImage(Image):
+class LuksImage(FormatImage):
     """A LUKS volume as a disk.
 
     :param header: the node that holds the header where that is not *file*.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class ParallelsDriver(FormatDriver):
     """``parallels``: expandable images of both kinds; bundles are read by their ``DiskDescriptor.xml``."""
 
+    contract = 1
     name = "parallels"
     title = "Parallels Desktop and Virtuozzo"
     capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize"})

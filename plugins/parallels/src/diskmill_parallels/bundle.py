@@ -17,6 +17,7 @@ from diskmill.contract.node import Image, Node
 from diskmill.contract.references import Reference
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
 from .image import ParallelsImage
@@ -45,7 +46,7 @@ class _Storage:
     last: Image | None = None
 
 
-class BundleImage(Image):
+class BundleImage(FormatImage):
     """The disk that a descriptor describes. It can be read."""
 
     def __init__(self, driver: ParallelsDriver, file: Node, storages: list[_Storage], *, name: str, size: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class QcowDriver(FormatDriver):
     """``qcow``."""
 
+    contract = 1
     name = "qcow"
     title = "version 1 of QEMU's own format"
     capabilities = frozenset({"create", "write", "backing", "compression", "zero", "encryption"})

@@ -6,8 +6,9 @@ Sectors are numbered by their offset in the guest disk, and compressed clusters 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from diskmill.contract import calls
 from diskmill.contract.crypto import CryptoRequest, Volume, sub_options
 from diskmill.errors import UsageError
 
@@ -30,9 +31,11 @@ def asked(options: Mapping[str, Value], name: str) -> bool:
     return False
 
 
-def unlock(options: Mapping[str, Value], context: Context, name: str, *, hook: str, shallow: bool = False) -> Volume:
-    """The cipher of the image called *name*, by ``crypto_open`` or, where it is new, ``crypto_create``."""
+def unlock(
+    options: Mapping[str, Value], context: Context, name: str, *, new: bool = False, shallow: bool = False
+) -> Volume:
+    """The cipher of the image called *name*, which is *new* or is opened."""
     own = sub_options(options, _PREFIX)
     request = CryptoRequest(name, context, own, numbers="guest", shallow=shallow, prefix=_PREFIX)
-    registry = context.registry
-    return cast(Volume, registry.call(registry.crypto(CIPHER), hook, request=request))
+    ask = calls.crypto_create if new else calls.crypto_open
+    return ask(context.registry, CIPHER, request)

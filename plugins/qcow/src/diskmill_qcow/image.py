@@ -214,7 +214,7 @@ def _unlock(image: QcowImage, request: OpenRequest) -> None:
     from .encryption import CIPHER, unlock
 
     if image.encrypted:
-        image.volume = unlock(request.options, request.context, image.name, hook="crypto_open", shallow=request.shallow)
+        image.volume = unlock(request.options, request.context, image.name, shallow=request.shallow)
     elif "encrypt.format" in request.options:
         raise UsageError(f"its encryption is 'none', not '{CIPHER}'", file=image.name)
 
@@ -244,7 +244,7 @@ def create_qcow(driver: QcowDriver, request: CreateRequest) -> QcowImage:
     if backing is not None:
         image.references = [Reference("backing", backing.name)]
     if encrypted:
-        image.volume = unlock(request.options, request.context, request.name, hook="crypto_create")
+        image.volume = unlock(request.options, request.context, request.name, new=True)
     image.start_empty(end)
     return image
 

@@ -25,6 +25,7 @@ _BOTH = ("create", "amend")
 class Qcow2Driver(FormatDriver):
     """``qcow2``."""
 
+    contract = 1
     name = "qcow2"
     title = "QEMU's own format: snapshots, backing files, compression, bitmaps"
     capabilities = frozenset(

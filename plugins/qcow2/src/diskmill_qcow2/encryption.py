@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from diskmill.contract import calls
 from diskmill.contract.crypto import CryptoRequest, Header, Volume, sub_options
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import MiB, round_up
@@ -76,8 +77,7 @@ def unlock(image: Qcow2Image, context: Context, options: Mapping[str, Value], *,
     if found is None:
         return
     request = _request(image, context, options, shallow)
-    registry = context.registry
-    image.volume = registry.call(registry.crypto(found), "crypto_open", request=request)
+    image.volume = calls.crypto_open(context.registry, found, request)
     image.unlocking = context, options
 
 
@@ -90,10 +90,8 @@ def prepare(options: Mapping[str, Value], context: Context, name: str) -> tuple[
             raise UsageError(f"the option '{PREFIX}{next(iter(own))}' needs {PREFIX}format", file=name)
         return c.CRYPT_NONE, None
     method = next(method for method, word in FORMATS.items() if word == wanted)
-    registry = context.registry
     request = CryptoRequest(name, context, own, numbers=_numbers(method), prefix=PREFIX)
-    volume: Volume = registry.call(registry.crypto(str(wanted)), "crypto_create", request=request)
-    return method, volume
+    return method, calls.crypto_create(context.registry, str(wanted), request)
 
 
 def install(image: Qcow2Image, offset: int) -> None:
@@ -114,6 +112,5 @@ def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
     if image.header.crypt_method != c.CRYPT_LUKS or image.unlocking is None:
         raise UnsupportedError("it is not encrypted with LUKS: there are no key slots", file=image.name)
     context, given = image.unlocking
-    registry = context.registry
     request = _request(image, context, {**given, **options})
-    registry.call(registry.crypto("luks"), "crypto_amend", request=request, force=force)
+    calls.crypto_amend(context.registry, "luks", request, force=force)

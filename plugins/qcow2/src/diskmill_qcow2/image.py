@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
-from diskmill.contract.node import Image, Node
+from diskmill.contract.node import Node
 from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit import tables
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import round_down, round_up
 
 from . import c_qcow2 as c
@@ -51,7 +52,7 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     return image
 
 
-class Qcow2Image(Image):
+class Qcow2Image(FormatImage):
     """A qcow2 image.
 
     :ivar header: as it is on disk, or will be after the next :meth:`write_header`.

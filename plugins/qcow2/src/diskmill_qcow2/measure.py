@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from diskmill.contract import calls
 from diskmill.contract.crypto import sub_options
 from diskmill.contract.requests import MeasureRequest
 from diskmill.sizes import round_up
@@ -69,8 +70,7 @@ def _encryption_bytes(request: MeasureRequest, cluster: int) -> int:
         return 0
     registry = request.context.registry
     own = MeasureRequest(0, sub_options(request.options, PREFIX), lambda unit: 0, context=request.context)
-    result: Measurement = registry.call(registry.format("luks"), "measure", request=own)
-    return round_up(result.required, cluster)
+    return round_up(calls.measure(registry, registry.format("luks"), own).required, cluster)
 
 
 def _bitmap_bytes(size: int, bitmaps: Sequence[tuple[str, int]], cluster: int) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class QedDriver(FormatDriver):
     """``qed``."""
 
+    contract = 1
     name = "qed"
     title = "QEMU's enhanced disk format"
     capabilities = frozenset({"create", "write", "backing", "zero", "check", "repair", "resize"})

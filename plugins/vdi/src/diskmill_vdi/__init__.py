@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class VdiDriver(FormatDriver):
     """``vdi``: dynamic and static images; differencing ones are read with their parent given as backing."""
 
+    contract = 1
     name = "vdi"
     title = "VirtualBox's disk images"
     capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize", "preallocation"})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class VhdxDriver(FormatDriver):
     """``vhdx``: dynamic and fixed images; differencing ones are read through their parent locator."""
 
+    contract = 1
     name = "vhdx"
     title = "Hyper-V's disk images"
     capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize"})

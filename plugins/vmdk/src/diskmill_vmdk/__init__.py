@@ -30,6 +30,7 @@ _DESCRIPTOR = re.compile(
 class VmdkDriver(FormatDriver):
     """VMware's virtual disks."""
 
+    contract = 1
     name = "vmdk"
     title = "VMware virtual disks: Workstation, ESXi, OVF packages"
     capabilities = frozenset(

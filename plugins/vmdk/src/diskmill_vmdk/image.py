@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
-from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.node import Node, Storage
 from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR
 
 from .descriptor import NO_PARENT, Descriptor
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from diskmill.opening.siblings import Siblings
 
 
-class VmdkImage(Image):
+class VmdkImage(FormatImage):
     """The guest disk.
 
     :param descriptor: None where the file is an extent without one.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class VpcDriver(FormatDriver):
     """``vpc``: dynamic and fixed images; differencing ones are read through their parent locators."""
 
+    contract = 1
     name = "vpc"
     title = "VHD: Virtual PC, Hyper-V, XenServer and Azure"
     capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize"})

@@ -17,6 +17,7 @@ from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError, StorageError, UnsupportedError
 from diskmill.kit import tables
 from diskmill.kit.blocks import BlockImage, BlockTable
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from .c_vhd import (
@@ -56,7 +57,7 @@ _KNOWN = 1 << 17
 """Bitmaps known to be full that are remembered at most."""
 
 
-class FixedVpcImage(Image):
+class FixedVpcImage(FormatImage):
     """A fixed image: the guest disk, then the footer."""
 
     window: int

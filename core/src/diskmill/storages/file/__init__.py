@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class FileDriver(ProtocolDriver):
     """``file``, shipped with the core, found like any other driver."""
 
+    contract = 1
     name = "file"
     title = "files and block devices of this machine"
     prefixes = ("file",)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...contract.node import Buffer, ReadBuffer
+from ...contract.node import Buffer, ReadBuffer, Requests
 from ...sizes import MiB, round_down, round_up
 from .storage import FileStorage
 
@@ -33,11 +33,12 @@ class DirectStorage(FileStorage):
 
     def __init__(self, driver: ProtocolDriver, name: str, fd: int, *, writable: bool, cache: str) -> None:
         super().__init__(driver, name, fd, writable=writable, cache=cache)
-        self.align = _BLOCK
+        self._align = _BLOCK
         if self._device:
             from .space import device_sector
 
-            self.align = device_sector(fd)
+            self._align = device_sector(fd)
+        self.requests = Requests(align=self._align)
         self._padded = False
         self._partial = threading.RLock()
         """Held while blocks are changed in part: two writers of one block must not undo each other's bytes."""
@@ -57,13 +58,13 @@ class DirectStorage(FileStorage):
         view = memoryview(buffer)
         try:
             done = 0
-            if (offset | len(view)) % self.align == 0:
+            if (offset | len(view)) % self._align == 0:
                 done = self._read_fitting(offset, view)
             bounce = self._buffer()
             while done < len(view):
-                low = round_down(offset + done, self.align)
+                low = round_down(offset + done, self._align)
                 skip = offset + done - low
-                wanted = min(round_up(skip + len(view) - done, self.align), len(bounce))
+                wanted = min(round_up(skip + len(view) - done, self._align), len(bounce))
                 count = max(os.preadv(self._fd, (bounce[:wanted],), low) - skip, 0)
                 if count == 0:  # the end
                     self._expect_whole(offset + done)
@@ -91,7 +92,7 @@ class DirectStorage(FileStorage):
         if grows:
             self._grow(offset, end)
         try:
-            if (offset | len(view)) % self.align == 0:
+            if (offset | len(view)) % self._align == 0:
                 self._write_fitting(offset, view)
             elif len(view):
                 with self._partial:
@@ -114,7 +115,7 @@ class DirectStorage(FileStorage):
             while done < len(view):
                 done += self._some(os.pwrite(self._fd, view[done:], offset + done))
         except OSError as error:
-            if error.errno != errno.EINVAL or done % self.align:
+            if error.errno != errno.EINVAL or done % self._align:
                 raise
             bounce = self._buffer()  # the address does not fit
             while done < len(view):
@@ -128,14 +129,14 @@ class DirectStorage(FileStorage):
         end = offset + len(view)
         at = offset
         while at < end:
-            low = round_down(at, self.align)
-            high = min(round_up(end, self.align), low + len(bounce))
+            low = round_down(at, self._align)
+            high = min(round_up(end, self._align), low + len(bounce))
             upto = min(end, high)
             block = bounce[: high - low]
             if at > low:
-                self._get(low, block[: self.align])
-            if upto < high and (at == low or high - low > self.align):
-                self._get(high - self.align, block[-self.align :])
+                self._get(low, block[: self._align])
+            if upto < high and (at == low or high - low > self._align):
+                self._get(high - self._align, block[-self._align :])
             block[at - low : upto - low] = view[at - offset : upto - offset]
             self._put(low, block)
             if high > self.size:
@@ -147,7 +148,7 @@ class DirectStorage(FileStorage):
         while done < len(block):
             count = os.preadv(self._fd, (block[done:],), offset + done)
             done += count
-            if count == 0 or done % self.align:  # the end of the file
+            if count == 0 or done % self._align:  # the end of the file
                 block[done:] = bytes(len(block) - done)
                 return
 

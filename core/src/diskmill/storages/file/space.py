@@ -54,6 +54,19 @@ def zero_range(fd: int, offset: int, length: int) -> bool:
     return _ask(fd, _ZERO_RANGE | _KEEP_SIZE, offset, length)
 
 
+def copy_range(source: int, start: int, target: int, offset: int, length: int) -> bool:
+    """Let the kernel copy from file to file (copy_file_range(2)); False where it, or a file system, will not."""
+    while length:
+        try:
+            count = os.copy_file_range(source, target, length, start, offset)
+        except OSError:
+            return False  # reading and writing tells what is wrong, or does it
+        if count == 0:
+            return False
+        start, offset, length = start + count, offset + count, length - count
+    return True
+
+
 def _block_ioctl(fd: int, request: int, offset: int, length: int) -> bool:
     import fcntl
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ...contract.extents import Extent, Kind
-from ...contract.node import Buffer, ReadBuffer, Storage
+from ...contract.node import Buffer, Node, ReadBuffer, Storage
 from ...errors import LockedError, StorageError
 from .locks import lock
 
@@ -99,8 +99,7 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
 
 
 def _stat_of(storage: Storage) -> os.stat_result:
-    fd = storage.fileno()
-    return os.stat(storage.name) if fd is None else os.fstat(fd)
+    return os.fstat(storage._fd) if isinstance(storage, FileStorage) else os.stat(storage.name)
 
 
 def _flags(cache: str) -> int:
@@ -300,6 +299,17 @@ class FileStorage(Storage):
                 offset += len(buffer)
                 done -= len(buffer)
 
+    def take_from(self, source: Node, start: int, offset: int, length: int) -> bool:
+        if not isinstance(source, FileStorage) or self._used is not None or offset + length > self.size:
+            return False
+        from . import space
+
+        self._known, self._change = None, object()
+        try:
+            return space.copy_range(source._fd, start, self._fd, offset, length)
+        finally:
+            self._known, self._change = None, object()
+
     def _take_space(self, offset: int, length: int) -> None:
         """Let the file have blocks for a write that is about to come.
 
@@ -496,10 +506,7 @@ class FileStorage(Storage):
         return os.fstat(self._fd).st_blocks * 512
 
     def fileno(self) -> int | None:
-        if self.writable:  # the caller may be about to write
-            self._known = None
-            self._change = object()
-        return self._fd
+        return self._fd if self._used is None else None
 
     def identity(self) -> object | None:
         return self._identity

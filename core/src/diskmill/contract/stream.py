@@ -1,0 +1,57 @@
+"""A node's bytes as a Python file object."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+class DiskStream(io.RawIOBase):
+    """A guest disk as a file object: for ``io.BufferedReader``, ``tarfile``, ``shutil.copyfileobj`` and the like.
+
+    Closing it does not close the image.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return self._node.writable
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._node.size}.get(whence)
+        if base is None:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        if base + offset < 0:
+            raise ValueError(f"offset {base + offset} is before the beginning")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(min(len(view), self._node.size - self._at), 0)
+        if count:
+            self._node.read_into(self._at, view[:count])
+            self._at += count
+        return count
+
+    def write(self, data: Any) -> int:
+        if not self._node.writable:
+            raise io.UnsupportedOperation("the image is open for reading only")
+        view = memoryview(data).cast("B")
+        count = max(min(len(view), self._node.size - self._at), 0)
+        if count < len(view) and count == 0:
+            raise OSError(28, "the disk ends here", self._node.name)
+        self._node.write(self._at, view[:count])
+        self._at += count
+        return count

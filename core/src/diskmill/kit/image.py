@@ -1,0 +1,27 @@
+"""What format drivers derive their images from: guest reads and writes, given what the driver answers.
+
+The driver maps (:meth:`~diskmill.contract.node.Image.extents`) and places
+(:meth:`~diskmill.contract.node.Image.reserve`); reading, copy on write and the zeroing of partial units come with
+:class:`FormatImage`.
+"""
+
+from __future__ import annotations
+
+from ..contract.node import Buffer, Image, ReadBuffer
+from ..engine import access
+
+
+class FormatImage(Image):
+    """An image whose guest bytes the engine reads and writes as the driver maps them."""
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        access.read_into(self, offset, buffer)
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        access.write(self, offset, data)
+
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        access.zero(self, offset, length, unmap=unmap)
+
+    def discard(self, offset: int, length: int) -> None:
+        access.discard(self, offset, length)
