@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DriverError
+
 if TYPE_CHECKING:
     from ..opening.siblings import Siblings
     from .context import Context
@@ -39,6 +41,12 @@ class OpenRequest:
     repair: str = ""
     child: Callable[[str], Node | None] = lambda role: None
     siblings: Siblings | None = None
+
+    def below(self) -> Node:
+        """``file``, for drivers that stand on a node: the core always gives it to them."""
+        if self.file is None:
+            raise DriverError(f"'{self.name}' was opened without a node below")
+        return self.file
 
 
 @dataclass

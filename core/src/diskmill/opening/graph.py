@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..contract import calls
 from ..contract.context import Context
-from ..contract.drivers import FormatDriver, ProtocolDriver
+from ..contract.drivers import FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
 from ..contract.options import validate
 from ..contract.references import Reference
@@ -140,8 +140,9 @@ class _Opener:
         registry = self.context.registry
         if name is not None and not isinstance(name, str):
             raise UsageError("the option 'driver' takes a name")
-        if name is not None and "file" not in spec and registry.has(ProtocolDriver.group, name):
-            spec = {"driver": "raw", "file": spec}  # a protocol without a format: its bytes as they are
+        bare = name is not None and "file" not in spec and registry.has(ProtocolDriver.group, name)
+        if bare or name is not None and registry.has(FilterDriver.group, name):
+            spec = {"driver": "raw", "file": spec}  # a protocol or a filter without a format: its bytes as they are
             name = "raw"
         options = flatten({key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)})
         if spec.get("file") is not None:
@@ -209,6 +210,8 @@ class _Opener:
         name = spec.get("driver")
         if name is None and "file" not in spec and "filename" in spec:
             name = "file"
+        if isinstance(name, str) and registry.has(FilterDriver.group, name):
+            return self.filter(spec, registry.filter(name), writable=writable, depth=depth)
         if not isinstance(name, str) or "file" in spec:
             return self.image(spec, writable=writable, depth=depth)
         try:
@@ -235,6 +238,25 @@ class _Opener:
 
             return Rehearsal(storage)
         return storage
+
+    def filter(self, spec: Spec, driver: FilterDriver, *, writable: bool, depth: int) -> Node:
+        if spec.get("file") is None:
+            raise UsageError(f"filter '{driver.name}' needs the option 'file': the node that it stands on")
+        file = self.node(child_options(spec["file"]), writable=writable, depth=depth + 1)
+        try:
+            options = flatten({key: value for key, value in spec.items() if key not in ("driver", *driver.children)})
+            request = OpenRequest(
+                name=file.name,
+                context=self.context,
+                file=file,
+                options=validate(driver.options, options, when="open", driver=driver.name),
+                writable=writable,
+                shallow=self.shallow,
+            )
+            return calls.open_storage(self.context.registry, driver, request)
+        except BaseException:
+            file.abandon()
+            raise
 
     def attach(self, image: Image, spec: Spec, depth: int) -> None:
         """Open what *image* refers to: what the user put in *spec* instead comes first."""

@@ -1,0 +1,1 @@
+"""The filter driver that comes with the core."""
