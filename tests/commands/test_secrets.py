@@ -19,7 +19,7 @@ import diskmill as api
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from luks_samples import SECRETS, context, passes
-from tools import diskmill, qemu_img
+from tools import diskmill, qemu_img, run
 
 PASSPHRASE = SECRETS["key"].decode()
 PROGRAM = Path(sys.executable).with_name("diskmill")
@@ -288,3 +288,40 @@ def test_other_processes_do_not_see_keys(folder: Path, tmp_path: Path) -> None:
         assert not children.exists() or not children.read_text()  # nobody is handed a key
         time.sleep(0.02)
     assert process.returncode == 0 and seen
+
+
+@pytest.mark.parametrize("command", ["convert", "rebase"])
+def test_a_secret_that_comes_through_a_pipe_is_read_once(tmp_path: Path, command: str) -> None:
+    """It is the passphrase on both sides, and nothing is made with an empty one."""
+    source = tmp_path / "disk.raw"
+    source.write_bytes(b"data" * 1024)
+    image = tmp_path / "disk.luks"
+    key = "secret,id=s,file=<(printf hunter2)"
+    script = f'"$1" convert -f raw -O luks -o key-secret=s,iter-time=10 --object {key} "$2" "$3"'
+        '"$1" convert -f raw -O luks -o key-secret=s,iter-time=10 --object secret,id=s,file=<(printf hunter2) "$2" "$3"'
+    )
+    if command == "rebase":
+        script = (
+            '"$1" create -q -f qcow2 "$3".base 1M; "$1" create -q -f qcow2 "$3".new 1M; '
+            'O="--object secret,id=s,data=hunter2"; '
+            '"$1" create -q $O -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 '
+            '-b "$3".base -F qcow2 "$3"; '
+            '"$1" rebase --object secret,id=s,file=<(printf hunter2) --image-opts -b "$3".new -F qcow2 '
+            'driver=qcow2,encrypt.key-secret=s,file.filename="$3"'
+        )
+    run("bash", "-c", script, "bash", PROGRAM, str(source), str(image))
+    if command == "convert":
+        (tmp_path / "key").write_bytes(b"hunter2")
+        opened = tmp_path / "opened"
+        words = ["--object", f"secret,id=s,file={tmp_path / 'key'}", "--image-opts"]
+        qemu_img("convert", *words, "-O", "raw", f"driver=luks,key-secret=s,file.filename={image}", opened)
+        assert opened.read_bytes() == source.read_bytes()
+
+
+def test_an_empty_new_passphrase_is_refused(tmp_path: Path) -> None:
+    image = tmp_path / "disk.luks"
+    words = ["--object", "secret,id=s,data=", "-f", "luks", "-o", "key-secret=s,iter-time=10"]
+    result = subprocess.run([PROGRAM, "create", *words, image, "1M"], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "the new passphrase (key-secret) is empty" in result.stderr
+    assert not image.exists()

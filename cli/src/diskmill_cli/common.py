@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diskmill.contract.context import CACHE_MODES
@@ -100,9 +101,6 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     """
     from diskmill.contract.context import Context
 
-    mode = arguments.one(key) or cache
-    if mode not in CACHE_MODES:
-        raise UsageError(f"invalid cache mode '{mode}': choose from {', '.join(CACHE_MODES)}")
     secrets: dict[str, bytes] = {}
     if arguments.has("object"):
         from .secrets import read_secrets
@@ -111,12 +109,28 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     return Context(
         trust=trust_of(arguments, session),
         secrets=secrets,
-        cache=mode,
+        cache=_cache_mode(arguments, cache, key),
         share=arguments.has("share"),
         warn=session.warn,
         idle_options=session.idle_options(),
         ask=_asker(session),
     )
+
+
+def other_side(context: Context, arguments: Arguments, cache: str = "writeback", key: str = "cache") -> Context:
+    """*context* for the other one of source and target, with the cache mode of its own. A secret that comes through a
+    pipe can be read once only: so both go by the same secrets.
+
+    :raises UsageError: a bad cache mode.
+    """
+    return replace(context, cache=_cache_mode(arguments, cache, key))
+
+
+def _cache_mode(arguments: Arguments, cache: str, key: str) -> str:
+    mode = arguments.one(key) or cache
+    if mode not in CACHE_MODES:
+        raise UsageError(f"invalid cache mode '{mode}': choose from {', '.join(CACHE_MODES)}")
+    return mode
 
 
 def _asker(session: Session) -> Callable[[str], bytes] | None:

@@ -29,7 +29,7 @@ def run(arguments: Arguments, session: Session) -> int:
 
     output_format = arguments.one("output_format") or "raw"
     context = common.context_of(arguments, session, key="source_cache")
-    target_context = replace(common.context_of(arguments, session, cache="unsafe"), share=False)
+    target_context = replace(common.other_side(context, arguments, cache="unsafe"), share=False)
     try:
         options = common.driver_options(arguments)
     except HelpAsked:

@@ -25,6 +25,7 @@ def run(arguments: Arguments, session: Session) -> int:
         backing = ""
     if backing and not arguments.has("backing_format"):
         raise UsageError("the backing image's format must be specified (-F)")
+    context = common.context_of(arguments, session)
     with shown(arguments, session, "rebase") as report:
         rebase(
             name,
@@ -34,8 +35,8 @@ def run(arguments: Arguments, session: Session) -> int:
             compress=arguments.has("compress"),
             format=arguments.one("format"),
             image_opts=arguments.has("image_opts"),
-            context=replace(common.context_of(arguments, session), share=False),
-            source_context=common.context_of(arguments, session, key="source_cache"),
+            context=replace(context, share=False),
+            source_context=common.other_side(context, arguments, key="source_cache"),
             progress=report,
         )
     return 0

@@ -124,7 +124,10 @@ class CryptoRequest:
         :raises SecretError: there is none, or what was typed is not twice the same.
         """
         if option in self.options:
-            return self.context.secret(str(self.options[option]))
+            given = self.context.secret(str(self.options[option]))
+            if new and not given:  # what it came from was empty, or had been read before
+                raise SecretError(f"the new passphrase ({self.prefix}{option}) is empty", file=self.name)
+            return given
         ask = self.context.ask
         if ask is None:
             hint = f"give it with --object secret,id=ID,… and the option {self.prefix}{option}=ID"
