@@ -137,7 +137,8 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
     given = arguments.all("trust")
     if not given:
         named = os.environ.get("DISKMILL_TRUST")
-        given = named.split(os.pathsep) if named else [session.trust]
+        # Set, but empty: nothing is named, so nothing is trusted.
+        given = [session.trust] if named is None else named.split(os.pathsep) if named else ["nothing"]
     for one in given:
         if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
             raise UsageError(f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists")

@@ -94,6 +94,15 @@ def folder_of(node: Node) -> str | None:
     return os.path.dirname(os.path.abspath(storage.name))
 
 
+def _home(file: Node) -> str | None:
+    """The folder that *file* was opened in, resolved once: what its name leads to may change."""
+    folder = storage_of(file).folder
+    if folder is None:
+        named = folder_of(file)
+        folder = None if named is None else os.path.realpath(named)
+    return folder
+
+
 def guess_format(node: Node, context: Context, *, writable: bool = False) -> FormatDriver:
     """The driver for what *node* holds, by probing; a warning where it looks like a format whose driver is missing.
 
@@ -155,7 +164,7 @@ class _Opener:
         file = self.node(child, writable=writable, depth=depth)
         try:
             if self.home is None:
-                self.home = folder_of(file)
+                self.home = _home(file)
             if name is not None:
                 driver = registry.format(name)
             else:

@@ -120,6 +120,9 @@ class Storage(Node):
     """Whether its bytes come once, in order (a pipe): ``size`` is not known then, and what was read is gone, except
     for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it."""
 
+    folder: str | None = None
+    """Where it lies, for a file: the path, without links, of the folder that it was opened in. None: unknown."""
+
     def read_some(self, offset: int, length: int) -> bytes:
         """Up to *length* bytes from *offset* on; fewer only at the end."""
         return self.read(offset, max(min(length, self.size - offset), 0))

@@ -18,6 +18,7 @@ class Rehearsal(Storage):
         self.base = base
         self.driver = base.driver
         self.name = base.name
+        self.folder = base.folder
         self.size = base.size
         self.writable = True
         self.align = base.align

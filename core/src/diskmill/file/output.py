@@ -14,6 +14,7 @@ import stat
 
 from ..errors import StorageError, UnsupportedError
 from .locks import lock
+from .paths import open_resolved
 
 _MODE = 0o644
 
@@ -47,7 +48,7 @@ class Output:
             elif not self._replaces and os.path.lexists(target):
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._folder = open_resolved(folder, os.O_PATH | os.O_DIRECTORY)
                 self.fd = self._make(flags)
             except OSError as error:
                 if error.errno == errno.EINVAL and flags & os.O_DIRECT:
@@ -68,8 +69,7 @@ class Output:
             if not stat.S_ISREG(like.st_mode):
                 raise UnsupportedError("a device cannot be replaced by a file", file=self.name)
             return target
-        folder, base = os.path.split(self.name)
-        return os.path.join(os.path.realpath(folder), base)
+        return os.path.abspath(self.name)  # its folder comes resolved (siblings); a link put there since is an error
 
     def _keep(self, target: str) -> None:
         """See that what bears the name may be replaced, and keep others off it until then."""
