@@ -114,6 +114,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         cache=mode,
         share=arguments.has("share"),
         warn=session.warn,
+        guessed=session.guessed,
         idle_options=session.idle_options(),
         ask=_asker(session),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class Session:
     def idle_options(self) -> Sequence[DriverOption]:
         """See :class:`~diskmill.context.Context`: an option without effect is an error here."""
         return ()
+
+    @property
+    def guessed(self) -> Callable[[str], None] | None:
+        """See :class:`~diskmill.context.Context`: a warning like any other tells it."""
+        return None
 
     def completing(self, words: Sequence[str]) -> bool:
         """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""

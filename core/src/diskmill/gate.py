@@ -39,6 +39,11 @@ class Trust:
         folders = [text for text in texts if text not in ("nothing", "folder")]
         return cls(folders, own="folder" in texts)
 
+    @property
+    def anything(self) -> bool:
+        """Whether an image's word counts as the user's."""
+        return self.folders is None
+
     def admit(self, spec: Mapping[str, Any], *, image: str, reference: str, home: str | None) -> dict[str, Any]:
         """*spec*, the parsed *reference* of the file *image*, with its file names resolved, if it may be opened.
 
