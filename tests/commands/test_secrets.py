@@ -288,3 +288,19 @@ def test_other_processes_do_not_see_keys(folder: Path, tmp_path: Path) -> None:
         assert not children.exists() or not children.read_text()  # nobody is handed a key
         time.sleep(0.02)
     assert process.returncode == 0 and seen
+
+
+@pytest.mark.parametrize("key", ["data", "file", "iv"])
+@pytest.mark.parametrize("text", ["a\\u0000b", "\\ud800"])
+def test_a_secret_in_json_may_hold_any_characters(key: str, text: str) -> None:
+    from diskmill.errors import DiskmillError
+    from diskmill_cli.secrets import read_secrets
+
+    rest = '"data":"YWJj","keyid":"k",' if key == "iv" else ""
+    master = '{"qom-type":"secret","id":"k","data":"' + "x" * 32 + '"}'
+    definition = f'{{"qom-type":"secret","id":"s",{rest}"{key}":"{text}"}}'
+    if (key, text) == ("data", "a\\u0000b"):
+        assert read_secrets([master, definition])["s"] == b"a\0b"
+    else:
+        with pytest.raises(DiskmillError):
+            read_secrets([master, definition])

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import DiskmillError, StorageError, UnsupportedError
+from .errors import DiskmillError, StorageError, UnsupportedError, UsageError
 from .extents import Encoder, Extent, Placement
 
 if TYPE_CHECKING:
@@ -206,8 +206,12 @@ class Image(Node):
         self.closed = False
 
     def attach(self, reference: Reference, node: Node) -> None:
-        """*node* is what *reference* names, opened. The default takes a backing image."""
-        assert isinstance(node, Image) and reference.role == "backing"
+        """*node* is what *reference* names, opened. The default takes a backing image.
+
+        :raises UsageError: the format has nothing of that role (a user may give any).
+        """
+        if not isinstance(node, Image) or reference.role != "backing":
+            raise UsageError(f"an image of format '{self.driver.name}' has no {reference.role} file", file=self.name)
         self.backing = node
 
     # -- writing: two phases ------------------------------------------------------------------------------------
