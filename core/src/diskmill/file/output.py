@@ -14,7 +14,7 @@ import stat
 
 from ..errors import StorageError, UnsupportedError
 from .locks import lock
-from .paths import open_resolved
+from .paths import let_go, open_resolved
 
 _MODE = 0o644
 
@@ -179,7 +179,7 @@ class Output:
                 try:
                     os.fsync(folder)
                 finally:
-                    os.close(folder)
+                    let_go(folder)
         self.forget()
 
     def forget(self) -> None:
@@ -190,7 +190,7 @@ class Output:
                 os.unlink(temporary, dir_fd=self._folder)
         for fd in (self._old, self._folder):
             if fd >= 0:
-                os.close(fd)
+                let_go(fd)
         self._old = self._folder = -1
 
 
@@ -207,6 +207,6 @@ def _unnamed(folder: int, flags: int) -> int | None:
             return None
         raise
     if not os.path.exists(f"/proc/self/fd/{fd}"):
-        os.close(fd)
+        let_go(fd)
         return None
     return fd

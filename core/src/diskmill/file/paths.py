@@ -8,6 +8,7 @@ but Python cannot reach it without loading a foreign-function library, and kerne
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -32,16 +33,18 @@ def open_resolved(path: str, flags: int) -> int:
 
     :raises OSError: it cannot be opened. ``errno`` is ELOOP or ENOTDIR where a link has been put into the way.
     """
+    *above, last = [part for part in path.split("/") if part] or ["."]
     folder = os.open("/", _FOLDER)
-    try:
-        *above, last = [part for part in path.split("/") if part] or ["."]
-        for part in above:
+    for part in above:
+        try:
             following = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-            os.close(folder)
-            folder = following
+        finally:
+            let_go(folder)
+        folder = following
+    try:
         return os.open(last, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     finally:
-        os.close(folder)
+        let_go(folder)
 
 
 def open_named(name: str, flags: int) -> tuple[int, str | None]:
@@ -62,4 +65,12 @@ def open_named(name: str, flags: int) -> tuple[int, str | None]:
         except OSError:  # without /proc
             return fd, os.path.realpath(above)
     finally:
-        os.close(folder)
+        let_go(folder)
+
+
+def let_go(fd: int) -> None:
+    """Close what nothing was written through: the descriptor is gone whatever is answered, and there is nothing to
+    lose.
+    """
+    with contextlib.suppress(OSError):
+        os.close(fd)

@@ -14,7 +14,7 @@ from ..errors import LockedError, StorageError
 from ..extents import Extent, Kind
 from ..node import Buffer, ReadBuffer, Storage
 from .locks import lock
-from .paths import open_named, open_resolved
+from .paths import let_go, open_named, open_resolved
 
 if TYPE_CHECKING:
     from ..drivers import ProtocolDriver
@@ -59,7 +59,7 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
             conflict = error
         storage = _class(context.cache)(driver, name, fd, writable=request.writable, cache=context.cache)
     except BaseException:
-        os.close(fd)
+        let_go(fd)
         raise
     storage.conflict = conflict
     storage.folder = folder
@@ -97,7 +97,7 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
             if request.options.get("nocow"):
                 space.no_copy_on_write(fd)
     except BaseException:
-        os.close(fd)
+        let_go(fd)
         if output is not None:
             output.forget()
         raise
