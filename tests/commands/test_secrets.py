@@ -298,8 +298,6 @@ def test_a_secret_that_comes_through_a_pipe_is_read_once(tmp_path: Path, command
     image = tmp_path / "disk.luks"
     key = "secret,id=s,file=<(printf hunter2)"
     script = f'"$1" convert -f raw -O luks -o key-secret=s,iter-time=10 --object {key} "$2" "$3"'
-        '"$1" convert -f raw -O luks -o key-secret=s,iter-time=10 --object secret,id=s,file=<(printf hunter2) "$2" "$3"'
-    )
     if command == "rebase":
         script = (
             '"$1" create -q -f qcow2 "$3".base 1M; "$1" create -q -f qcow2 "$3".new 1M; '
@@ -325,3 +323,19 @@ def test_an_empty_new_passphrase_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "the new passphrase (key-secret) is empty" in result.stderr
     assert not image.exists()
+
+
+@pytest.mark.parametrize("key", ["data", "file", "iv"])
+@pytest.mark.parametrize("text", ["a\\u0000b", "\\ud800"])
+def test_a_secret_in_json_may_hold_any_characters(key: str, text: str) -> None:
+    from diskmill.errors import DiskmillError
+    from diskmill_cli.secrets import read_secrets
+
+    rest = '"data":"YWJj","keyid":"k",' if key == "iv" else ""
+    master = '{"qom-type":"secret","id":"k","data":"' + "x" * 32 + '"}'
+    definition = f'{{"qom-type":"secret","id":"s",{rest}"{key}":"{text}"}}'
+    if (key, text) == ("data", "a\\u0000b"):
+        assert read_secrets([master, definition])["s"] == b"a\0b"
+    else:
+        with pytest.raises(DiskmillError):
+            read_secrets([master, definition])

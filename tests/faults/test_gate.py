@@ -102,9 +102,11 @@ def spied(patch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     real: Callable[..., int] = os.open
 
-    def spy(path: Any, *arguments: Any, **options: Any) -> int:
-        paths.append(os.path.realpath(path))
-        return real(path, *arguments, **options)
+    def spy(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        fd = real(path, flags, *arguments, **options)
+        if not flags & os.O_PATH:  # a folder on the way; what is not opened cannot be read either
+            paths.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return fd
 
     patch.setattr(os, "open", spy)
     return paths

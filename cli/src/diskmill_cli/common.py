@@ -112,6 +112,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         cache=_cache_mode(arguments, cache, key),
         share=arguments.has("share"),
         warn=session.warn,
+        guessed=session.guessed,
         idle_options=session.idle_options(),
         ask=_asker(session),
     )
@@ -151,7 +152,8 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
     given = arguments.all("trust")
     if not given:
         named = os.environ.get("DISKMILL_TRUST")
-        given = named.split(os.pathsep) if named else [session.trust]
+        # Set, but empty: nothing is named, so nothing is trusted.
+        given = [session.trust] if named is None else named.split(os.pathsep) if named else ["nothing"]
     for one in given:
         if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
             raise UsageError(f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists")

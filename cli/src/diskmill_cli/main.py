@@ -5,6 +5,7 @@ Only the asked command's module is imported, and what that needs: start-up is a 
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -37,11 +38,13 @@ def main(session: Session | None = None) -> None:
     import gc
     import signal
 
+    _open_standard_files()
     gc.set_threshold(100_000)  # what is imported makes no garbage to look for
     signal.signal(signal.SIGTERM, _terminate)
     _allow_many_files()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be any bytes; they go out as they came in
-        sys.stdout.reconfigure(errors="surrogateescape")
+        codecs.register_error("diskmill", _as_it_came)
+        sys.stdout.reconfigure(errors="diskmill")
     status = run(sys.argv[1:], session or Session())
     try:
         sys.stdout.flush()
@@ -49,6 +52,24 @@ def main(session: Session | None = None) -> None:
     except OSError:
         sys.exit(status)
     os._exit(status)  # nothing is left to do, and taking the interpreter apart takes as long as copying 30 MiB
+
+
+def _open_standard_files() -> None:
+    """Let no image get the descriptor of a standard file that is closed, and have its contents mixed with messages."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _as_it_came(error: UnicodeError) -> tuple[bytes, int]:
+    """A byte of a name that is no text as that byte, and ``?`` for what the terminal's character set does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    codes = map(ord, error.object[error.start : error.end])
+    return bytes(code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0x3F for code in codes), error.end
 
 
 def _allow_many_files() -> None:

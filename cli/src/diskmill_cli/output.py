@@ -18,6 +18,7 @@ def to_json(value: Any) -> str:
     from diskmill.qapi import ordered
 
     text = json.dumps(ordered(value), indent=4, ensure_ascii=False)
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", text)  # a byte's are \udc80 to \udcff
     text = text.encode(errors="surrogateescape").decode(errors="replace")
     return re.sub("[^ -~\n]", lambda match: "\\u007F" if match[0] == "\x7f" else json.dumps(match[0])[1:-1], text)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diskmill.contract.options import HelpAsked, split
-from diskmill.errors import SecretError, StorageError, UsageError
+from diskmill.errors import SecretError, StorageError, UsageError, printable
 
 _MAX = 1 << 20
 """Bytes of a secret file that are read at most; keys and passphrases are far smaller."""
@@ -52,7 +52,7 @@ def ask(prompt: str) -> bytes:
     from getpass import getpass
 
     try:
-        typed = os.fsencode(getpass(prompt))
+        typed = os.fsencode(getpass(printable(prompt)))
     except (EOFError, UnicodeError):
         typed = b""
     if not typed:
@@ -89,7 +89,7 @@ def _read(properties: Mapping[str, str], secrets: Mapping[str, bytes]) -> bytes:
     if ("data" in properties) == ("file" in properties):
         raise UsageError(f"secret '{key}': give either 'data' or 'file'")
     if "data" in properties:
-        content = properties["data"].encode("utf-8", "surrogateescape")
+        content = _encoded(properties["data"], key)
     else:
         content = _from_file(properties["file"])
     if form == "base64":
@@ -101,12 +101,21 @@ def _read(properties: Mapping[str, str], secrets: Mapping[str, bytes]) -> bytes:
     return content
 
 
+def _encoded(text: str, key: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UsageError(f"secret '{key}': its text has characters that there are not") from None
+
+
 def _from_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             content = file.read(_MAX + 1)
     except OSError as error:
         raise StorageError.from_os(error, path) from None
+    except ValueError:  # a NUL character, or one that no file name can hold
+        raise UsageError("it is not a possible file name", file=path) from None
     if len(content) > _MAX:
         raise SecretError(f"a secret is at most {_MAX} bytes", file=path)
     return content
@@ -131,7 +140,7 @@ def _decrypt(content: bytes, properties: Mapping[str, str], secrets: Mapping[str
         raise SecretError(f"secret '{key}': no secret with id '{properties['keyid']}' is defined before it")
     if len(master) != 32:
         raise SecretError(f"secret '{properties['keyid']}': a key must be 32 bytes, not {len(master)}")
-    iv = _base64(properties["iv"].encode(), key)
+    iv = _base64(_encoded(properties["iv"], key), key)
     if len(iv) != 16:
         raise SecretError(f"secret '{key}': the iv must be 16 bytes, not {len(iv)}")
     if not content or len(content) % 16:

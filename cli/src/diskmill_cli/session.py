@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,32 +39,48 @@ class Session:
         """See :class:`~diskmill.contract.context.Context`: an option without effect is an error here."""
         return ()
 
+    @property
+    def guessed(self) -> Callable[[str], None] | None:
+        """See :class:`~diskmill.contract.context.Context`: a warning like any other tells it."""
+        return None
+
     def completing(self, words: Sequence[str]) -> bool:
         """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""
         asked = words[:1] in (["--install-completion"], ["--show-completion"])
         return not self.plain and (asked or f"_{self.program.replace('-', '_').upper()}_COMPLETE" in os.environ)
 
-    def print(self, text: str, end: str = "\n") -> None:
-        """Write a line of results, unless ``-q`` forbids.
+    def print(self, *lines: str) -> None:
+        """Write lines of results for a person, unless ``-q`` forbids.
 
-        Names out of images cannot command a terminal; a program gets them to the letter.
+        This is where text leaves, as :meth:`error` is: names out of images cannot command a terminal, nor make lines
+        of their own. (Bytes that are not UTF-8 go on as they are, to anything but a terminal.)
         """
         if self.quiet:
             return
-        if sys.stdout.isatty():
-            from diskmill.errors import printable
+        from diskmill.errors import printable
 
-            text = "\n".join(printable(line) for line in text.split("\n"))
-        sys.stdout.write(text + end)
+        raw_bytes = not sys.stdout.isatty()
+        for line in lines:
+            sys.stdout.write(printable(line, raw_bytes=raw_bytes) + "\n")
 
     def error(self, text: str, colour: int = 31) -> None:
         """Write an error message, one line; red where a person reads it."""
+        from diskmill.errors import printable
+
+        text = printable(text)
         name = f"{self.program}:"
         if not self.plain and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             name = f"\x1b[1;{colour}m{name}\x1b[0m"
         sys.stdout.flush()
         sys.stderr.write(f"{name} {text}\n")
         sys.stderr.flush()
+
+    def note(self, *lines: str) -> None:
+        """Write lines that go along with results to stderr, unless ``-q`` forbids."""
+        from diskmill.errors import printable
+
+        if not self.quiet:
+            sys.stderr.writelines(f"{printable(line)}\n" for line in lines)
 
     def warn(self, text: str) -> None:
         """Write a warning, one line; yellow where a person reads it."""
@@ -74,7 +90,8 @@ class Session:
         """Print *value* as JSON, unless ``-q`` forbids."""
         from .output import to_json
 
-        self.print(to_json(value))
+        if not self.quiet:
+            sys.stdout.write(to_json(value) + "\n")
 
     def fancy(self, arguments: Arguments) -> bool:
         """Whether results go to a person at a terminal."""

@@ -258,7 +258,7 @@ def show_comparison(result: Comparison, console: Console) -> None:
     """The verdict."""
     if result.size_differs:
         console.print(Text("The disks are of different sizes.", "yellow"))
-    console.print(Text(result.message, "bold green" if result.identical else "bold red"))
+    console.print(_text(result.message, "bold green" if result.identical else "bold red"))
 
 
 def show_measurement(result: Measurement, console: Console) -> None:
@@ -278,7 +278,7 @@ def show_drivers(found: Sequence[DriverInfo], console: Console) -> None:
         table.add_column(heading, overflow="fold")
     for one in found:
         if one.broken:
-            table.add_row(Text(one.name, "bold red"), one.kind, Text(f"broken: {one.broken}", "red"), "", "")
+            table.add_row(Text(one.name, "bold red"), one.kind, _text(f"broken: {one.broken}", "red"), "", "")
             continue
         names = ", ".join(dict.fromkeys(option.name for option in one.options))
         table.add_row(

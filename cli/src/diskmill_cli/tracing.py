@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from diskmill.errors import StorageError, UsageError
+from diskmill.errors import StorageError, UsageError, printable
 from diskmill.opening.registry import default_registry
 from diskmill.trace import events, traced
 
@@ -26,7 +26,7 @@ def start(texts: Sequence[str], session: Session, until: ExitStack) -> bool:
         for part in text.split(","):
             key, equals, value = part.partition("=")
             if part in ("help", "?"):
-                session.print("\n".join(events()))
+                session.print(*events())
                 return True
             if not equals or key == "enable":
                 patterns.append(value if equals else key)
@@ -44,7 +44,9 @@ def start(texts: Sequence[str], session: Session, until: ExitStack) -> bool:
         out = until.enter_context(open(target, "a", encoding="utf-8")) if target else sys.stderr  # noqa: SIM115
     except OSError as error:
         raise StorageError.from_os(error, str(target)) from None
-    until.enter_context(traced(default_registry().plugins, patterns, lambda line: print(line, file=out, flush=True)))
+    until.enter_context(
+        traced(default_registry().plugins, patterns, lambda line: print(printable(line), file=out, flush=True))
+    )
     return False
 
 

@@ -29,11 +29,18 @@ class DiskmillError(Exception):
         return printable(": ".join(part for part in parts if part))
 
 
-def printable(text: str) -> str:
-    """*text* with whatever a terminal would obey, line ends included, replaced by U+FFFD."""
+def printable(text: str, *, raw_bytes: bool = False) -> str:
+    """*text*, one line for a person, with U+FFFD for whatever a terminal would obey or nobody would see: control
+    characters with line ends, and those that turn the direction of writing or have no width.
+
+    :param raw_bytes: leave the bytes of a name that is not UTF-8 (see :func:`os.fsdecode`) as they are.
+    """
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return "".join(
+        char if char.isprintable() or (raw_bytes and "\udc80" <= char <= "\udcff") else "\N{REPLACEMENT CHARACTER}"
+        for char in text
+    )
 
 
 class UsageError(DiskmillError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill_cli import __version__
@@ -26,6 +26,11 @@ class QemuImg(Session):
     def version(self) -> str:
         return f"version {FOLLOWS} (diskmill {__version__})"
 
+    @property
+    def guessed(self) -> Callable[[str], None]:
+        """qemu-img tells it in three lines, without its name in front, and with ``-q``, too."""
+        return _tell_guess
+
     def idle_options(self) -> Sequence[Option]:
         """What is for the file: qemu-img takes it with every format, though a file that begins empty has nothing to
         claim space for, and the hint means something on XFS only."""
@@ -35,6 +40,21 @@ class QemuImg(Session):
             Option("preallocation", "str", "claim space for an empty file", choices=("off", "falloc", "full")),
             Option("extent_size_hint", "size", "how much space the file system shall claim at once"),
         )
+
+
+def _tell_guess(name: str) -> None:
+    import sys
+
+    from diskmill.errors import printable
+
+    sys.stdout.flush()
+    sys.stderr.write(
+        f"WARNING: Image format was not specified for '{printable(name)}' and probing guessed raw.\n"
+        "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be "
+        "restricted.\n"
+        "         Specify the 'raw' format explicitly to remove the restrictions.\n"
+    )
+    sys.stderr.flush()
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +36,10 @@ def run(arguments: Arguments, session: Session) -> int:
 
         show_check(result, session.console(), dry_run=dry_run)
     else:
-        if not session.quiet:
-            (sys.stdout if dry_run else sys.stderr).writelines(f"{finding.text}\n" for finding in result.findings)
+        tell = session.print if dry_run else session.note
+        tell(*(finding.text for finding in result.findings))
         for text in lines(result, dry_run=dry_run):
-            session.print(text)
+            session.print(*text.split("\n"))
     if result.check_errors:
         session.error("check failed")
         return 1

@@ -47,7 +47,8 @@ def run(arguments: Arguments, session: Session) -> int:
 
         show_info(found, session.console())
     else:
-        session.print("\n\n".join("\n".join(lines(one)) for one in found))
+        for number, one in enumerate(found):
+            session.print(*([""] if number else []), *lines(one))
     return status
 
 

@@ -45,7 +45,7 @@ def run(arguments: Arguments, session: Session) -> int:
 
         show_measurement(result, session.console())
     else:
-        session.print(f"required size: {result.required}\nfully allocated size: {result.fully_allocated}")
+        session.print(f"required size: {result.required}", f"fully allocated size: {result.fully_allocated}")
         if result.bitmaps is not None:
             session.print(f"bitmaps size: {result.bitmaps}")
     return 0

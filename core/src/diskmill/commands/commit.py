@@ -88,6 +88,8 @@ def _layers(image: Image, base: str | None) -> list[Image]:
         status = os.stat(str(parse_name(base).get("file", {}).get("filename", base)))
     except OSError as error:
         raise StorageError.from_os(error, base) from None
+    except ValueError:  # a NUL character, or one that no file name can hold
+        raise UsageError("it is not a possible file name", file=base) from None
     identity = (status.st_dev, status.st_ino)
     for depth, one in enumerate(chain):
         if depth and storage_of(one).identity() == identity:

@@ -233,7 +233,7 @@ def refuse_self(images: Sequence[Image], output: str) -> None:
     """An image cannot be converted onto itself, nor onto one that it stands on."""
     try:
         info = os.stat(output)
-    except OSError:
+    except (OSError, ValueError):  # what is no possible name, too, is for making it to say
         return
     for image in images:
         if (info.st_dev, info.st_ino) in set(_identities(image)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from ..contract import calls
 from ..contract.context import Context
@@ -121,8 +122,11 @@ def _reference(image: Image, node: Node) -> Reference | None:
     path = os.path.realpath(node.name)
     for reference in image.references:
         full = full_name(image.name, reference.name)
-        if reference.role != "backing" and full is not None and os.path.realpath(full) == path:
-            return reference
+        if reference.role == "backing" or full is None:
+            continue
+        with suppress(ValueError, OSError):  # the user named another file: what the image says may be no name at all
+            if os.path.realpath(full) == path:
+                return reference
     return None
 
 

@@ -23,6 +23,8 @@ class Context:
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
+    :param guessed: takes the name of an image that is opened for writing, and whose format was guessed to be raw; None:
+        a warning tells it.
     :param idle_options: options to create images that are taken without effect by formats that do not have them.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
@@ -33,8 +35,19 @@ class Context:
     share: bool = False
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
+    guessed: Callable[[str], None] | None = None
     idle_options: Sequence[Option] = ()
     ask: Callable[[str], bytes] | None = None
+
+    def warn_of_guess(self, name: str) -> None:
+        """Tell that *name*, which is opened for writing, was guessed to be raw."""
+        if self.guessed is not None:
+            self.guessed(name)
+            return
+        self.warn(
+            f"'{name}': that it is raw was guessed: its first bytes can only be written as long as it looks raw "
+            "(-f raw says that it is)"
+        )
 
     def secret(self, key: str) -> bytes:
         """The secret with id *key*.

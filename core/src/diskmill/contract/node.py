@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
-from ..errors import DiskmillError, StorageError, UnsupportedError
+from ..errors import DiskmillError, StorageError, UnsupportedError, UsageError
 from .extents import Encoder, Extent, Kind, Placement
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ class Storage(Node):
 
     requests: Requests = Requests()
     """How it wants to be asked."""
+    folder: str | None = None
+    """Where it lies, for a file: the path, without links, of the folder that it was opened in. None: unknown."""
     place: Place | None = None
     """Where its bytes are; None where that has no name (a window, something in memory)."""
     conflict: StorageError | None = None
@@ -253,8 +255,12 @@ class Image(Node):
         self.closed = False
 
     def attach(self, reference: Reference, node: Node) -> None:
-        """*node* is what *reference* names, opened. The default takes a backing image."""
-        assert isinstance(node, Image) and reference.role == "backing"
+        """*node* is what *reference* names, opened. The default takes a backing image.
+
+        :raises UsageError: the format has nothing of that role (a user may give any).
+        """
+        if not isinstance(node, Image) or reference.role != "backing":
+            raise UsageError(f"an image of format '{self.driver.name}' has no {reference.role} file", file=self.name)
         self.backing = node
 
     # -- writing: two phases ------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ class OpenRequest:
     :param shallow: only metadata will be asked: what the image refers to is not opened.
     :param repair: why it is opened for writing, where that is to repair it: ``"leaks"``, ``"all"``, or ``"lost"``,
         which is all, and gives up data that the image lost track of. What otherwise forbids writing does not, then.
+    :param guessed: whether the user did not name the format: it was probed, or an image told it that need not be
+        believed.
     :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
         driver closes it.
     :param siblings: other files in the folder of ``file``, where that is open for writing: for formats of several
@@ -39,6 +41,7 @@ class OpenRequest:
     writable: bool = False
     shallow: bool = False
     repair: str = ""
+    guessed: bool = False
     child: Callable[[str], Node | None] = lambda role: None
     siblings: Siblings | None = None
 

@@ -13,13 +13,14 @@ from ..contract.drivers import FormatDriver, hookimpl
 from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Node, Storage
 from ..contract.options import Option
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..kit.image import FormatImage
 from ..sizes import SECTOR, round_up
 
 if TYPE_CHECKING:
     from ..contract.requests import CreateRequest, MeasureRequest, OpenRequest
     from ..contract.results import Measurement
+    from .head import Head
 
 
 class RawImage(FormatImage):
@@ -28,7 +29,15 @@ class RawImage(FormatImage):
     window: int
 
     def __init__(
-        self, driver: FormatDriver, file: Node, *, name: str, writable: bool, offset: int = 0, size: int | None = None
+        self,
+        driver: FormatDriver,
+        file: Node,
+        *,
+        name: str,
+        writable: bool,
+        offset: int = 0,
+        size: int | None = None,
+        head: Head | None = None,
     ) -> None:
         # Guest disks are whole sectors; the bytes after the end of the file read as zeros.
         available = round_up(max(file.size - offset, 0), SECTOR)
@@ -36,6 +45,8 @@ class RawImage(FormatImage):
         self.window = offset
         self.blank = file.blank
         self.fixed = offset > 0 or size is not None
+        self.head = head
+        """Looks at what is written to the file's first bytes, where the format was guessed."""
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         if not isinstance(self.file, Storage):
@@ -45,16 +56,26 @@ class RawImage(FormatImage):
             yield extent.moved(-self.window)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
-        return [Placement(offset, length, self.file, offset + self.window)]
+        at = offset + self.window
+        whole = Placement(offset, length, self.file, at)
+        inside = 0 if self.head is None else min(max(self.head.length - at, 0), length)
+        if self.head is None or inside == 0:
+            return [whole]
+        first = Placement(offset, inside, self.head, at)
+        return [first] if inside == length else [first, whole.clip(offset + inside, offset + length)]
 
     def publish(self, placements: object) -> None:
         """Nothing points to raw data: where it is, is what it is."""
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        self.file.zero(offset + self.window, length, unmap=unmap)
+        self._written(offset + self.window).zero(offset + self.window, length, unmap=unmap)
 
     def discard_units(self, offset: int, length: int) -> None:
-        self.file.discard(offset + self.window, length)
+        self._written(offset + self.window).discard(offset + self.window, length)
+
+    def _written(self, at: int) -> Node:
+        """What takes a change of the file from *at* on."""
+        return self.file if self.head is None or at >= self.head.length else self.head
 
 
 class RawDriver(FormatDriver):
@@ -99,6 +120,7 @@ class RawDriver(FormatDriver):
             writable=request.writable,
             offset=offset,
             size=None if size is None else int(size),
+            head=_head(request) if request.writable and request.guessed else None,
         )
 
     @hookimpl
@@ -119,7 +141,10 @@ class RawDriver(FormatDriver):
         if image.fixed:
             raise UsageError("a raw image with an offset or size option cannot be resized", file=image.name)
         file, old = image.file, image.file.size
-        assert isinstance(file, Storage)
+        if not isinstance(file, Storage):
+            raise UnsupportedError("a raw image that stands on another image cannot be resized", file=image.name)
+        if image.head is not None:
+            image.head.judge_size(size)
         file.truncate(size)
         if preallocation != "off" and size > old:
             file.allocate(old, size - old, preallocation)
@@ -132,6 +157,12 @@ class RawDriver(FormatDriver):
         from ..contract.results import Measurement
 
         return Measurement(request.size, request.size)
+
+
+def _head(request: OpenRequest) -> Head | None:
+    from .head import Head
+
+    return None if request.file is None else Head(request.file, request.context)
 
 
 driver = RawDriver()

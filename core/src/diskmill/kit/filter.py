@@ -31,6 +31,7 @@ class Filter(Storage):
         if isinstance(file, Storage):
             self.requests = file.requests
             self.place = file.place
+            self.folder = file.folder
             self.conflict = file.conflict
             self.forward = file.forward
 

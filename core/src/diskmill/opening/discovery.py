@@ -154,7 +154,7 @@ def _remember(path: str | None, state: str, found: Sequence[EntryPoint]) -> None
         return
     temporary = f"{path}.{os.getpid()}"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        _make_folder(os.path.dirname(path))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write("\n".join(words))
@@ -163,6 +163,16 @@ def _remember(path: str | None, state: str, found: Sequence[EntryPoint]) -> None
     except OSError:  # it is found again next time
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _make_folder(folder: str) -> None:
+    """Make *folder*, and those that it lies in, for this process's user alone, whatever the umask."""
+    if os.path.isdir(folder):
+        return
+    _make_folder(os.path.dirname(folder))
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        os.mkdir(folder, 0o700)
+        os.chmod(folder, 0o700)
 
 
 def _prune(folder: str) -> None:

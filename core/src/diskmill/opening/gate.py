@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import RefusedError
+from ..storages.file.paths import resolved, within
 from .names import CHILDREN
 
 OPTION = "--trust"
@@ -27,7 +28,7 @@ class Trust:
     """
 
     def __init__(self, folders: Sequence[str] | None = (), *, own: bool = False) -> None:
-        self.folders = None if folders is None else [os.path.realpath(folder) for folder in folders]
+        self.folders = None if folders is None else [resolved(folder) for folder in folders]
         self.own = own
 
     @classmethod
@@ -38,55 +39,79 @@ class Trust:
         folders = [text for text in texts if text not in ("nothing", "folder")]
         return cls(folders, own="folder" in texts)
 
+    @property
+    def anything(self) -> bool:
+        """Whether an image's word counts as the user's."""
+        return self.folders is None
+
     def admit(self, spec: Mapping[str, Any], *, image: str, reference: str, home: str | None) -> dict[str, Any]:
         """*spec*, the parsed *reference* of the file *image*, with its file names resolved, if it may be opened.
 
         Nothing is opened to find out.
 
-        :param home: the folder of the image that the user named.
+        :param home: the folder of the image that the user named, without links in its path.
         :raises RefusedError: the policy forbids it; the message names the reference and the option.
         """
         if self.folders is None:
             return dict(spec)
-        own = os.path.realpath(home) if self.own and home is not None else None
-        for leaf in _leaves(spec):
-            why = self._objection(leaf, own)
-            if why is not None:
-                shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
-                raise RefusedError(
-                    f"refers to '{shown}', which was not opened: {why} (allow it with {OPTION})", file=image
-                )
-        return _resolved(spec)
+        own = home if self.own else None
+        try:
+            return self._admitted(spec, own)
+        except _Objection as why:
+            shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
+            raise RefusedError(
+                f"refers to '{shown}', which was not opened: {why} (allow it with {OPTION})", file=image
+            ) from None
 
-    def _objection(self, leaf: Mapping[str, Any], own: str | None) -> str | None:
-        """What speaks against opening the node *leaf*; None: nothing."""
+    def _admitted(self, spec: Mapping[str, Any], own: str | None) -> dict[str, Any]:
+        """*spec*, with the names of its files as they were judged: they are resolved once, and opened as such.
+
+        :raises _Objection: something speaks against opening a node of it.
+        """
+        result = dict(spec)
+        if _is_opened(spec):
+            result.update(self._file(spec, own))
+        for key, value in spec.items():
+            if isinstance(value, Mapping):
+                result[key] = self._admitted(value, own)
+        return result
+
+    def _file(self, leaf: Mapping[str, Any], own: str | None) -> dict[str, Any]:
+        """How the file *leaf* is to be opened.
+
+        :raises _Objection: it is none, or may not be.
+        """
         if any(isinstance(leaf.get(role), str) for role in CHILDREN):
-            return "a node is named without its protocol"
+            raise _Objection("a node is named without its protocol")
         if leaf.get("driver", "file") != "file":
-            return f"protocol '{str(leaf.get('driver'))[:_SHOWN]}' is not trusted"
+            raise _Objection(f"protocol '{str(leaf.get('driver'))[:_SHOWN]}' is not trusted")
         name = leaf.get("filename")
         if not isinstance(name, str):
-            return "it is not a file name"
+            raise _Objection("it is not a file name")
         try:
-            path = os.path.realpath(name)
-            inside = self._inside(path, own)
-            mode = os.stat(path).st_mode if inside else 0
+            path = resolved(name)
+        except ValueError:  # a NUL character, or one that no file name can hold
+            raise _Objection("it is not a possible file name") from None
+        except OSError as error:  # something on the way was exchanged just then
+            raise _Objection(f"it cannot be found: {error.strerror}") from None
+        if not self._inside(path, own):
+            raise _Objection("it lies outside the trusted folders")
+        try:
+            if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
+                raise _Objection("it is not a regular file")
         except OSError as error:
             # What is missing, or cannot be reached, is for opening it to say.
-            return "it is not a possible file name" if error.errno == errno.ENAMETOOLONG else None
-        except ValueError:  # a NUL character, or one that no file name can hold
-            return "it is not a possible file name"
-        if not inside:
-            return "it lies outside the trusted folders"
-        return None if stat.S_ISREG(mode) else "it is not a regular file"
+            if error.errno == errno.ENAMETOOLONG:
+                raise _Objection("it is not a possible file name") from None
+        return {"filename": path, "follow": False}
 
     def _inside(self, path: str, own: str | None) -> bool:
         if own == "/":  # all the machine lies below: an image there may only name its neighbours
             if os.path.dirname(path) == own:
                 return True
-        elif own is not None and os.path.commonpath((own, path)) == own:
+        elif own is not None and within(own, path):
             return True
-        return any(os.path.commonpath((folder, path)) == folder for folder in self.folders or ())
+        return any(within(folder, path) for folder in self.folders or ())
 
 
 NOTHING = Trust()
@@ -97,21 +122,10 @@ ANYTHING = Trust(None)
 """Open whatever an image asks for, as qemu-img does."""
 
 
-def _leaves(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Every node in *spec* that something is opened for by itself: all but those that stand on a ``file`` node."""
-    if not isinstance(spec.get("file"), Mapping) or any(isinstance(spec.get(role), str) for role in CHILDREN):
-        yield spec
-    for value in spec.values():
-        if isinstance(value, Mapping):
-            yield from _leaves(value)
+class _Objection(Exception):
+    """Why a file is not opened."""
 
 
-def _resolved(spec: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        key: _resolved(value) if isinstance(value, Mapping) else value for key, value in spec.items()
-    }
-    if result.get("driver", "file") == "file" and "filename" in result:
-        # The name that was judged is the one that is opened, and no symbolic link that was put there meanwhile.
-        result["filename"] = os.path.realpath(str(result["filename"]))
-        result["follow"] = False
-    return result
+def _is_opened(spec: Mapping[str, Any]) -> bool:
+    """Whether something is opened for the node *spec* by itself: for all but those that stand on a ``file`` node."""
+    return not isinstance(spec.get("file"), Mapping) or any(isinstance(spec.get(role), str) for role in CHILDREN)

@@ -18,14 +18,12 @@ from ..contract.options import validate
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
 from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
-from .known import PACKAGES, recognise
+from .known import PACKAGES, PROBE_BYTES, recognise
 from .names import CHILDREN, Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 
 if TYPE_CHECKING:
     from .siblings import Siblings
 
-PROBE_BYTES = 4096
-"""How much of a file format drivers see when they probe."""
 MAX_CHAIN = 200
 """How many images may stand on one another. Real chains have a handful."""
 MAX_FILES = 4096
@@ -95,6 +93,15 @@ def folder_of(node: Node) -> str | None:
     return os.path.dirname(os.path.abspath(storage.name))
 
 
+def _home(file: Node) -> str | None:
+    """The folder that *file* was opened in, resolved once: what its name leads to may change."""
+    folder = storage_of(file).folder
+    if folder is None:
+        named = folder_of(file)
+        folder = None if named is None else os.path.realpath(named)
+    return folder
+
+
 def guess_format(node: Node, context: Context, *, writable: bool = False) -> FormatDriver:
     """The driver for what *node* holds, by probing; a warning where it looks like a format whose driver is missing.
 
@@ -135,7 +142,8 @@ class _Opener:
         self.chain: list[object] = []
         self.files = 0
 
-    def image(self, spec: Spec, *, writable: bool, depth: int = 0) -> Image:
+    def image(self, spec: Spec, *, writable: bool, depth: int = 0, told: bool = False) -> Image:
+        """*spec*, opened; *told*: it is an image that says so."""
         name = spec.get("driver")
         registry = self.context.registry
         if name is not None and not isinstance(name, str):
@@ -157,11 +165,13 @@ class _Opener:
         file = self.node(child, writable=writable, depth=depth)
         try:
             if self.home is None:
-                self.home = folder_of(file)
+                self.home = _home(file)
             if name is not None:
                 driver = registry.format(name)
             else:
                 driver = guess_format(file, self.context, writable=writable)
+                if driver.name == "raw" and depth == 0 and writable and not self.rehearse:
+                    self.context.warn_of_guess(file.name)
             request = OpenRequest(
                 name=file.name,
                 context=self.context,
@@ -170,6 +180,7 @@ class _Opener:
                 writable=writable,
                 shallow=self.shallow,
                 repair="" if depth else self.repair,
+                guessed=name is None or (told and not self.context.trust.anything),
                 child=lambda role: self.given(spec, role, writable=writable, depth=depth),
                 siblings=self.siblings(file) if writable else None,
             )
@@ -276,10 +287,10 @@ class _Opener:
                     given = spec[reference.role]
                     if given is None:
                         continue
-                    target = parse_name(given) if isinstance(given, str) else child_options(given)
+                    target, told = parse_name(given) if isinstance(given, str) else child_options(given), False
                 else:
-                    target = self.admitted(image, reference)
-                self.attached(image, reference, self.referred(image, reference, target, depth))
+                    target, told = self.admitted(image, reference), reference.role == "backing"
+                self.attached(image, reference, self.referred(image, reference, target, depth, told=told))
 
     def attached(self, image: Image, reference: Reference, node: Node) -> None:
         """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
@@ -330,7 +341,7 @@ class _Opener:
             raise ImageError(f"{reference.role} file: {error.cause}", file=image.name) from None
         return self.context.trust.admit(target, image=image.name, reference=reference.name, home=self.home)
 
-    def referred(self, image: Image, reference: Reference, target: Spec, depth: int) -> Node:
+    def referred(self, image: Image, reference: Reference, target: Spec, depth: int, *, told: bool = False) -> Node:
         backing = reference.role == "backing"
         if depth >= MAX_CHAIN:
             raise ImageError(f"the backing chain is longer than {MAX_CHAIN} images", file=image.name)
@@ -342,7 +353,7 @@ class _Opener:
             else:
                 if reference.format is not None:
                     target.setdefault("driver", reference.format)
-                node = self.image(target, writable=writable, depth=depth + 1)
+                node = self.image(target, writable=writable, depth=depth + 1, told=told)
         except DiskmillError as error:
             if reference.name and error.file != image.name and error.place is None:
                 error.place = f"needed as the {reference.role} file of '{image.name}'"

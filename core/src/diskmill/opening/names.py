@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..contract.options import split
+from ..contract.options import HelpAsked, split
 from ..errors import UsageError
 
 Spec = dict[str, Any]
@@ -49,8 +49,14 @@ def new_file(name: str) -> Spec:
 
 
 def parse_options(text: str) -> Spec:
-    """The node options of an ``--image-opts`` string: ``driver=qcow2,file.filename=disk,…``"""
-    return nest(split(text))
+    """The node options of an ``--image-opts`` string: ``driver=qcow2,file.filename=disk,…``
+
+    :raises UsageError: it is malformed.
+    """
+    try:
+        return nest(split(text))
+    except HelpAsked:
+        raise UsageError(f"'{text[:200]}' names no image: an option string has no help") from None
 
 
 def _parse_json(name: str) -> Spec:

@@ -25,7 +25,8 @@ class Siblings:
     """
 
     def __init__(self, file: Storage, context: Context, *, rehearse: bool = False) -> None:
-        self._folder = os.path.dirname(file.name)
+        # The folder that the file was opened in, whatever its name leads to by now.
+        self._folder = file.folder or os.path.dirname(file.name)
         self._protocol = cast(ProtocolDriver, file.driver)
         self._context = context
         self._rehearse = rehearse

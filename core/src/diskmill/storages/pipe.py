@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..contract.drivers import ProtocolDriver, hookimpl
@@ -93,7 +94,8 @@ class PipeStorage(Storage):
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            with suppress(OSError):  # it was only read
+                os.close(fd)
 
 
 class PipeDriver(ProtocolDriver):

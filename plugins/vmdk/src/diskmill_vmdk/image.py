@@ -86,11 +86,11 @@ class VmdkImage(FormatImage):
 
         assert self.descriptor is not None
         line = self.descriptor.extents[reference.key]
-        self._attached[reference.key] = node
         placeholder = self.parts[reference.key]
         # A resize that did not end may have made it longer already.
         longer = {one.sectors for one in self.descriptor.planned if one.name == line.name}
         self.parts[reference.key] = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
+        self._attached[reference.key] = node  # not before: what does not fit is closed, and nobody's
         self._set_unit()
         if self.writable:
             self.check_writable()

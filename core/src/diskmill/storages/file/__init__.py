@@ -22,7 +22,13 @@ class FileDriver(ProtocolDriver):
     capabilities = frozenset({"create", "write", "resize", "preallocation"})
     options = (
         Option("filename", "str", "the path", when=("open",)),
-        Option("follow", "bool", "follow a symbolic link at the end of the path", default=True, when=("open",)),
+        Option(
+            "follow",
+            "bool",
+            "follow symbolic links, anywhere on the path; off: a regular file, and no link",
+            default=True,
+            when=("open",),
+        ),
         Option("nocow", "bool", "no copy on write for the file (btrfs)", default=False),
     )
 

@@ -14,6 +14,7 @@ import stat
 
 from ...errors import StorageError, UnsupportedError
 from .locks import lock
+from .paths import let_go, open_resolved
 
 _MODE = 0o644
 
@@ -47,7 +48,7 @@ class Output:
             elif not self._replaces and os.path.lexists(target):
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._folder = open_resolved(folder, os.O_PATH | os.O_DIRECTORY)
                 self.fd = self._make(flags)
             except OSError as error:
                 if error.errno == errno.EINVAL and flags & os.O_DIRECT:
@@ -68,8 +69,7 @@ class Output:
             if not stat.S_ISREG(like.st_mode):
                 raise UnsupportedError("a device cannot be replaced by a file", file=self.name)
             return target
-        folder, base = os.path.split(self.name)
-        return os.path.join(os.path.realpath(folder), base)
+        return os.path.abspath(self.name)  # its folder comes resolved (siblings); a link put there since is an error
 
     def _keep(self, target: str) -> None:
         """See that what bears the name may be replaced, and keep others off it until then."""
@@ -179,7 +179,7 @@ class Output:
                 try:
                     os.fsync(folder)
                 finally:
-                    os.close(folder)
+                    let_go(folder)
         self.forget()
 
     def forget(self) -> None:
@@ -190,7 +190,7 @@ class Output:
                 os.unlink(temporary, dir_fd=self._folder)
         for fd in (self._old, self._folder):
             if fd >= 0:
-                os.close(fd)
+                let_go(fd)
         self._old = self._folder = -1
 
 
@@ -207,6 +207,6 @@ def _unnamed(folder: int, flags: int) -> int | None:
             return None
         raise
     if not os.path.exists(f"/proc/self/fd/{fd}"):
-        os.close(fd)
+        let_go(fd)
         return None
     return fd

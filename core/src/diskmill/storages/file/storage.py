@@ -14,6 +14,7 @@ from ...contract.extents import Extent, Kind
 from ...contract.node import Buffer, Node, ReadBuffer, Storage
 from ...errors import LockedError, StorageError
 from .locks import lock
+from .paths import let_go, open_named, open_resolved
 
 if TYPE_CHECKING:
     from ...contract.drivers import ProtocolDriver
@@ -36,16 +37,20 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
     """
     name, context = request.name, request.context
     flags = _flags(context.cache) | os.O_NONBLOCK | (os.O_RDWR if request.writable else os.O_RDONLY)
-    if request.options.get("follow") is False:
-        flags |= os.O_NOFOLLOW
+    follow = request.options.get("follow") is not False
     try:
-        _expect_file(os.stat(name), name)
-        fd = os.open(name, flags)
+        expect = _expect_file if follow else _expect_regular
+        expect(os.stat(name, follow_symlinks=follow), name)
+        if follow:
+            fd, folder = open_named(name, flags)
+        else:
+            path = os.path.abspath(name)
+            fd, folder = open_resolved(path, flags), os.path.dirname(path)
     except (OSError, ValueError) as error:
         raise _open_error(error, name, flags) from None
     conflict = None
     try:
-        _expect_file(os.fstat(fd), name)  # what was looked at may have been exchanged
+        expect(os.fstat(fd), name)  # what was looked at may have been exchanged
         try:
             lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
         except LockedError as error:
@@ -54,9 +59,10 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
             conflict = error
         storage = _class(context.cache)(driver, name, fd, writable=request.writable, cache=context.cache)
     except BaseException:
-        os.close(fd)
+        let_go(fd)
         raise
     storage.conflict = conflict
+    storage.folder = folder
     return storage
 
 
@@ -91,7 +97,7 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
             if request.options.get("nocow"):
                 space.no_copy_on_write(fd)
     except BaseException:
-        os.close(fd)
+        let_go(fd)
         if output is not None:
             output.forget()
         raise
@@ -122,6 +128,13 @@ def _class(cache: str) -> type[FileStorage]:
 def _expect_file(info: os.stat_result, name: str) -> None:
     if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
         raise StorageError("it is neither a regular file nor a block device", file=name)
+
+
+def _expect_regular(info: os.stat_result, name: str) -> None:
+    if stat.S_ISLNK(info.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if not stat.S_ISREG(info.st_mode):
+        raise StorageError("it is not a regular file", file=name)
 
 
 def _is_device(name: str) -> bool:
