@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .errors import SecretError
 from .gate import FOLDER, Trust
+from .limits import Budget
 from .options import Option
 from .registry import Registry, default_registry
 
@@ -24,6 +25,8 @@ class Context:
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
     :param idle_options: options to create images that are taken without effect by formats that do not have them.
+    :param budget: what all that is opened with it may cost: ``Budget(Limits(memory=…))`` for other limits than the
+        default ones. A copy of a context shares it.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
@@ -35,6 +38,7 @@ class Context:
     warn: Callable[[str], None] = lambda text: None
     idle_options: Sequence[Option] = ()
     ask: Callable[[str], bytes] | None = None
+    budget: Budget = field(default_factory=Budget, repr=False)
 
     def secret(self, key: str) -> bytes:
         """The secret with id *key*.

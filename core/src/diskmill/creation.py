@@ -9,6 +9,7 @@ from typing import Any, cast
 from .context import Context
 from .drivers import FormatDriver, ProtocolDriver
 from .errors import DriverError, UnsupportedError, UsageError
+from .limits import Account
 from .names import new_file
 from .node import Image, Storage
 from .options import Option, Value, validate
@@ -92,7 +93,9 @@ def new_storage(
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
     )
-    return cast(Storage, context.registry.call(protocol, "create", request=request))
+    storage = cast(Storage, context.registry.call(protocol, "create", request=request))
+    storage.charged = Account(context.budget)
+    return storage
 
 
 def split_options(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .errors import DiskmillError, StorageError, UnsupportedError
 from .extents import Encoder, Extent, Placement
+from .limits import FREE, Account
 
 if TYPE_CHECKING:
     import io
@@ -39,6 +40,11 @@ class Node(ABC):
     blank: bool = True
     """Of a newly made node: whether what was never written to it reads as zeros."""
     driver: Driver
+
+    @property
+    def account(self) -> Account:
+        """What its tables are charged to: see :mod:`diskmill.limits`."""
+        return FREE
 
     @abstractmethod
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -119,6 +125,12 @@ class Storage(Node):
     forward: bool = False
     """Whether its bytes come once, in order (a pipe): ``size`` is not known then, and what was read is gone, except
     for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it."""
+    charged: Account = FREE
+    """What tables that are read from it are charged to; the core sets it where a command opens it."""
+
+    @property
+    def account(self) -> Account:
+        return self.charged
 
     def read_some(self, offset: int, length: int) -> bytes:
         """Up to *length* bytes from *offset* on; fewer only at the end."""
@@ -206,6 +218,10 @@ class Image(Node):
         """*node* is what *reference* names, opened. The default takes a backing image."""
         assert isinstance(node, Image) and reference.role == "backing"
         self.backing = node
+
+    @property
+    def account(self) -> Account:
+        return self.file.account
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 
@@ -324,11 +340,7 @@ class Image(Node):
 
     def release(self, *, abandon: bool = False) -> None:
         """Close the children. A driver with more of them than ``file`` and ``backing`` overrides :meth:`children`."""
-        for child in self.children():
-            if abandon:
-                child.abandon()
-            else:
-                child.close()
+        _Releasing.run(list(self.children()), abandon=abandon)
 
     def settle(self) -> None:
         """The image, made by ``create``, is whole: flush it, and let its files have their names, the main one last."""
@@ -342,3 +354,44 @@ class Image(Node):
         yield self.file
         if self.backing is not None:
             yield self.backing
+
+
+class _Releasing(threading.local):
+    """Closes children without recursion: a chain of images may be longer than a stack is deep.
+
+    What is released while something else is, on the same thread, waits until that is done. The first error is raised in
+    the end: whatever else can be closed, is.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Node, bool]] | None = None
+
+    @classmethod
+    def run(cls, children: list[Node], *, abandon: bool) -> None:
+        """Close the *children*, or leave that to the call of this that is at work already."""
+        state = _releasing
+        jobs = [(child, abandon) for child in children]
+        if state.waiting is not None:
+            state.waiting += jobs
+            return
+        state.waiting = jobs
+        error: BaseException | None = None
+        try:
+            while state.waiting:
+                child, given_up = state.waiting.pop(0)
+                try:
+                    if given_up:
+                        child.abandon()
+                    else:
+                        child.close()
+                except BaseException as caught:
+                    error = error or caught
+                finally:
+                    child.account.close()
+        finally:
+            state.waiting = None
+        if error is not None:
+            raise error
+
+
+_releasing = _Releasing()

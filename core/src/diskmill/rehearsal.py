@@ -22,6 +22,7 @@ class Rehearsal(Storage):
         self.writable = True
         self.align = base.align
         self.conflict = base.conflict
+        self.charged = base.charged
         self._settled = base.settled
         self._visible = base.size
         """Bytes of *base* that are still to be seen: beyond, it was cut off."""
