@@ -12,13 +12,14 @@ import pytest
 from diskmill.contract.context import Context
 from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.limits import Budget, LimitError, Limits
 from diskmill.contract.node import Image
 from diskmill.contract.references import Reference
 from diskmill.contract.requests import OpenRequest
 from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageError
 from diskmill.kit.image import FormatImage
 from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
-from diskmill.opening.graph import MAX_CHAIN, open_image
+from diskmill.opening.graph import open_image
 from diskmill.opening.registry import Registry
 from hypothesis import given
 from hypothesis import strategies as st
@@ -317,12 +318,11 @@ def test_loops_end(folder: Path, role: str, shallow: bool) -> None:
 
 
 @pytest.mark.parametrize("shallow", [False, True])
-def test_many_files_that_each_need_many_files_end(folder: Path, shallow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diskmill.opening.graph.MAX_FILES", 60)
+def test_many_files_that_each_need_many_files_end(folder: Path, shallow: bool) -> None:
     for level in range(20):
         asking(folder / f"level{level}", *[f"level{level + 1}"] * 10, role="extent")
     asking(folder / "level20")
-    context = Context(registry=REGISTRY)
+    context = Context(registry=REGISTRY, budget=Budget(Limits(files=60)))
     if shallow:
         open_image(str(folder / "level0"), context=context, shallow=True).close()
     else:
@@ -331,10 +331,11 @@ def test_many_files_that_each_need_many_files_end(folder: Path, shallow: bool, m
 
 
 def test_long_chains_open_and_endless_ones_do_not(folder: Path) -> None:
-    for number in range(MAX_CHAIN + 1):
+    longest = Limits().chain
+    for number in range(longest + 1):
         asking(folder / f"image{number}", f"image{number + 1}")
-    asking(folder / f"image{MAX_CHAIN + 1}")
-    with pytest.raises(ImageError, match="longer than"):
+    asking(folder / f"image{longest + 1}")
+    with pytest.raises(LimitError, match=r"longer than.*--limits chain="):
         open_with(folder / "image0")
     open_with(folder / "image1").close()
 

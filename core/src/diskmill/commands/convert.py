@@ -240,9 +240,11 @@ def refuse_self(images: Sequence[Image], output: str) -> None:
             raise UsageError("the output is also an input", file=output)
 
 
-def _identities(node: Node) -> Iterator[object]:
-    if isinstance(node, Storage):
-        yield node.identity()
-    elif isinstance(node, Image):
-        for child in node.children():
-            yield from _identities(child)
+def _identities(top: Node) -> Iterator[object]:
+    nodes = [top]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, Storage):
+            yield node.identity()
+        elif isinstance(node, Image):
+            nodes += node.children()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..contract import calls
 from ..contract.context import Context
 from ..contract.extents import Extent, Kind
+from ..contract.limits import allowed_work
 from ..contract.node import Image, Node
 from ..contract.references import Reference
 from ..contract.results import MapEntry
@@ -50,40 +52,76 @@ def entries(image: Image, start: int, end: int, context: Context) -> Iterator[Ma
         backing = next((reference.name for reference in above.references if reference.role == "backing"), None)
         shown = (backing and full_name(shown, backing)) or (above.backing.name if above.backing else "")
         above, depth = above.backing, depth + 1
-    return _merged(_entries(image, start, end, 0, names, context))
+    return _merged(_entries(image, start, end, names, context))
 
 
-def _entries(
-    image: Image, start: int, end: int, depth: int, names: dict[int, str], context: Context
-) -> Iterator[MapEntry]:
-    """Guest bytes *start* to *end* of *image*, which is the *depth*-th in its chain."""
-    if start >= end:
-        return
-    sparse = _mostly_holes(image)
-    for extent in calls.map(context.registry, image, start, end - start):
-        if extent.kind is Kind.HOLE:
-            yield from _hole(image, extent, depth, names, context)
-        elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
-            shift = extent.start - extent.offset
-            for inner in _entries(extent.node, extent.offset, extent.offset + extent.length, depth, names, context):
-                inner.start += shift
-                yield inner
-        elif extent.kind is Kind.DATA and extent.node is not None and (sparse or _is_extent(image, extent.node)):
-            shift = extent.start - extent.offset
-            for part in walk(extent.node, extent.offset, extent.length):
-                yield _entry(part, image, depth, names, start=part.start + shift, hole=part.reads_as_zeros)
+class _Level(NamedTuple):
+    """An image that is being mapped: its extents, the image, its depth in the chain, what its offsets are moved by,
+    and whether its storage is asked for holes."""
+
+    source: Iterator[Extent]
+    image: Image | None
+    depth: int
+    shift: int
+    sparse: bool
+
+
+def _entries(top: Image, start: int, end: int, names: dict[int, str], context: Context) -> Iterator[MapEntry]:
+    """Guest bytes *start* to *end* of *top*, neighbours not merged. Without recursion, as chains can be long."""
+    asked: dict[int, bool] = {}
+
+    def look(image: Image, start: int, end: int, depth: int, shift: int) -> _Level:
+        if start >= end:
+            return _Level(iter(()), image, depth, shift, False)
+        if id(image) not in asked:
+            asked[id(image)] = _mostly_holes(image)
+        found = calls.map(context.registry, image, start, end - start)
+        return _Level(iter(found), image, depth, shift, asked[id(image)])
+
+    level = look(top, start, end, 0, 0)
+    stack: list[_Level] = []
+    work, most = 0, top.account.limits.work
+    while True:
+        source, image, depth, shift, sparse = level
+        for extent in source:
+            work += 1
+            if work > most:
+                most = allowed_work(top, work)
+            if extent.kind is Kind.HOLE and (image is None or image.backing is None):
+                yield _beyond(extent, depth, shift)
+            elif image is None:
+                raise AssertionError("only what lies beyond an image comes without one")
+            elif extent.kind is Kind.HOLE:
+                backing = image.backing
+                assert backing is not None
+                inside = max(min(extent.end, backing.size), extent.start)
+                stack.append(level)
+                if inside < extent.end:
+                    hole = Extent(inside, extent.end - inside, Kind.HOLE)
+                    stack.append(_Level(iter((hole,)), None, depth, shift, False))
+                level = look(backing, extent.start, inside, depth + 1, shift)
+                break
+            elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
+                stack.append(level)
+                moved = shift + extent.start - extent.offset
+                level = look(extent.node, extent.offset, extent.offset + extent.length, depth, moved)
+                break
+            elif extent.kind is Kind.DATA and extent.node is not None and (sparse or _is_extent(image, extent.node)):
+                moved = shift + extent.start - extent.offset
+                for part in walk(extent.node, extent.offset, extent.length):
+                    work += 1
+                    yield _entry(part, image, depth, names, start=part.start + moved, hole=part.reads_as_zeros)
+            else:
+                yield _entry(extent, image, depth, names, start=extent.start + shift)
         else:
-            yield _entry(extent, image, depth, names, start=extent.start)
+            if not stack:
+                return
+            level = stack.pop()
 
 
-def _hole(image: Image, extent: Extent, depth: int, names: dict[int, str], context: Context) -> Iterator[MapEntry]:
-    """A range that *image* leaves to its backing image."""
-    inside = extent.start
-    if image.backing is not None:
-        inside = max(min(extent.end, image.backing.size), extent.start)
-        yield from _entries(image.backing, extent.start, inside, depth + 1, names, context)
-    if inside < extent.end:
-        yield MapEntry(inside, extent.end - inside, depth, present=False, zero=True, data=False)
+def _beyond(extent: Extent, depth: int, shift: int) -> MapEntry:
+    """A range that neither an image nor any below it has."""
+    return MapEntry(extent.start + shift, extent.length, depth, present=False, zero=True, data=False)
 
 
 def _entry(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..errors import SecretError
 from ..opening.gate import FOLDER, Trust
 from ..opening.registry import Registry, default_registry
+from .limits import Budget
 from .options import Option
 
 CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
@@ -26,6 +27,8 @@ class Context:
     :param guessed: takes the name of an image that is opened for writing, and whose format was guessed to be raw; None:
         a warning tells it.
     :param idle_options: options to create images that are taken without effect by formats that do not have them.
+    :param budget: what all that is opened with it may cost: ``Budget(Limits(memory=…))`` for other limits than the
+        default ones. A copy of a context shares it.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
@@ -38,6 +41,7 @@ class Context:
     guessed: Callable[[str], None] | None = None
     idle_options: Sequence[Option] = ()
     ask: Callable[[str], bytes] | None = None
+    budget: Budget = field(default_factory=Budget, repr=False)
 
     def warn_of_guess(self, name: str) -> None:
         """Tell that *name*, which is opened for writing, was guessed to be raw."""

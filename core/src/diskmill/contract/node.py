@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from ..errors import DiskmillError, StorageError, UnsupportedError, UsageError
 from .extents import Encoder, Extent, Kind, Placement
+from .limits import FREE, Account
 
 if TYPE_CHECKING:
     import io
@@ -57,6 +58,11 @@ class Node(ABC):
     blank: bool = True
     """Of a newly made node: whether what was never written to it reads as zeros."""
     driver: Driver
+
+    @property
+    def account(self) -> Account:
+        """What its tables are charged to: see :mod:`diskmill.contract.limits`."""
+        return FREE
 
     @abstractmethod
     def read_into(self, offset: int, buffer: Buffer) -> None:
@@ -177,6 +183,12 @@ class Storage(Node):
     """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
     what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
+    charged: Account = FREE
+    """What tables that are read from it are charged to; the core sets it where a command opens it."""
+
+    @property
+    def account(self) -> Account:
+        return self.charged
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         """Put *buffers* one after the other at *offset*."""
@@ -262,6 +274,10 @@ class Image(Node):
         if not isinstance(node, Image) or reference.role != "backing":
             raise UsageError(f"an image of format '{self.driver.name}' has no {reference.role} file", file=self.name)
         self.backing = node
+
+    @property
+    def account(self) -> Account:
+        return self.file.account
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 
@@ -354,11 +370,7 @@ class Image(Node):
 
     def release(self, *, abandon: bool = False) -> None:
         """Close the children. A driver with more of them than ``file`` and ``backing`` overrides :meth:`children`."""
-        for child in self.children():
-            if abandon:
-                child.abandon()
-            else:
-                child.close()
+        _Releasing.run(list(self.children()), abandon=abandon)
 
     def settle(self) -> None:
         """The image, made by ``create``, is whole: flush it, and let its files have their names, the main one last."""
@@ -372,3 +384,44 @@ class Image(Node):
         yield self.file
         if self.backing is not None:
             yield self.backing
+
+
+class _Releasing(threading.local):
+    """Closes children without recursion: a chain of images may be longer than a stack is deep.
+
+    What is released while something else is, on the same thread, waits until that is done. The first error is raised in
+    the end: whatever else can be closed, is.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Node, bool]] | None = None
+
+    @classmethod
+    def run(cls, children: list[Node], *, abandon: bool) -> None:
+        """Close the *children*, or leave that to the call of this that is at work already."""
+        state = _releasing
+        jobs = [(child, abandon) for child in children]
+        if state.waiting is not None:
+            state.waiting += jobs
+            return
+        state.waiting = jobs
+        error: BaseException | None = None
+        try:
+            while state.waiting:
+                child, given_up = state.waiting.pop(0)
+                try:
+                    if given_up:
+                        child.abandon()
+                    else:
+                        child.close()
+                except BaseException as caught:
+                    error = error or caught
+                finally:
+                    child.account.close()
+        finally:
+            state.waiting = None
+        if error is not None:
+            raise error
+
+
+_releasing = _Releasing()

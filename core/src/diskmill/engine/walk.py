@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from ..contract.extents import Extent, Kind
+from ..contract.limits import READ_PER_WORK, allowed_work
 from ..contract.node import Image, Node, Storage
+
+
+class _Level(NamedTuple):
+    """A node that is being walked, and how what it says is to be told.
+
+    :ivar source: its extents, as far as they were not looked at.
+    :ivar image: the node, where its extents are to be followed.
+    :ivar shift: what is to be added to its offsets.
+    :ivar depth: how far down the backing chain it lies.
+    :ivar below: where a level above has it for data, the depth of that one: its zeros are allocated there.
+    :ivar backing: whether to go down its backing chain.
+    """
+
+    source: Iterator[Extent]
+    image: Image | None
+    shift: int
+    depth: int
+    below: int | None
+    backing: bool
 
 
 def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: bool = True) -> Iterator[Extent]:
@@ -14,50 +35,71 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
     In order, without gaps. ``DATA`` names storage. What lies beyond the end of a shorter backing image is ``ZERO``.
     A ``HOLE`` is left only where no backing image remains to be asked.
 
+    There is no recursion: a chain may be longer than Python's stack is deep.
+
     :param sparse: ask storage for its holes; ``DATA`` over a hole becomes ``SPARSE``. Without it, reading is all the
         same, with fewer system calls.
     :param backing: whether to go down the backing chain.
+    :raises LimitError: there are more extents, or more data, than files of their size can rightly hold.
     """
-    if isinstance(node, Storage):
-        if sparse:
-            yield from node.extents(offset, length)
-        elif length:
-            yield Extent(offset, length, Kind.DATA, node, offset)
-        return
-    assert isinstance(node, Image)
-    if node.window is not None:
-        for extent in walk(node.file, offset + node.window, length, sparse=sparse, backing=backing):
-            yield extent.moved(-node.window)
-        return
-    for extent in node.extents(offset, length):
-        if extent.kind is Kind.DATA:
-            if sparse or not isinstance(extent.node, Storage):
-                yield from _below(extent, sparse)
+    level = _level(node, offset, length, sparse, 0, 0, None, backing)
+    stack: list[_Level] = []
+    work, most = 0, node.account.limits.work
+    while True:
+        source, image, shift, depth, below, backing = level
+        for extent in source:
+            work += 1
+            if work > most:
+                most = allowed_work(node, work)
+            kind = extent.kind
+            if image is None:
+                pass
+            elif kind is Kind.DATA:
+                child = extent.node
+                assert child is not None
+                if sparse or not isinstance(child, Storage):
+                    moved = shift + extent.start - extent.offset
+                    stack.append(level)
+                    under = depth if below is None else below
+                    level = _level(child, extent.offset, extent.length, sparse, moved, depth, under, True)
+                    break
+            elif kind is Kind.HOLE and backing and image.backing is not None:
+                base = image.backing
+                stack.append(level)
+                beyond = max(extent.start, base.size)
+                if beyond < extent.end:
+                    zeros = Extent(beyond, extent.end - beyond, Kind.ZERO)
+                    stack.append(_Level(iter((zeros,)), None, shift, depth + 1, below, True))
+                inside = max(min(extent.end, base.size) - extent.start, 0)
+                level = _level(base, extent.start, inside, sparse, shift, depth + 1, below, True)
+                break
+            if kind is Kind.DATA or kind is Kind.ENCODED:
+                work += extent.length >> READ_PER_WORK
+            if below is not None and extent.reads_as_zeros:
+                start = extent.start + shift
+                yield Extent(start, extent.length, Kind.SPARSE, extent.node, extent.offset, depth=below)
+            elif shift or depth:
+                yield extent._replace(
+                    start=extent.start + shift, shift=extent.shift + shift, depth=extent.depth + depth
+                )
             else:
                 yield extent
-        elif extent.kind is Kind.HOLE and backing and node.backing is not None:
-            yield from _behind(node.backing, extent, sparse)
         else:
-            yield extent
+            if not stack:
+                return
+            level = stack.pop()
 
 
-def _below(extent: Extent, sparse: bool) -> Iterator[Extent]:
-    """Data that lives in another node: what that node makes of it."""
-    assert extent.node is not None
-    shift = extent.start - extent.offset
-    for part in walk(extent.node, extent.offset, extent.length, sparse=sparse):
-        if part.reads_as_zeros:
-            yield Extent(part.start + shift, part.length, Kind.SPARSE, part.node, part.offset)
-        else:
-            yield part.moved(shift)
-
-
-def _behind(backing: Image, hole: Extent, sparse: bool) -> Iterator[Extent]:
-    """A hole: what the backing image has there."""
-    inside = min(hole.end, backing.size) - hole.start
-    if inside > 0:
-        for part in walk(backing, hole.start, inside, sparse=sparse):
-            yield part._replace(depth=part.depth + 1)
-    beyond = max(hole.start, backing.size)
-    if beyond < hole.end:
-        yield Extent(beyond, hole.end - beyond, Kind.ZERO, depth=1)
+def _level(
+    node: Node, offset: int, length: int, sparse: bool, shift: int, depth: int, below: int | None, backing: bool
+) -> _Level:
+    """The level of *node*, what it is a window onto being looked at directly."""
+    while isinstance(node, Image) and node.window is not None:
+        offset, shift, node = offset + node.window, shift - node.window, node.file
+    if isinstance(node, Image):
+        return _Level(iter(node.extents(offset, length)), node, shift, depth, below, backing)
+    assert isinstance(node, Storage)
+    if sparse:
+        return _Level(iter(node.extents(offset, length)), None, shift, depth, below, backing)
+    source: Iterable[Extent] = (Extent(offset, length, Kind.DATA, node, offset),) if length else ()
+    return _Level(iter(source), None, shift, depth, below, backing)

@@ -84,8 +84,7 @@ class BlockTable:
             page = self._pages.get(number)
             if page is None:
                 if len(self._pages) >= self.kept:
-                    for old in [old for old in self._pages if old not in self._dirty]:
-                        del self._pages[old]
+                    self._drop_clean()
                 count = min(self.page, self.count - number * self.page)
                 place = self._place(number)
                 if place is None:
@@ -93,7 +92,24 @@ class BlockTable:
                 else:
                     page = tables.read(self.node, place, count, self.width, self.order)
                 self._pages[number] = page
+                self._tell()
             return page
+
+    def _drop_clean(self) -> None:
+        for old in [old for old in self._pages if old not in self._dirty]:
+            del self._pages[old]
+
+    def _tell(self) -> None:
+        self.node.account.hold(self, len(self._pages) * self.page * self.width)
+
+    def shrink(self) -> None:
+        """See :class:`diskmill.contract.limits.Cache`."""
+        if self._lock.acquire(blocking=False):  # who waits for another table's lock with one in hand waits for ever
+            try:
+                self._drop_clean()
+                self._tell()
+            finally:
+                self._lock.release()
 
     def get(self, index: int) -> int:
         """The entry of block *index*."""

@@ -29,6 +29,7 @@ class Filter(Storage):
         self.writable = file.writable
         self.blank = file.blank
         if isinstance(file, Storage):
+            self.charged = file.charged
             self.requests = file.requests
             self.place = file.place
             self.folder = file.folder

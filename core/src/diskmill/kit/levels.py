@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..contract.extents import Kind
+from ..contract.limits import READ_PER_WORK, Meter
 from ..errors import ImageError
 from ..sizes import MiB, round_up
 from .blocks import LARGE, PAGE, BlockImage, BlockTable
@@ -66,14 +67,40 @@ class TwoLevelTable(BlockTable):
         return self._l2_place(index, entry) + at * WIDTH if entry else None
 
     def runs(self, first: int, end: int, step: int) -> Iterator[Run]:
-        """As :meth:`BlockTable.runs`; stretches without L2 tables come as one, unseen."""
+        """As :meth:`BlockTable.runs`; stretches without L2 tables come as one, unseen.
+
+        A table that several L1 entries in a row name (damage, or malice) is looked at once.
+
+        :raises LimitError: more is to be read than the tables that the file can hold.
+        """
         many = self.l2_entries
+        meter = Meter(self.node)
         for run in self.l1.runs(first // many, -(-end // many), 0):
             low, high = max(run.at * many, first), min((run.at + run.length) * many, end)
-            if run.value and not self._unseen(run, low, high):
-                yield from super().runs(low, high, step)
-            else:
+            if not run.value or self._unseen(run, low, high):
                 yield Run(low, high - low, 0, 0)
+            elif run.length > 1 and many <= PAGE:
+                yield from self._repeated(run, low, high, step, meter)
+            else:
+                for at in range(low, high, PAGE):
+                    upto = min(at + PAGE, high)
+                    meter.add((upto - at) * WIDTH >> READ_PER_WORK)
+                    yield from super().runs(at, upto, step)
+
+    def _repeated(self, run: Run, low: int, high: int, step: int, meter: Meter) -> Iterator[Run]:
+        """Entries *low* to *high - 1*, all in L2 tables that are one and the same."""
+        many = self.l2_entries
+        base = run.at * many
+        told = list(super().runs(base, base + many, step))
+        if len(told) == 1 and not told[0].step:
+            yield Run(low, high - low, told[0].value, 0)
+            return
+        for ahead in range((low - base) // many * many, high - base, many):
+            meter.add(len(told))
+            for at, length, value, stride in told:
+                start, end = max(at + ahead, low), min(at + ahead + length, high)
+                if start < end:
+                    yield Run(start, end - start, value + (start - at - ahead) * stride, stride)
 
     def _unseen(self, run: Run, low: int, high: int) -> bool:
         """Whether a large L2 table is a hole of the file: an image may name a thousand of those, a gigabyte each."""

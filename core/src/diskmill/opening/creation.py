@@ -9,6 +9,7 @@ from typing import Any
 from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
+from ..contract.limits import Account
 from ..contract.node import Image, Storage
 from ..contract.options import Option, Value, validate
 from ..contract.requests import Backing, CreateRequest
@@ -91,7 +92,9 @@ def new_storage(
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
     )
-    return calls.create_storage(context.registry, protocol, request)
+    storage = calls.create_storage(context.registry, protocol, request)
+    storage.charged = Account(context.budget)
+    return storage
 
 
 def split_options(

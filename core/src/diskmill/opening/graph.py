@@ -6,13 +6,13 @@ Storage is opened first, a format driver on top, and then what the image refers 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FilterDriver, FormatDriver, ProtocolDriver
+from ..contract.limits import Account, LimitError
 from ..contract.node import Image, Node, Storage
 from ..contract.options import validate
 from ..contract.references import Reference
@@ -23,11 +23,6 @@ from .names import CHILDREN, Spec, child_options, display, flatten, parse_name, 
 
 if TYPE_CHECKING:
     from .siblings import Siblings
-
-MAX_CHAIN = 200
-"""How many images may stand on one another. Real chains have a handful."""
-MAX_FILES = 4096
-"""How many files one image may need in all. Images of many extents that each have many extents would never end."""
 
 
 def open_image(
@@ -73,7 +68,7 @@ def open_image(
         rehearse=rehearse,
     )
     try:
-        return opener.image(spec, writable=writable)
+        return opener.graph(spec, writable=writable)
     except RecursionError:
         raise ImageError("what it stands on is nested too deeply", file=display(spec)) from None
 
@@ -121,6 +116,23 @@ def guess_format(node: Node, context: Context, *, writable: bool = False) -> For
     return driver
 
 
+class _Above(NamedTuple):
+    """An image that another one is opened for, and what that stands on itself: the way up to the top."""
+
+    identity: object
+    above: _Above | None
+
+
+class _Job(NamedTuple):
+    """An image whose references are still to be opened: what the user gave for it, how deep it lies, what for."""
+
+    image: Image
+    spec: Spec
+    depth: int
+    above: _Above | None
+    purpose: str | None
+
+
 class _Opener:
     def __init__(
         self,
@@ -138,12 +150,52 @@ class _Opener:
         self.shallow = shallow
         self.backing = backing
         self.writable_backing = writable_backing
+        self.limits = context.budget.limits
         self.home: str | None = None
-        self.chain: list[object] = []
         self.files = 0
+        self.jobs: list[_Job] = []
 
-    def image(self, spec: Spec, *, writable: bool, depth: int = 0, told: bool = False) -> Image:
-        """*spec*, opened; *told*: it is an image that says so."""
+    def graph(
+        self,
+        spec: Spec,
+        *,
+        writable: bool,
+        depth: int = 0,
+        above: _Above | None = None,
+    ) -> Image:
+        """The image, and all that it refers to. A chain of images is as long as it likes: nothing here recurses."""
+        first = len(self.jobs)
+        top = self.image(spec, writable=writable, depth=depth, above=above)
+        try:
+            while len(self.jobs) > first:
+                job = self.jobs.pop()
+                try:
+                    self.attach(job)
+                except DiskmillError as error:
+                    if job.purpose is not None and error.place is None:
+                        error.place = job.purpose
+                    beyond = isinstance(error, LimitError)
+                    if not self.shallow or not job.depth and not beyond:
+                        raise
+                    self.context.warn(str(error))  # what an image is can be told without its extents
+                    if beyond:
+                        del self.jobs[first:]
+        except BaseException:
+            top.abandon()
+            raise
+        return top
+
+    def image(
+        self,
+        spec: Spec,
+        *,
+        writable: bool,
+        depth: int = 0,
+        above: _Above | None = None,
+        purpose: str | None = None,
+        told: bool = False,
+    ) -> Image:
+        """The image, opened; what it refers to is a job for later. *told*: it is an image that says so."""
         name = spec.get("driver")
         registry = self.context.registry
         if name is not None and not isinstance(name, str):
@@ -162,7 +214,7 @@ class _Opener:
             raise UsageError("the option 'file' is missing: name the file with file.filename=…")
         if name is not None:
             registry.format(name)  # before anything is opened
-        file = self.node(child, writable=writable, depth=depth)
+        file = self.node(child, writable=writable, depth=depth, above=above)
         try:
             if self.home is None:
                 self.home = _home(file)
@@ -195,10 +247,10 @@ class _Opener:
         try:
             if isinstance(file, Storage) and file.conflict is not None and image.window is None:
                 raise file.conflict
-            self.attach(image, spec, depth)
         except BaseException:
             image.abandon()
             raise
+        self.jobs.append(_Job(image, spec, depth, above, purpose))
         return image
 
     def siblings(self, file: Node) -> Siblings | None:
@@ -216,15 +268,15 @@ class _Opener:
         target = child_options(target)
         return self.node(child_options(target.get("file", target)), writable=writable, depth=depth + 1)
 
-    def node(self, spec: Spec, *, writable: bool, depth: int) -> Node:
+    def node(self, spec: Spec, *, writable: bool, depth: int, above: _Above | None = None) -> Node:
         registry = self.context.registry
         name = spec.get("driver")
         if name is None and "file" not in spec and "filename" in spec:
             name = "file"
         if isinstance(name, str) and registry.has(FilterDriver.group, name):
-            return self.filter(spec, registry.filter(name), writable=writable, depth=depth)
+            return self.filter(spec, registry.filter(name), writable=writable, depth=depth, above=above)
         if not isinstance(name, str) or "file" in spec:
-            return self.image(spec, writable=writable, depth=depth)
+            return self.graph(spec, writable=writable, depth=depth, above=above)
         try:
             driver = registry.protocol(name)
         except DriverError:
@@ -232,8 +284,8 @@ class _Opener:
                 raise
             raise DriverError(f"unknown protocol '{name}'", file=str(spec.get("filename", ""))) from None
         self.files += 1
-        if self.files > MAX_FILES:
-            raise ImageError(f"more than {MAX_FILES} files are needed to open it")
+        if self.files > self.limits.files:
+            raise LimitError(f"more than {self.limits.files} files are needed to open it (--limits files=… raises it)")
         where = str(spec.get("filename", ""))
         options = {key: value for key, value in spec.items() if key not in ("driver", "filename")}
         request = OpenRequest(
@@ -244,16 +296,17 @@ class _Opener:
             shallow=self.shallow,
         )
         storage = calls.open_storage(registry, driver, request)
+        storage.charged = Account(self.context.budget)
         if self.rehearse and writable:
             from ..storages.rehearsal import Rehearsal
 
             return Rehearsal(storage)
         return storage
 
-    def filter(self, spec: Spec, driver: FilterDriver, *, writable: bool, depth: int) -> Node:
+    def filter(self, spec: Spec, driver: FilterDriver, *, writable: bool, depth: int, above: _Above | None) -> Node:
         if spec.get("file") is None:
             raise UsageError(f"filter '{driver.name}' needs the option 'file': the node that it stands on")
-        file = self.node(child_options(spec["file"]), writable=writable, depth=depth + 1)
+        file = self.node(child_options(spec["file"]), writable=writable, depth=depth + 1, above=above)
         try:
             options = flatten({key: value for key, value in spec.items() if key not in ("driver", *driver.children)})
             request = OpenRequest(
@@ -269,28 +322,31 @@ class _Opener:
             file.abandon()
             raise
 
-    def attach(self, image: Image, spec: Spec, depth: int) -> None:
-        """Open what *image* refers to: what the user put in *spec* instead comes first."""
+    def attach(self, job: _Job) -> None:
+        """Open what an image refers to: what the user gave instead comes first."""
+        image, spec = job.image, job.spec
+        above = self.standing_on(image, job.above)
         if self.shallow:
-            self.attach_extents(image, depth)
+            self.attach_extents(image, job.depth, above)
             return
         references = list(image.references)
         roles = {reference.role for reference in references}
         for role in ("backing", "data-file"):
             if spec.get(role) is not None and role not in roles:
                 references.append(Reference(role, ""))
-        with self.standing_on(image):
-            for reference in references:
-                if reference.role == "backing" and not self.backing:
+        first = len(self.jobs)
+        for reference in references:
+            if reference.role == "backing" and not self.backing:
+                continue
+            if reference.role in spec:
+                given = spec[reference.role]
+                if given is None:
                     continue
-                if reference.role in spec:
-                    given = spec[reference.role]
-                    if given is None:
-                        continue
-                    target, told = parse_name(given) if isinstance(given, str) else child_options(given), False
-                else:
-                    target, told = self.admitted(image, reference), reference.role == "backing"
-                self.attached(image, reference, self.referred(image, reference, target, depth, told=told))
+                target, told = parse_name(given) if isinstance(given, str) else child_options(given), False
+            else:
+                target, told = self.admitted(image, reference), reference.role == "backing"
+            self.attached(image, reference, self.referred(image, reference, target, job.depth, above, told=told))
+        self.jobs[first:] = reversed(self.jobs[first:])  # the first one is looked into first
 
     def attached(self, image: Image, reference: Reference, node: Node) -> None:
         """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
@@ -300,29 +356,25 @@ class _Opener:
             node.abandon()
             raise
 
-    @contextmanager
-    def standing_on(self, image: Image) -> Iterator[None]:
-        """What is opened meanwhile is what *image* stands on, so it cannot be the image again."""
+    def standing_on(self, image: Image, above: _Above | None) -> _Above:
+        """The way up from what *image* refers to; that cannot be the image again."""
         identity = storage_of(image).identity()
-        if identity is not None and identity in self.chain:
+        if identity is not None and _stands_on(above, identity):
             raise ImageError("the backing chain is a loop: the image stands on itself", file=image.name)
-        self.chain.append(identity)
-        try:
-            yield
-        finally:
-            self.chain.pop()
+        return _Above(identity, above)
 
-    def attach_extents(self, image: Image, depth: int) -> None:
+    def attach_extents(self, image: Image, depth: int, above: _Above) -> None:
         """Open the files that are part of *image* itself, as far as they can be: they too tell what it is."""
-        with self.standing_on(image):
-            for reference in image.references:
-                if reference.role != "extent":
-                    continue
-                try:
-                    node = self.referred(image, reference, self.admitted(image, reference), depth)
-                    self.attached(image, reference, node)
-                except DiskmillError as error:
-                    self.context.warn(str(error))
+        for reference in image.references:
+            if reference.role != "extent":
+                continue
+            try:
+                node = self.referred(image, reference, self.admitted(image, reference), depth, above)
+                self.attached(image, reference, node)
+            except LimitError:
+                raise
+            except DiskmillError as error:
+                self.context.warn(str(error))
 
     def admitted(self, image: Image, reference: Reference) -> Spec:
         storage = storage_of(image.file)
@@ -341,25 +393,40 @@ class _Opener:
             raise ImageError(f"{reference.role} file: {error.cause}", file=image.name) from None
         return self.context.trust.admit(target, image=image.name, reference=reference.name, home=self.home)
 
-    def referred(self, image: Image, reference: Reference, target: Spec, depth: int, *, told: bool = False) -> Node:
+    def referred(
+        self, image: Image, reference: Reference, target: Spec, depth: int, above: _Above, *, told: bool = False
+    ) -> Node:
         backing = reference.role == "backing"
-        if depth >= MAX_CHAIN:
-            raise ImageError(f"the backing chain is longer than {MAX_CHAIN} images", file=image.name)
+        if depth >= self.limits.chain:
+            raise LimitError(
+                f"the backing chain is longer than {self.limits.chain} images (--limits chain=… raises it)",
+                file=image.name,
+            )
         writable = image.writable and (self.writable_backing if backing else reference.writable)
+        purpose = f"needed as the {reference.role} file of '{image.name}'" if reference.name else None
         try:
             if reference.storage:
                 child = child_options(target.get("file", target))
-                node = self.node(child, writable=writable, depth=depth + 1)
+                node = self.node(child, writable=writable, depth=depth + 1, above=above)
             else:
                 if reference.format is not None:
                     target.setdefault("driver", reference.format)
-                node = self.image(target, writable=writable, depth=depth + 1, told=told)
+                node = self.image(target, writable=writable, depth=depth + 1, above=above, purpose=purpose, told=told)
         except DiskmillError as error:
-            if reference.name and error.file != image.name and error.place is None:
-                error.place = f"needed as the {reference.role} file of '{image.name}'"
+            if purpose is not None and error.file != image.name and error.place is None:
+                error.place = purpose
             raise
         identity = storage_of(node).identity()
-        if reference.storage and identity is not None and identity in self.chain:
+        if reference.storage and identity is not None and _stands_on(above, identity):
             node.abandon()
             raise ImageError(f"the {reference.role} file is the image itself", file=image.name)
         return node
+
+
+def _stands_on(above: _Above | None, identity: object) -> bool:
+    """Whether *identity* is one of the images on the way up."""
+    while above is not None:
+        if above.identity == identity:
+            return True
+        above = above.above
+    return False

@@ -179,13 +179,13 @@ class Qcow2Image(FormatImage):
     def mapping(self) -> Mapping:
         """The L1 and L2 tables, read when first asked for."""
         if self._mapping is None:
-            self._mapping = Mapping(self.file, self.header, self.name)
+            self._mapping = Mapping(self.file, self.header, self.name, self.lock)
         return self._mapping
 
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
         assert not self.writable
-        self._mapping = Mapping(self.file, self.header, self.name, l1_offset, l1_size)
+        self._mapping = Mapping(self.file, self.header, self.name, self.lock, l1_offset, l1_size)
         self.size = size
 
     @property
@@ -235,13 +235,15 @@ class Qcow2Image(FormatImage):
                 batch = next(batches, None)
             if batch is None:
                 return
-            cluster, count, words = batch
+            cluster, count, words, times = batch
             if words is None:
                 yield Extent(cluster * size, count * size, Kind.HOLE)
-            elif self.mapping.words == 1:
-                yield from self._standard(cluster, words)
+                continue
+            told = self._standard(cluster, words) if self.mapping.words == 1 else self._extended(cluster, words)
+            if times == 1:
+                yield from told
             else:
-                yield from self._extended(cluster, words)
+                yield from _repeated(list(told), count * size, times)
 
     def _standard(self, cluster: int, words: array[int]) -> Iterator[Extent]:
         size = self.unit
@@ -417,7 +419,12 @@ class Qcow2Image(FormatImage):
             cluster for offset, length in places for cluster in range(offset // size, -(-(offset + length) // size))
         }
         clusters.update((entry & c.REFTABLE_OFFSET_MASK) // size for entry in refcounts.table if entry)
-        clusters.update((entry & c.OFFSET_MASK) // size for entry in self.mapping.l1 if entry)
+        for run in self.mapping.l1.runs(0, len(self.mapping.l1), size):
+            clusters.update(
+                ((run.value + index * run.step) & c.OFFSET_MASK) // size
+                for index in range(run.length if run.step else 1)
+                if run.value
+            )
         if header.autoclear_features & c.BITMAPS:
             from .dirty import clusters as bitmap_clusters
 
@@ -913,6 +920,17 @@ def _by_allocation(allocated: int, start: int, end: int, size: int) -> list[tupl
             index += 1
         result.append((start + first * size, start + index * size, kind == 1))
     return result
+
+
+def _repeated(extents: list[Extent], length: int, times: int) -> Iterator[Extent]:
+    """*extents*, which cover *length* bytes, so many *times* one after the other."""
+    only = extents[0]
+    if len(extents) == 1 and only.node is None:
+        yield only._replace(length=length * times)
+        return
+    for ahead in range(0, length * times, length):
+        for extent in extents:
+            yield extent._replace(start=extent.start + ahead)
 
 
 def _joins(first: Extent, second: Extent) -> bool:

@@ -11,13 +11,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from diskmill.contract.limits import READ_PER_WORK, Meter
 from diskmill.errors import ImageError
 from diskmill.kit import tables
+from diskmill.kit.blocks import BlockTable
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
 
 if TYPE_CHECKING:
+    import threading
+
     from diskmill.contract.node import Node
 
     from .header import Header
@@ -56,16 +60,64 @@ class Table:
         self.high = max(self.high, high)
 
 
+class L1(BlockTable):
+    """An L1 table, in pages; those that were changed stay in memory until they are written."""
+
+    def __init__(self, file: Node, offset: int, entries: int) -> None:
+        super().__init__(file, offset, entries, 8, "big", lambda: None)
+        self.kept = max(self.kept, entries // self.page + 2)  # no more are there: never full of changed ones
+
+    def __getitem__(self, index: int) -> int:
+        return self.get(index)
+
+    def __setitem__(self, index: int, entry: int) -> None:
+        self.set(index, 1, entry, 0)
+
+    def part(self, low: int, high: int) -> array[int]:
+        """Entries *low* to *high - 1*."""
+        result: array[int] = array("Q")
+        for number in range(low // self.page, -(-high // self.page)):
+            base = number * self.page
+            result.extend(self._page(number)[max(low - base, 0) : min(high - base, self.page)])
+        return result
+
+    def zeros(self, index: int, end: int) -> int:
+        """The first entry from *index* on that is not 0; *end* where all before are."""
+        step = 64
+        while index < end:
+            number, at = divmod(index, self.page)
+            page = self._page(number)
+            upto = min(at + step, at + end - index, len(page))
+            raw = memoryview(page)[at:upto].tobytes()
+            left = len(raw.lstrip(b"\0"))
+            if left:
+                return index + (len(raw) - left) // 8
+            index += upto - at
+            step *= 8
+        return end
+
+    def written(self) -> None:
+        """The disk has what was changed."""
+        self._dirty.clear()
+
+
 class Mapping:
     """The active L1 table and the L2 tables that it names.
 
-    Not thread-safe: callers hold the image's lock.
+    Not thread-safe: callers hold the image's lock, *lock*.
     """
 
     def __init__(
-        self, file: Node, header: Header, name: str, l1_offset: int | None = None, l1_size: int | None = None
+        self,
+        file: Node,
+        header: Header,
+        name: str,
+        lock: threading.RLock,
+        l1_offset: int | None = None,
+        l1_size: int | None = None,
     ) -> None:
         self.file = file
+        self._lock = lock
         self.name = name
         self.cluster_size = header.cluster_size
         self.words = 2 if header.extended_l2 else 1
@@ -73,7 +125,7 @@ class Mapping:
         """Entries of an L2 table."""
         self.l1_offset = header.l1_table_offset if l1_offset is None else l1_offset
         entries = header.l1_size if l1_size is None else l1_size
-        self.l1 = tables.read(file, self.l1_offset, entries, 8, "big")
+        self.l1 = L1(file, self.l1_offset, entries)
         self.l1_dirty: set[int] = set()
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._dirty: set[int] = set()
@@ -133,27 +185,44 @@ class Mapping:
         self._dirty.add(index)
         return table
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[int, int, array[int] | None]]:
-        """Entries of guest clusters *first* to *last*: (cluster, count, words or None where there is no table).
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, int, array[int] | None, int]]:
+        """Entries of guest clusters *first* to *last*: (cluster, count, words or None where there is no table, times).
 
-        The words are a copy. Neighbouring tables come together.
+        The words are a copy. Neighbouring tables come together. What several L1 entries in a row name (a damaged image,
+        or a hostile one) comes once, whole: ``count`` clusters, which are there so many ``times``.
+
+        :raises LimitError: more is to be read than the tables that the file can hold.
         """
         most = max(_READ_BYTES // self.cluster_size, 1)
         index, end = first // self.count, -(-last // self.count)
+        meter = Meter(self.file)
         while index < end:
             begin = index
             if self._absent(index):
-                while index < end and self._absent(index):
-                    index += 1
+                index = self._absent_to(index, end)
                 entries = None
+            elif (index := self._alike_to(begin, end)) > begin + 1:
+                table = self.get(begin)
+                assert table is not None
+                yield begin * self.count, self.count, table.entries[:], index - begin
+                continue
             else:
                 while index < end and index - begin < most and not self._absent(index):
                     index += 1
+                meter.add((index - begin) * self.cluster_size >> READ_PER_WORK)
                 entries = self._read(begin, index)
             low, high = max(first, begin * self.count), min(last, index * self.count)
             if entries is not None:
                 entries = entries[(low - begin * self.count) * self.words : (high - begin * self.count) * self.words]
-            yield low, high - low, entries
+            yield low, high - low, entries, 1
+
+    def _alike_to(self, index: int, end: int) -> int:
+        """The first table behind table *index* that is another one."""
+        entry, upto = self.l1[index], index + 1
+        if not self._dirty:
+            while upto < end and self.l1[upto] == entry:
+                upto += 1
+        return upto
 
     def has(self, index: int) -> bool:
         """Whether there is an L2 table *index*."""
@@ -169,6 +238,17 @@ class Mapping:
 
     def _absent(self, index: int) -> bool:
         return not self.has(index)
+
+    def _absent_to(self, index: int, end: int) -> int:
+        """The first table from *index* on that is there; *end* where none before is."""
+        new = sorted(one for one in self._dirty if index <= one < end)  # the L1 table may not have them yet
+        while index < end and self._absent(index):
+            index = min(self.l1.zeros(index + 1, end), end)
+            while new and new[0] < index:
+                first = new.pop(0)
+                if self.has(first):
+                    return first
+        return index
 
     def _read(self, first: int, last: int) -> array[int]:
         """The entries of tables *first* to *last*, which all exist, one after the other."""
@@ -198,11 +278,24 @@ class Mapping:
     def _keep(self, index: int, table: Table) -> None:
         self._tables[index] = table
         most = max(CACHE_BYTES // self.cluster_size, 2)
-        if len(self._tables) <= most + len(self._dirty):
-            return
-        for old in list(self._tables)[: len(self._tables) // 4 + 1]:
-            if old not in self._dirty and old != index:
-                del self._tables[old]
+        if len(self._tables) > most + len(self._dirty):
+            for old in list(self._tables)[: len(self._tables) // 4 + 1]:
+                if old not in self._dirty and old != index:
+                    del self._tables[old]
+        self._tell()
+
+    def _tell(self) -> None:
+        self.file.account.hold(self, len(self._tables) * self.cluster_size)
+
+    def shrink(self) -> None:
+        """See :class:`diskmill.contract.limits.Cache`."""
+        if self._lock.acquire(blocking=False):
+            try:
+                for old in [old for old in self._tables if old not in self._dirty]:
+                    del self._tables[old]
+                self._tell()
+            finally:
+                self._lock.release()
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -263,7 +356,13 @@ class Mapping:
     def write_l1(self) -> None:
         """Write what changed of the L1 table."""
         for low, high in _stretches(sorted(self.l1_dirty), 512):
-            self.file.write(self.l1_offset + low * 8, tables.to_bytes(self.l1[low:high], "big"))
+            self.file.write(self.l1_offset + low * 8, tables.to_bytes(self.l1.part(low, high), "big"))
+        self.l1_dirty.clear()
+        self.l1.written()
+
+    def move_l1(self, offset: int, entries: int) -> None:
+        """The L1 table is at *offset* from now on, with as many *entries*, all on disk."""
+        self.l1, self.l1_offset = L1(self.file, offset, entries), offset
         self.l1_dirty.clear()
 
     def forget(self) -> None:

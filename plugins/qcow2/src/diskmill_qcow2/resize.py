@@ -104,7 +104,7 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
         raise UsageError(f"a disk of {size} bytes is too large for its clusters of {header.cluster_size} bytes")
     clusters = -(-needed * 8 // header.cluster_size)
     room = -(-header.l1_size * 8 // header.cluster_size)
-    grown = mapping.l1 + tables.filled(needed - len(mapping.l1), 8)
+    grown = mapping.l1.part(0, len(mapping.l1)) + tables.filled(needed - len(mapping.l1), 8)
     if clusters == room and header.l1_table_offset:
         start = header.l1_table_offset
     else:
@@ -115,7 +115,7 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
     former = header.l1_table_offset
     header.l1_table_offset, header.l1_size = start, needed
     image.write_header()
-    mapping.l1, mapping.l1_offset = grown, start
+    mapping.move_l1(start, needed)
     if former != start:  # only now: what fails before leaves the image with the table that it has
         refcounts.drop_metadata(former // header.cluster_size, room)
     image.give_back()
