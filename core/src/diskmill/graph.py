@@ -86,6 +86,13 @@ def storage_of(node: Node) -> Storage:
     return node
 
 
+def chain_of(image: Image | None) -> Iterator[Image]:
+    """*image*, its backing image, that one's, and so on."""
+    while image is not None:
+        yield image
+        image = image.backing
+
+
 def folder_of(node: Node) -> str | None:
     """The folder of the file at the bottom of *node*; None where it is not a file with a name."""
     storage = storage_of(node)

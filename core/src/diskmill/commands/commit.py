@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 
 from ..context import Context
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import StorageError, UnsupportedError, UsageError
 from ..extents import Kind
-from ..graph import open_image, storage_of
+from ..graph import chain_of, open_image, storage_of
 from ..names import parse_name
 from ..node import Image
 from .resize import set_size
@@ -53,12 +52,8 @@ def commit(
                 _keep_zeros(layers[-1], target.size)
             set_size(target, image.size, context)
         # From the lowest layer up, so that of two layers with data in one place the upper one stays.
-        previous = target.size
         for layer in reversed(layers):
-            if previous < layer.size:  # beyond the end of a shorter image below it, the layer's holes are zeros
-                target.zero(previous, layer.size - previous)
-            copy(layer, target, CopyPlan(keep_holes=True), progress=counter, limit=limit, cancel=cancel)
-            previous = layer.size
+            copy(layer, target, CopyPlan(shared=layer.backing), progress=counter, limit=limit, cancel=cancel)
         target.flush()
         if drop and base is None and context.registry.call(image.driver, "empty", image=image) is None:
             raise UnsupportedError(
@@ -77,7 +72,7 @@ def _keep_zeros(layer: Image, start: int) -> None:
 
 def _layers(image: Image, base: str | None) -> list[Image]:
     """The images above *base*, from the top."""
-    chain = list(_chain(image))
+    chain = list(chain_of(image))
     if len(chain) == 1:
         raise UsageError("the image has no backing image", file=image.name)
     if base is None:
@@ -92,9 +87,3 @@ def _layers(image: Image, base: str | None) -> list[Image]:
         if depth and storage_of(one).identity() == identity:
             return chain[:depth]
     raise UsageError(f"'{base}' is not in the backing chain", file=image.name)
-
-
-def _chain(image: Image | None) -> Iterator[Image]:
-    while image is not None:
-        yield image
-        image = image.backing

@@ -8,7 +8,7 @@ from ..extents import Extent, Kind
 from ..node import Image, Node, Storage
 
 
-def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: bool = True) -> Iterator[Extent]:
+def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Image | None = None) -> Iterator[Extent]:
     """What the bytes *offset* to *offset + length* of *node* are, as the whole graph below it has it.
 
     In order, without gaps. ``DATA`` names storage. What lies beyond the end of a shorter backing image is ``ZERO``.
@@ -16,8 +16,12 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
 
     :param sparse: ask storage for its holes; ``DATA`` over a hole becomes ``SPARSE``. Without it, reading is all the
         same, with fewer system calls.
-    :param backing: whether to go down the backing chain.
+    :param above: an image of the backing chain to stop at: a ``HOLE`` is then what *above* gives, and nothing else.
     """
+    if node is above:
+        if length:
+            yield Extent(offset, length, Kind.HOLE)
+        return
     if isinstance(node, Storage):
         if sparse:
             yield from node.extents(offset, length)
@@ -26,7 +30,7 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
         return
     assert isinstance(node, Image)
     if node.window is not None:
-        for extent in walk(node.file, offset + node.window, length, sparse=sparse, backing=backing):
+        for extent in walk(node.file, offset + node.window, length, sparse=sparse):
             yield extent.moved(-node.window)
         return
     for extent in node.extents(offset, length):
@@ -35,8 +39,10 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
                 yield from _below(extent, sparse)
             else:
                 yield extent
-        elif extent.kind is Kind.HOLE and backing and node.backing is not None:
-            yield from _behind(node.backing, extent, sparse)
+        elif extent.kind is Kind.HOLE and node.backing is not None:
+            yield from _behind(node.backing, extent, sparse, above)
+        elif extent.kind is Kind.HOLE and above is not None:  # nothing is behind it: it is no hole onto *above*
+            yield extent._replace(kind=Kind.ZERO)
         else:
             yield extent
 
@@ -52,11 +58,11 @@ def _below(extent: Extent, sparse: bool) -> Iterator[Extent]:
             yield part.moved(shift)
 
 
-def _behind(backing: Image, hole: Extent, sparse: bool) -> Iterator[Extent]:
+def _behind(backing: Image, hole: Extent, sparse: bool, above: Image | None) -> Iterator[Extent]:
     """A hole: what the backing image has there."""
     inside = min(hole.end, backing.size) - hole.start
     if inside > 0:
-        for part in walk(backing, hole.start, inside, sparse=sparse):
+        for part in walk(backing, hole.start, inside, sparse=sparse, above=above):
             yield part._replace(depth=part.depth + 1)
     beyond = max(hole.start, backing.size)
     if beyond < hole.end:
