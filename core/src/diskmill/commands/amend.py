@@ -10,6 +10,7 @@ from ..drivers import FormatDriver
 from ..errors import UnsupportedError, UsageError
 from ..graph import open_image
 from ..options import Option, validate
+from ..sizes import SECTOR, round_up
 
 
 def amend(
@@ -38,6 +39,8 @@ def amend(
         assert isinstance(driver, FormatDriver)
         require(driver, name)
         values = validate(driver.options, options, when="amend", driver=driver.name)
+        if "size" in values:
+            values["size"] = round_up(int(values["size"]), SECTOR)  # as in a new image
         if context.registry.call(driver, "amend", image=image, options=values, force=force) is None:
             raise UnsupportedError(f"format '{driver.name}' does not support option amendment", file=name)
 

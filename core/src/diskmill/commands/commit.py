@@ -10,10 +10,10 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import StorageError, UnsupportedError, UsageError
 from ..extents import Kind
-from ..graph import chain_of, open_image, storage_of
+from ..graph import chain_of, open_image, refuse_unreadable, storage_of
 from ..names import parse_name
 from ..node import Image
-from .resize import set_size
+from .resize import refuse_size, set_size
 
 
 def commit(
@@ -47,6 +47,7 @@ def commit(
         counter = Progress(progress)
         counter.expect(sum(layer.size for layer in layers))
         limit = RateLimit(rate)
+        _foresee(layers, target, drop=drop and base is None, context=context)
         if target.size < image.size:
             if not target.blank:
                 _keep_zeros(layers[-1], target.size)
@@ -55,15 +56,28 @@ def commit(
         for layer in reversed(layers):
             copy(layer, target, CopyPlan(shared=layer.backing), progress=counter, limit=limit, cancel=cancel)
         target.flush()
-        if drop and base is None and context.registry.call(image.driver, "empty", image=image) is None:
-            raise UnsupportedError(
-                f"all data was committed, but format '{image.driver.name}' cannot empty images: use -d", file=name
-            )
+        if drop and base is None:
+            image.recording = False
+            context.registry.call(image.driver, "empty", image=image)
+
+
+def _foresee(layers: list[Image], target: Image, *, drop: bool, context: Context) -> None:
+    """Refuse what can be known to fail, while nothing has been written."""
+    refuse_unreadable(layers[0], context, upto=target)
+    if target.size < layers[0].size:
+        refuse_size(target, layers[0].size, context)
+    if not drop:
+        return
+    driver = layers[0].driver
+    able = context.registry.call(driver, "preflight", image=layers[0], action="empty", options={})
+    if able is False or not (able or hasattr(driver, "empty")):
+        raise UnsupportedError(f"format '{driver.name}' cannot empty this image: use -d", file=layers[0].name)
 
 
 def _keep_zeros(layer: Image, start: int) -> None:
     """Let *layer* itself hold the zeros that it reads as from *start* on, where its backing image ends: that grows by
     something else (an encrypted disk by noise), which would show through the holes, and go into the backing image."""
+    layer.recording = False  # it reads as before
     for extent in list(layer.extents(start, max(layer.size - start, 0))):
         if extent.kind is Kind.HOLE:
             layer.zero(extent.start, extent.length, unmap=False)

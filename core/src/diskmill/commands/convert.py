@@ -15,7 +15,7 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..extents import Kind
-from ..graph import chain_of, open_image
+from ..graph import chain_of, open_image, refuse_unreadable
 from ..names import new_file, parse_name, relative_to
 from ..node import Image, Node, Storage
 from ..options import split
@@ -127,6 +127,14 @@ def convert(
                 raise UsageError("it has no backing image for what the source leaves to its own (-B)", file=output)
             if backing is not None and target.backing is not None and _empty(target):
                 shared, shared_size = _shared(images[0], target.backing, snapshot), target.backing.size
+            try:
+                for image in images:
+                    refuse_unreadable(image, context)
+                _refuse_compression(compress, target)
+                _refuse_bitmaps(copied, target, context)
+            except BaseException:
+                target.close()
+                raise
         else:
             base = _backing(stack, backing, backing_format, output, context)
             if base is not None:
@@ -145,8 +153,7 @@ def convert(
             if base is not None:  # what a unit of the target holds beside the source's data comes from there
                 target.attach(Reference("backing", str(backing)), base)
         try:
-            if compress and "compression" not in target.driver.capabilities:
-                raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=output)
+            _refuse_compression(compress, target)
             plan = CopyPlan(
                 sparse=sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
@@ -193,14 +200,27 @@ def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bi
     return sound
 
 
-def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+def _refuse_compression(compress: bool, target: Image) -> None:
+    if compress and "compression" not in target.driver.capabilities:
+        raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
+
+
+def _refuse_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Refuse an image, which exists, that cannot have all of these bitmaps, before it is written."""
     if copied and "bitmaps" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support persistent bitmaps", file=target.name)
+    there = {one.name for one in bitmaps_of(target, context)} if copied else ()
     for one in copied:
-        if one.size != target.size:  # of an existing image: nothing could be merged into it afterwards
+        if one.size != target.size:  # nothing could be merged into it afterwards
             text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
             raise UsageError(text, file=target.name)
+        if one.name in there:
+            raise UsageError(f"Bitmap already exists: {one.name}", file=target.name)
+
+
+def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+    for one in copied:
         _bitmap(target, context, "add", one.name, granularity=one.granularity, disabled=True)
 
 

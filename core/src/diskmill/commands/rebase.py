@@ -15,7 +15,7 @@ from ..engine.walk import walk
 from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
 from ..extents import Extent, Kind
-from ..graph import folder_of, open_image
+from ..graph import folder_of, open_image, refuse_unreadable
 from ..names import parse_name, relative_to
 from ..node import Image, Node
 from ..sizes import MiB, round_down, round_up
@@ -59,15 +59,24 @@ def rebase(
             raise UnsupportedError(f"format '{driver.name}' does not support backing files", file=name)
         if compress and "compression" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' does not support compression", file=name)
+        options = {"backing_file": backing, "backing_fmt": backing_format or ""}
+        able = context.registry.call(
+            driver, "preflight", image=image, action="amend", options={"options": options, "force": False}
+        )
+        if not able and not hasattr(driver, "amend"):
+            raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
         if not unsafe:
             new = _new_backing(stack, image, backing, backing_format, source_context or context)
             counter = Progress(progress)
             counter.expect(image.size)
+            for one in (image, new):
+                if one is not None:
+                    refuse_unreadable(one, context)
             plan = CopyPlan(compress=compress)
+            image.recording = False  # it reads as before
             for start, end in _differences(image, new, counter, cancel):
                 _take_in(image, plan, start, end, cancel)
             image.flush()
-        options = {"backing_file": backing, "backing_fmt": backing_format or ""}
         if context.registry.call(driver, "amend", image=image, options=options, force=False) is None:
             raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
 
