@@ -73,8 +73,18 @@ def test_a_hole_in_storage_is_told_apart_only_on_request() -> None:
 
 def test_without_its_backing_image_a_hole_stays_one() -> None:
     image = chain([PAGE, PAGE], [{}, {0: 0}])
-    assert [extent.kind for extent in walk(image, 0, PAGE, backing=False)] == [Kind.HOLE]
+    assert [extent.kind for extent in walk(image, 0, PAGE, above=image.backing)] == [Kind.HOLE]
     assert [(extent.kind, extent.depth) for extent in walk(image, 0, PAGE)] == [(Kind.DATA, 1)]
+
+
+def test_only_what_an_image_gives_is_left_to_it() -> None:
+    """Four pages: own data, of the one between, of the lowest one, and beyond that one's end."""
+    image = chain([4 * PAGE, 4 * PAGE, 3 * PAGE], [{0: 0}, {1: PAGE}, {2: 0}])
+    assert image.backing is not None
+    lowest = image.backing.backing
+    kinds = [extent.kind for extent in walk(image, 0, 4 * PAGE, above=lowest)]
+    assert kinds == [Kind.DATA, Kind.DATA, Kind.HOLE, Kind.ZERO]
+    assert [extent.kind for extent in walk(lowest, 0, 3 * PAGE, above=image)] == [Kind.ZERO, Kind.ZERO, Kind.DATA]
 
 
 def test_data_in_an_image_below_goes_on_to_its_storage() -> None:

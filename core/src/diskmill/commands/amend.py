@@ -11,6 +11,7 @@ from ..contract.drivers import FormatDriver
 from ..contract.options import Option, validate
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
+from ..sizes import SECTOR, round_up
 
 
 def amend(
@@ -39,6 +40,8 @@ def amend(
         assert isinstance(driver, FormatDriver)
         require(driver, name)
         values = validate(driver.options, options, when="amend", driver=driver.name)
+        if "size" in values:
+            values["size"] = round_up(int(values["size"]), SECTOR)  # as in a new image
         calls.amend(context.registry, image, values, force=force)
 
 

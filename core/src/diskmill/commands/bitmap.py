@@ -58,13 +58,51 @@ def bitmap(
         if source is not None:
             other = stack.enter_context(open_image(source, source_format, context=context, backing=False))
             _require(other.driver, source)
-        for action, merged in actions:
-            options: dict[str, Any] = {}
-            if action == "merge":
-                options = {"source": _find(other, merged, context)}
-            elif action == "add" and granularity is not None:
-                options = {"granularity": granularity}
-            calls.bitmap(context.registry, image, action, bitmap, **options)
+        _refuse(image, other, bitmap, actions, context)
+        try:
+            for action, merged in actions:
+                options: dict[str, Any] = {}
+                if action == "merge":
+                    options = {"source": _find(other, merged, context)}
+                elif action == "add" and granularity is not None:
+                    options = {"granularity": granularity}
+                calls.bitmap(context.registry, image, action, bitmap, **options)
+        except UsageError:  # what the actions before it did is in memory, and stays there
+            image.abandon()
+            raise
+
+
+def _refuse(
+    image: Image, other: Image, name: str, actions: Sequence[tuple[BitmapAction, str]], context: Context
+) -> None:
+    """Refuse what one of the *actions* would refuse once those before it are done.
+
+    :raises UsageError: there is no such bitmap, or one already; it is inconsistent; the sizes differ.
+    """
+    sound = {one.name: not one.inconsistent for one in calls.bitmaps(context.registry, image)}
+    for action, merged in actions:
+        if action == "add":
+            if name in sound:
+                raise UsageError(f"Bitmap already exists: {name}", file=image.name)
+            sound[name] = True
+            continue
+        if action == "merge" and other is not image:
+            source = _find(other, merged, context)
+            if source.size != image.size:
+                raise UsageError(
+                    f"Bitmaps are of different sizes (destination size is {image.size}, "
+                    f"source size is {source.size}) and can't be merged",
+                    file=image.name,
+                )
+        for needed in (name, merged) if action == "merge" and other is image else (name,):
+            if needed not in sound:
+                raise UsageError(f"Dirty bitmap '{needed}' not found", file=image.name)
+            if not sound[needed] and action != "remove":
+                raise UsageError(
+                    f"Bitmap '{needed}' is inconsistent and cannot be used: it can only be removed", file=image.name
+                )
+        if action == "remove":
+            del sound[name]
 
 
 def _find(image: Image, name: str, context: Context) -> Bitmap:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 
 from ..contract import calls
 from ..contract.context import Context
@@ -13,9 +12,9 @@ from ..contract.node import Image
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import StorageError, UnsupportedError, UsageError
-from ..opening.graph import open_image, storage_of
+from ..opening.graph import chain_of, open_image, refuse_unreadable, storage_of
 from ..opening.names import parse_name
-from .resize import set_size
+from .resize import refuse_size, set_size
 
 
 def commit(
@@ -49,27 +48,37 @@ def commit(
         counter = Progress(progress)
         counter.expect(sum(layer.size for layer in layers))
         limit = RateLimit(rate)
+        _foresee(layers, target, drop=drop and base is None, context=context)
         if target.size < image.size:
             if not target.blank:
                 _keep_zeros(layers[-1], target.size)
             set_size(target, image.size, context)
         # From the lowest layer up, so that of two layers with data in one place the upper one stays.
-        previous = target.size
         for layer in reversed(layers):
-            if previous < layer.size:  # beyond the end of a shorter image below it, the layer's holes are zeros
-                target.zero(previous, layer.size - previous)
-            copy(layer, target, CopyPlan(keep_holes=True), progress=counter, limit=limit, cancel=cancel)
-            previous = layer.size
+            copy(layer, target, CopyPlan(shared=layer.backing), progress=counter, limit=limit, cancel=cancel)
         target.flush()
-        if drop and base is None and not calls.empty(context.registry, image):
-            raise UnsupportedError(
-                f"all data was committed, but format '{image.driver.name}' cannot empty images: use -d", file=name
-            )
+        if drop and base is None:
+            image.recording = False
+            calls.empty(context.registry, image)
+
+
+def _foresee(layers: list[Image], target: Image, *, drop: bool, context: Context) -> None:
+    """Refuse what can be known to fail, while nothing has been written."""
+    refuse_unreadable(layers[0], context, upto=target)
+    if target.size < layers[0].size:
+        refuse_size(target, layers[0].size, context)
+    if not drop:
+        return
+    driver = layers[0].driver
+    able = calls.preflight(context.registry, layers[0], "empty")
+    if able is False or not (able or hasattr(driver, "empty")):
+        raise UnsupportedError(f"format '{driver.name}' cannot empty this image: use -d", file=layers[0].name)
 
 
 def _keep_zeros(layer: Image, start: int) -> None:
     """Let *layer* itself hold the zeros that it reads as from *start* on, where its backing image ends: that grows by
     something else (an encrypted disk by noise), which would show through the holes, and go into the backing image."""
+    layer.recording = False  # it reads as before
     for extent in list(layer.extents(start, max(layer.size - start, 0))):
         if extent.kind is Kind.HOLE:
             layer.zero(extent.start, extent.length, unmap=False)
@@ -78,7 +87,7 @@ def _keep_zeros(layer: Image, start: int) -> None:
 
 def _layers(image: Image, base: str | None) -> list[Image]:
     """The images above *base*, from the top."""
-    chain = list(_chain(image))
+    chain = list(chain_of(image))
     if len(chain) == 1:
         raise UsageError("the image has no backing image", file=image.name)
     if base is None:
@@ -95,9 +104,3 @@ def _layers(image: Image, base: str | None) -> list[Image]:
         if depth and storage_of(one).identity() == identity:
             return chain[:depth]
     raise UsageError(f"'{base}' is not in the backing chain", file=image.name)
-
-
-def _chain(image: Image | None) -> Iterator[Image]:
-    while image is not None:
-        yield image
-        image = image.backing

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
 from ..contract.context import Context
+from ..contract.extents import Kind
 from ..contract.node import Image, Node, Storage
 from ..contract.options import split
 from ..contract.references import Reference
@@ -19,7 +20,7 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..opening.creation import create_image
-from ..opening.graph import open_image
+from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import new_file, parse_name, relative_to
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def convert(
     :param format: the sources' format; None: probe each.
     :param options: ``create`` options of the output's format.
     :param compress: store the data compressed.
-    :param backing: the backing image of the output: what the source has as holes stays with it. It reads the same as
-        the source's own backing image, which the caller vouches for.
+    :param backing: the backing image of the output. Where it is an image of the source's own chain, what the source
+        has from it stays with it, and what lies above is copied. Any other reads the same as the source's own backing
+        image, which the caller vouches for. Holes that nothing lies behind are zeros, and are written over it.
     :param existing: write into an image that is there (as large, at least) instead of making one.
     :param target_zero: that image reads as zeros throughout.
     :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
@@ -110,6 +112,8 @@ def convert(
             if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
                 raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
             copied = _sound_bitmaps(images[0], skip_broken, context)
+        shared: Image | None = None  # by default everything is copied
+        shared_size: int | None = None
         size = sum(image.size for image in images)
         counter.expect(size)
         if existing:
@@ -121,8 +125,20 @@ def convert(
             if backing is not None and target.backing is None:
                 target.close()
                 raise UsageError("it has no backing image for what the source leaves to its own (-B)", file=output)
+            if backing is not None and target.backing is not None and _empty(target):
+                shared, shared_size = _shared(images[0], target.backing, snapshot), target.backing.size
+            try:
+                for image in images:
+                    refuse_unreadable(image, context)
+                _refuse_compression(compress, target)
+                _refuse_bitmaps(copied, target, context)
+            except BaseException:
+                target.close()
+                raise
         else:
             base = _backing(stack, backing, backing_format, output, context)
+            if base is not None:
+                shared, shared_size = _shared(images[0], base, snapshot), base.size
             target = create_image(
                 output,
                 output_format,
@@ -137,14 +153,14 @@ def convert(
             if base is not None:  # what a unit of the target holds beside the source's data comes from there
                 target.attach(Reference("backing", str(backing)), base)
         try:
-            if compress and "compression" not in target.driver.capabilities:
-                raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=output)
+            _refuse_compression(compress, target)
             plan = CopyPlan(
                 sparse=sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
                 compress=compress,
                 in_order=in_order,
-                keep_holes=backing is not None,
+                shared=shared,
+                shared_size=shared_size,
                 offload=offload,
                 threads=threads,
                 salvage=salvage,
@@ -184,14 +200,27 @@ def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bi
     return sound
 
 
-def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+def _refuse_compression(compress: bool, target: Image) -> None:
+    if compress and "compression" not in target.driver.capabilities:
+        raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
+
+
+def _refuse_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Refuse an image, which exists, that cannot have all of these bitmaps, before it is written."""
     if copied and "bitmaps" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support persistent bitmaps", file=target.name)
+    there = {one.name for one in calls.bitmaps(context.registry, target)} if copied else ()
     for one in copied:
-        if one.size != target.size:  # of an existing image: nothing could be merged into it afterwards
+        if one.size != target.size:  # nothing could be merged into it afterwards
             text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
             raise UsageError(text, file=target.name)
+        if one.name in there:
+            raise UsageError(f"Bitmap already exists: {one.name}", file=target.name)
+
+
+def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+    for one in copied:
         calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
 
 
@@ -227,6 +256,35 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
     own = new_file(output).get("filename")
     spec = relative_to(parse_name(name), os.path.dirname(str(own)))
     return stack.enter_context(open_image(spec, format, context=context))
+
+
+def _empty(target: Image) -> bool:
+    """Whether *target* leaves everything to its backing image."""
+    return all(extent.kind is Kind.HOLE for extent in target.extents(0, target.size))
+
+
+def _shared(source: Image, base: Image, snapshot: str | None) -> Image | None:
+    """The image of *source*'s chain that reads as *base* does; None: there is none, so that nothing can be left to it.
+
+    It is *base* itself, wherever in the chain that is. Elsewhere the user vouches for the source's backing image.
+    """
+    for one in chain_of(source):
+        if _same(one, base):
+            # A snapshot is not what the image reads as when it is a backing image.
+            return None if one is source and snapshot is not None else one
+    return source.backing
+
+
+def _same(one: Image, other: Image) -> bool:
+    """Whether both surely are the same graph of images, on the same storage."""
+    if [_view(image) for image in chain_of(one)] != [_view(image) for image in chain_of(other)]:
+        return False
+    identities = list(_identities(one))
+    return None not in identities and identities == list(_identities(other))
+
+
+def _view(image: Image) -> tuple[object, ...]:
+    return image.driver.name, image.size, image.window
 
 
 def refuse_self(images: Sequence[Image], output: str) -> None:

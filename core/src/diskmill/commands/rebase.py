@@ -17,7 +17,7 @@ from ..engine.progress import Progress, Report
 from ..engine.walk import walk
 from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
-from ..opening.graph import folder_of, open_image
+from ..opening.graph import folder_of, open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to
 from ..sizes import MiB, round_down, round_up
 
@@ -60,15 +60,22 @@ def rebase(
             raise UnsupportedError(f"format '{driver.name}' does not support backing files", file=name)
         if compress and "compression" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' does not support compression", file=name)
+        options = {"backing_file": backing, "backing_fmt": backing_format or ""}
+        able = calls.preflight(context.registry, image, "amend", options=options, force=False)
+        if not able and not hasattr(driver, "amend"):
+            raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
         if not unsafe:
             new = _new_backing(stack, image, backing, backing_format, source_context or context)
             counter = Progress(progress)
             counter.expect(image.size)
+            for one in (image, new):
+                if one is not None:
+                    refuse_unreadable(one, context)
             plan = CopyPlan(compress=compress)
+            image.recording = False  # it reads as before
             for start, end in _differences(image, new, counter, cancel):
                 _take_in(image, plan, start, end, cancel)
             image.flush()
-        options = {"backing_file": backing, "backing_fmt": backing_format or ""}
         calls.amend(context.registry, image, options)
 
 

@@ -11,7 +11,7 @@ from ..contract.extents import Kind
 from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
-from ..sizes import MAX_SIZE
+from ..sizes import MAX_SIZE, SECTOR, round_up
 
 PREALLOCATION: tuple[Preallocation, ...] = get_args(Preallocation)
 
@@ -29,7 +29,7 @@ def resize(
 ) -> int:
     """Give the guest disk of the image *name* another size, and return that: bytes.
 
-    :param size: bytes; with *relative*, how many more (or less, where negative).
+    :param size: bytes, rounded up to whole sectors; with *relative*, how many more (or less, where negative).
     :param shrink: allow the disk to become smaller; what lies beyond its new end is lost.
     :param preallocation: how space for what is new is claimed, one of :data:`PREALLOCATION`.
     :raises UnsupportedError: the format cannot do that.
@@ -39,7 +39,7 @@ def resize(
     if preallocation not in PREALLOCATION:
         raise UsageError(f"invalid preallocation '{preallocation}': choose from {', '.join(PREALLOCATION)}")
     with open_image(name, format, context=context, writable=True, image_opts=image_opts) as image:
-        target = image.size + size if relative else size
+        target = round_up(image.size + size if relative else size, SECTOR)  # as in a new image
         if not 0 < target <= MAX_SIZE:
             raise UsageError(f"the new size must be 1 to {MAX_SIZE} bytes", file=name)
         if target < image.size and not shrink:
@@ -53,9 +53,25 @@ def resize(
 
 
 def set_size(image: Image, size: int, context: Context, preallocation: Preallocation = "off") -> None:
-    """Let the driver of *image* make its guest disk *size* bytes long.
+    """Let the driver of *image* make its guest disk *size* bytes long, which are whole sectors.
 
     :raises UnsupportedError: the format cannot do that.
+    """
+    refuse_size(image, size, context, preallocation)
+    old = image.size
+    calls.resize(context.registry, image, size, preallocation)
+    if image.backing is not None and min(image.size, image.backing.size) > old:
+        # What a longer backing image holds there was never part of this disk. A driver that hides it at all does so
+        # before the new size is on disk; from one that does not, it is hidden late.
+        for extent in list(image.extents(old, min(image.size, image.backing.size) - old)):
+            if extent.kind is Kind.HOLE:
+                image.zero(extent.start, extent.length, unmap=False)
+
+
+def refuse_size(image: Image, size: int, context: Context, preallocation: str = "off") -> None:
+    """Refuse a size that :func:`set_size` would refuse, before anything is written.
+
+    :raises UnsupportedError: the format, or this image, cannot have it.
     """
     driver = image.driver
     needed = "shrink" if size < image.size else "resize"
@@ -66,11 +82,4 @@ def set_size(image: Image, size: int, context: Context, preallocation: Prealloca
         raise UnsupportedError(
             f"format '{driver.name}' does not know the preallocation '{preallocation}'", file=image.name
         )
-    old = image.size
-    calls.resize(context.registry, image, size, preallocation)
-    if image.backing is not None and min(image.size, image.backing.size) > old:
-        # What a longer backing image holds there was never part of this disk. A driver that hides it at all does so
-        # before the new size is on disk; from one that does not, it is hidden late.
-        for extent in list(image.extents(old, min(image.size, image.backing.size) - old)):
-            if extent.kind is Kind.HOLE:
-                image.zero(extent.start, extent.length, unmap=False)
+    calls.preflight(context.registry, image, "resize", size=size, preallocation=preallocation)

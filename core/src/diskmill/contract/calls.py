@@ -26,6 +26,8 @@ SnapshotAction = Literal["list", "create", "apply", "delete", "load"]
 """What is done with internal snapshots; ``load`` lets an image that is open for reading read as a snapshot."""
 BitmapAction = Literal["list", "add", "remove", "clear", "enable", "disable", "merge"]
 """What is done with persistent bitmaps."""
+PreflightAction = Literal["read", "amend", "bitmap", "empty", "resize"]
+"""What may be about to follow when a driver is asked to refuse beforehand."""
 Preallocation = Literal["off", "metadata", "falloc", "full"]
 """How space for what is new is claimed."""
 
@@ -179,6 +181,12 @@ def measure(hooks: Hooks, driver: FormatDriver, request: MeasureRequest) -> Meas
     from .results import Measurement
 
     return _typed(answer, Measurement, driver, "measure")
+
+
+def preflight(hooks: Hooks, image: Image, action: PreflightAction, **options: Any) -> bool | None:
+    """Let the driver of *image* refuse now what *action*, with *options*, would refuse. None: it cannot tell."""
+    answer: bool | None = _ask(hooks, image.driver, "preflight", image=image, action=action, options=options)
+    return answer
 
 
 def empty(hooks: Hooks, image: Image) -> bool:

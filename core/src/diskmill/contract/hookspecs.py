@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from .calls import BitmapAction, Preallocation, Repair, SnapshotAction
+    from .calls import BitmapAction, Preallocation, PreflightAction, Repair, SnapshotAction
     from .crypto import CryptoRequest, Volume
     from .extents import Extent
     from .node import Image, Node
@@ -53,6 +53,18 @@ def create(request: CreateRequest) -> Node | None:
 
 
 @hookspec(firstresult=True)
+def preflight(image: Image, action: PreflightAction, options: Mapping[str, Any]) -> bool | None:
+    """*action* is to follow, after other writes: refuse now what it would refuse, and change nothing. True: it can be.
+
+    None is for drivers that cannot tell.
+
+    :param action: a hook that takes the image (``amend``, ``bitmap``, ``empty``, ``resize``) with these *options* as
+        its other arguments, or ``read``: all of the image's extents will be asked for.
+    :raises DiskmillError: what the action itself would raise.
+    """
+
+
+@hookspec(firstresult=True)
 def amend(image: Image, options: Mapping[str, Value], force: bool) -> bool | None:
     """Change options of an image, open for writing, in place. True when done."""
 
@@ -86,7 +98,9 @@ def snapshot(image: Image, action: SnapshotAction, name: str) -> list[Snapshot] 
 
 @hookspec(firstresult=True)
 def resize(image: Image, size: int, preallocation: Preallocation) -> bool | None:
-    """Change the guest disk's size to *size* bytes; *preallocation* applies to what is new. True when done.
+    """Change the guest disk's size to *size* bytes, which are whole sectors; *preallocation* is for what is new.
+
+    True when done.
 
     What a longer backing image holds behind the old end never shows: it is hidden before the new size is on disk.
     """
@@ -140,4 +154,7 @@ def crypto_amend(request: CryptoRequest, force: bool) -> bool | None:
 
 @hookspec(firstresult=True)
 def empty(image: Image) -> bool | None:
-    """Drop all data of the image, open for writing, so that it reads as its backing image does. True when done."""
+    """Drop all data of the image, open for writing, so that it reads as its backing image does. True when done.
+
+    The backing image has the data already, so the guest reads what it read before.
+    """

@@ -253,6 +253,8 @@ class Image(Node):
     preallocated: bool | None = None
     """Whether space was claimed ahead of being written, so that ``map`` asks the storage for its holes; None: it goes
     by how much of the file is holes."""
+    recording: bool = True
+    """Whether dirty bitmaps record what is written. The core unsets it where the guest reads the same afterwards."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""

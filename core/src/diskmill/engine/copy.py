@@ -38,7 +38,9 @@ class CopyPlan:
     :param zeroed: the target is known to read as zeros already, so that nothing need be done for zeros.
     :param compress: store units compressed where that makes them smaller.
     :param in_order: lay the target out in guest order, so that the same input gives the same file.
-    :param keep_holes: leave the target alone where the source has a hole (they share a backing image).
+    :param shared: an image of the source's backing chain that reads as the target's backing image does: what the
+        source has from there is left to that. Nothing else is: not holes with nothing behind them, which are zeros.
+    :param shared_size: how many bytes the target's backing image gives, where *shared* may be larger.
     :param offload: let the kernel copy from file to file where both ends are files, without looking for zeros.
     :param threads: how many; None: as many as the process has processors.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
@@ -48,7 +50,8 @@ class CopyPlan:
     zeroed: bool = False
     compress: bool = False
     in_order: bool = True
-    keep_holes: bool = False
+    shared: Image | None = None
+    shared_size: int | None = None
     offload: bool = False
     threads: int | None = None
     salvage: Callable[[int, int, DiskmillError], None] | None = None
@@ -106,10 +109,19 @@ def _joined(sources: Sequence[Node], offset: int, at: int, length: int | None, p
     """
     for source in sources:
         count = source.size - offset if length is None else length
-        extents = walk(source, offset, count, backing=not plan.keep_holes)
+        extents = _extents(source, offset, count, plan)
         shift = at - offset
         yield from (extent.moved(shift) for extent in extents) if shift else extents
         at += count
+
+
+def _extents(source: Node, offset: int, count: int, plan: CopyPlan) -> Iterator[Extent]:
+    """The extents of *source*; a hole is what is left to the target's backing image, where there is one in common."""
+    end = offset + count
+    border = end if plan.shared_size is None else min(max(offset, plan.shared_size), end)
+    yield from walk(source, offset, border - offset, above=plan.shared)
+    if border < end:
+        yield from walk(source, border, end - border)
 
 
 def _tasks(
@@ -155,8 +167,8 @@ def _tasks(
 
 def _left_out(extent: Extent, plan: CopyPlan) -> bool:
     """Whether nothing need be done for an extent that reads as zeros."""
-    if extent.kind is Kind.HOLE and plan.keep_holes:
-        return True
+    if extent.kind is Kind.HOLE and plan.shared is not None:
+        return plan.shared_size is None or extent.end <= plan.shared_size
     return plan.zeroed and plan.sparse > 0
 
 

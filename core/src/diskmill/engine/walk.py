@@ -18,7 +18,7 @@ class _Level(NamedTuple):
     :ivar shift: what is to be added to its offsets.
     :ivar depth: how far down the backing chain it lies.
     :ivar below: where a level above has it for data, the depth of that one: its zeros are allocated there.
-    :ivar backing: whether to go down its backing chain.
+    :ivar above: an image of its backing chain to stop at.
     """
 
     source: Iterator[Extent]
@@ -26,10 +26,10 @@ class _Level(NamedTuple):
     shift: int
     depth: int
     below: int | None
-    backing: bool
+    above: Image | None
 
 
-def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: bool = True) -> Iterator[Extent]:
+def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Image | None = None) -> Iterator[Extent]:
     """What the bytes *offset* to *offset + length* of *node* are, as the whole graph below it has it.
 
     In order, without gaps. ``DATA`` names storage. What lies beyond the end of a shorter backing image is ``ZERO``.
@@ -39,14 +39,18 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
 
     :param sparse: ask storage for its holes; ``DATA`` over a hole becomes ``SPARSE``. Without it, reading is all the
         same, with fewer system calls.
-    :param backing: whether to go down the backing chain.
+    :param above: an image of the backing chain to stop at: a ``HOLE`` is then what *above* gives, and nothing else.
     :raises LimitError: there are more extents, or more data, than files of their size can rightly hold.
     """
-    level = _level(node, offset, length, sparse, 0, 0, None, backing)
+    if node is above:
+        if length:
+            yield Extent(offset, length, Kind.HOLE)
+        return
+    level = _level(node, offset, length, sparse, 0, 0, None, above)
     stack: list[_Level] = []
     work, most = 0, node.account.limits.work
     while True:
-        source, image, shift, depth, below, backing = level
+        source, image, shift, depth, below, above = level
         for extent in source:
             work += 1
             if work > most:
@@ -61,18 +65,24 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
                     moved = shift + extent.start - extent.offset
                     stack.append(level)
                     under = depth if below is None else below
-                    level = _level(child, extent.offset, extent.length, sparse, moved, depth, under, True)
+                    level = _level(child, extent.offset, extent.length, sparse, moved, depth, under, None)
                     break
-            elif kind is Kind.HOLE and backing and image.backing is not None:
+            elif kind is Kind.HOLE and image.backing is not None:
                 base = image.backing
                 stack.append(level)
                 beyond = max(extent.start, base.size)
                 if beyond < extent.end:
                     zeros = Extent(beyond, extent.end - beyond, Kind.ZERO)
-                    stack.append(_Level(iter((zeros,)), None, shift, depth + 1, below, True))
+                    stack.append(_Level(iter((zeros,)), None, shift, depth + 1, below, None))
                 inside = max(min(extent.end, base.size) - extent.start, 0)
-                level = _level(base, extent.start, inside, sparse, shift, depth + 1, below, True)
+                if base is above:
+                    left = (Extent(extent.start, inside, Kind.HOLE),) if inside else ()
+                    level = _Level(iter(left), None, shift, depth + 1, below, None)
+                else:
+                    level = _level(base, extent.start, inside, sparse, shift, depth + 1, below, above)
                 break
+            elif kind is Kind.HOLE and above is not None:  # nothing is behind it: it is no hole onto *above*
+                extent = extent._replace(kind=Kind.ZERO)
             if kind is Kind.DATA or kind is Kind.ENCODED:
                 work += extent.length >> READ_PER_WORK
             if below is not None and extent.reads_as_zeros:
@@ -91,15 +101,15 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, backing: 
 
 
 def _level(
-    node: Node, offset: int, length: int, sparse: bool, shift: int, depth: int, below: int | None, backing: bool
+    node: Node, offset: int, length: int, sparse: bool, shift: int, depth: int, below: int | None, above: Image | None
 ) -> _Level:
     """The level of *node*, what it is a window onto being looked at directly."""
     while isinstance(node, Image) and node.window is not None:
         offset, shift, node = offset + node.window, shift - node.window, node.file
     if isinstance(node, Image):
-        return _Level(iter(node.extents(offset, length)), node, shift, depth, below, backing)
+        return _Level(iter(node.extents(offset, length)), node, shift, depth, below, above)
     assert isinstance(node, Storage)
     if sparse:
-        return _Level(iter(node.extents(offset, length)), None, shift, depth, below, backing)
+        return _Level(iter(node.extents(offset, length)), None, shift, depth, below, above)
     source: Iterable[Extent] = (Extent(offset, length, Kind.DATA, node, offset),) if length else ()
-    return _Level(iter(source), None, shift, depth, below, backing)
+    return _Level(iter(source), None, shift, depth, below, above)

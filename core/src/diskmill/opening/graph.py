@@ -6,7 +6,7 @@ Storage is opened first, a format driver on top, and then what the image refers 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..contract import calls
@@ -78,6 +78,25 @@ def storage_of(node: Node) -> Storage:
     while not isinstance(node, Storage):
         node = cast(Image, node).file
     return node
+
+
+def chain_of(image: Image | None) -> Iterator[Image]:
+    """*image*, its backing image, that one's, and so on."""
+    while image is not None:
+        yield image
+        image = image.backing
+
+
+def refuse_unreadable(image: Image, context: Context, *, upto: Image | None = None) -> None:
+    """Refuse an image that cannot be read to its end, as far as drivers know beforehand.
+
+    :param upto: the image of the chain that need not be looked at, nor what lies below it.
+    :raises ImageError: a VMDK does not stand on the parent that it was made for, say.
+    """
+    for one in chain_of(image):
+        if one is upto:
+            return
+        calls.preflight(context.registry, one, "read")
 
 
 def folder_of(node: Node) -> str | None:

@@ -6,7 +6,7 @@ This module is light: what it promises is in :mod:`.image`, :mod:`.volume`, :mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.crypto import CRYPTO_OPTIONS, CryptoRequest, Volume
 from diskmill.contract.drivers import CryptoDriver, FormatDriver, hookimpl
@@ -81,6 +81,14 @@ class LuksDriver(FormatDriver):
     def amend(self, image: LuksImage, options: Mapping[str, Value], force: bool) -> bool:
         """Key slots."""
         image.amend(options, force)
+        return True
+
+    @hookimpl
+    def preflight(self, image: LuksImage, action: str, options: Mapping[str, Any]) -> bool | None:
+        """Whether its size can change."""
+        if action != "resize":
+            return None
+        image.growing_file()
         return True
 
     @hookimpl

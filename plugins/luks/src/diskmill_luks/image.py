@@ -91,11 +91,18 @@ class LuksImage(FormatImage):
 
         amend(request, force)
 
+    def growing_file(self) -> Storage:
+        """The file whose size is that of the disk.
+
+        :raises UnsupportedError: there is none.
+        """
+        if not isinstance(self.file, Storage) or self.volume.payload_size is not None:
+            raise UnsupportedError("the size of this LUKS image is fixed", file=self.name)
+        return self.file
+
     def resize(self, size: int, preallocation: str) -> None:
         """Make the payload *size* bytes long; what is new decrypts to noise, as with qemu-img."""
-        file = self.file
-        if not isinstance(file, Storage) or self.volume.payload_size is not None:
-            raise UnsupportedError("the size of this LUKS image is fixed", file=self.name)
+        file = self.growing_file()
         size = round_up(size, self.volume.granularity)
         old, end = file.size, self.volume.payload_offset + size
         file.truncate(end)

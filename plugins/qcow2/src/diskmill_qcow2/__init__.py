@@ -110,18 +110,35 @@ class Qcow2Driver(FormatDriver):
         return create(self, request)
 
     @hookimpl
+    def preflight(self, image: Qcow2Image, action: str, options: Mapping[str, Any]) -> bool | None:
+        """Another backing file, another size, and whether there is a backing image to show."""
+        from .amend import can_be_emptied, refuse
+        from .resize import refuse_size
+
+        if action == "amend":
+            refuse(image, options["options"], options["force"])
+        elif action == "resize":
+            refuse_size(image, options["size"], options["preallocation"], image.header.version)
+        elif action == "empty":
+            return can_be_emptied(image)
+        else:
+            return None
+        return True
+
+    @hookimpl
     def amend(self, image: Qcow2Image, options: Mapping[str, Value], force: bool) -> bool | None:
         """What the header says, and key slots."""
         keys = {name: value for name, value in options.items() if name.startswith("encrypt.")}
         rest = {name: value for name, value in options.items() if name not in keys}
-        if rest:
-            from .amend import amend
+        from .amend import amend, refuse
 
-            amend(image, rest, force)
+        refuse(image, rest, force)
         if keys:
             from .encryption import amend as amend_keys
 
             amend_keys(image, keys, force)
+        if rest:
+            amend(image, rest, force)
         return True
 
     @hookimpl

@@ -30,15 +30,11 @@ def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
     """
     header = image.header
     with image.lock:
+        refuse(image, options, force)
         image.flush()
         version = _version(options, header.version)
         order = _refcount_order(image, options, version)
-        _refuse(image, options, version, force)
         size = int(options.get("size") or image.size)
-        if version < header.version:
-            from .versions import refuse_downgrade
-
-            refuse_downgrade(image, size)
         grows = size != image.size
         if grows and header.version <= version == 2:
             _resize(image, size)
@@ -54,6 +50,29 @@ def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
         if grows:
             _resize(image, size)
         image.flush()
+
+
+def refuse(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
+    """Refuse *options* that cannot be, as far as that is known before anything is written.
+
+    :raises DiskmillError: as :func:`amend`.
+    """
+    header = image.header
+    version = _version(options, header.version)
+    _refcount_order(image, options, version)
+    _refuse(image, options, version, force)
+    size = int(options.get("size") or image.size)
+    if version < header.version:
+        from .versions import refuse_downgrade
+
+        refuse_downgrade(image, size)
+    if size != image.size:
+        from .resize import refuse_size
+
+        refuse_size(image, size, "off", min(version, header.version) if version == 2 else version)
+    new = header.copy()
+    _header(new, options)
+    new.pack()
 
 
 def _resize(image: Qcow2Image, size: int) -> None:
@@ -117,9 +136,14 @@ def _header(header: Header, options: Mapping[str, Value]) -> None:
         header.autoclear_features &= ~c.RAW_EXTERNAL_DATA
 
 
+def can_be_emptied(image: Qcow2Image) -> bool:
+    """Whether it can say that a cluster is its backing image's: all of a raw data file is the disk's own."""
+    return not image.header.autoclear_features & c.RAW_EXTERNAL_DATA
+
+
 def empty(image: Qcow2Image) -> bool | None:
     """Drop all guest data, so that the image reads as its backing image; None where that cannot be said."""
-    if image.header.autoclear_features & c.RAW_EXTERNAL_DATA:
+    if not can_be_emptied(image):
         return None
     with image.lock:
         image.unmap(0, image.size)

@@ -277,6 +277,16 @@ class Bitmaps:
     def resize(self, size: int) -> None:
         """The disk is about to get *size* bytes.
 
+        :raises UsageError: see :meth:`refuse_size`.
+        """
+        self.refuse_size(size)
+        self.begin(resize=True)
+        for bitmap in self.all:
+            bitmap.resize(size)
+
+    def refuse_size(self, size: int) -> None:
+        """Refuse a size of the disk that the bitmaps do not go with.
+
         :raises UsageError: one of the bitmaps was not stored properly, so nobody knows what would become of it; or it
             would have more bits than may be, and nobody would open the image.
         """
@@ -286,9 +296,6 @@ class Bitmaps:
             if disk.table_entries(size, bits, self.image.unit) * self.image.unit > c.MAX_BITMAP_BYTES:
                 cause = f"Bitmap '{name}' with its granularity of {1 << bits} bytes is too fine for {size} bytes"
                 raise UsageError(f"{cause}: remove it first", file=self.image.name)
-        self.begin(resize=True)
-        for bitmap in self.all:
-            bitmap.resize(size)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -329,6 +336,8 @@ class Bitmaps:
         bits = granularity.bit_length() - 1
         if image.header.version < 3:
             raise UsageError("version 2 (compat=0.10) has no persistent bitmaps", file=image.name)
+        if not image.size:  # a table without entries, which no reader takes
+            raise UsageError("a disk of 0 bytes has nothing that a bitmap could record", file=image.name)
         if not name:
             raise UsageError("Bitmap name cannot be empty", file=image.name)
         if len(name.encode("utf-8", "surrogateescape")) > c.MAX_BITMAP_NAME:

@@ -470,7 +470,7 @@ class Qcow2Image(FormatImage):
     def _changing(self, offset: int, length: int) -> None:
         """Guest bytes *offset* to *offset + length* are about to change."""
         self.begin_change()
-        if self._bitmaps is not None:
+        if self._bitmaps is not None and self.recording:
             self._bitmaps.mark(offset, length)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:

@@ -22,12 +22,8 @@ def resize(image: Qcow2Image, size: int, preallocation: str) -> bool:
     :raises UsageError: the L1 table cannot be that large.
     :raises UnsupportedError: the image has something that stands in the way.
     """
-    header = image.header
     size = round_up(size, SECTOR)
-    if header.nb_snapshots and header.version < 3:
-        raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
-    if size < image.size and preallocation != "off":
-        raise UsageError("preallocation is for growing images", file=image.name)
+    refuse_size(image, size, preallocation, image.header.version)
     with image.lock:
         image.flush()
         if size < image.size:
@@ -36,6 +32,31 @@ def resize(image: Qcow2Image, size: int, preallocation: str) -> bool:
             _grow(image, size, preallocation)
         image.flush()
     return True
+
+
+def refuse_size(image: Qcow2Image, size: int, preallocation: str, version: int) -> None:
+    """Refuse what cannot be, before anything is written.
+
+    :param version: of the format, that the image has when it is resized.
+    :raises DiskmillError: as :func:`resize`.
+    """
+    if image.header.nb_snapshots and version < 3:
+        raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
+    if size < image.size and preallocation != "off":
+        raise UsageError("preallocation is for growing images", file=image.name)
+    _l1_entries(image, size)
+    with image.lock:
+        image.bitmaps.refuse_size(size)
+
+
+def _l1_entries(image: Qcow2Image, size: int) -> int:
+    """How many entries the L1 table of a disk of *size* bytes needs."""
+    header = image.header
+    needed = -(-size // (header.cluster_size * header.l2_entries))
+    if needed * 8 > c.MAX_L1_BYTES and needed > header.l1_size:
+        cause = f"a disk of {size} bytes is too large for its clusters of {header.cluster_size} bytes"
+        raise UsageError(cause, file=image.name)
+    return needed
 
 
 def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
@@ -97,11 +118,9 @@ def _write_size(image: Qcow2Image, size: int) -> None:
 
 def _grow_l1(image: Qcow2Image, size: int) -> None:
     header, mapping, refcounts = image.header, image.mapping, image.refcounts
-    needed = -(-size // (header.cluster_size * header.l2_entries))
+    needed = _l1_entries(image, size)
     if needed <= header.l1_size:
         return
-    if needed * 8 > c.MAX_L1_BYTES:
-        raise UsageError(f"a disk of {size} bytes is too large for its clusters of {header.cluster_size} bytes")
     clusters = -(-needed * 8 // header.cluster_size)
     room = -(-header.l1_size * 8 // header.cluster_size)
     grown = mapping.l1.part(0, len(mapping.l1)) + tables.filled(needed - len(mapping.l1), 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.options import Option
@@ -47,6 +47,13 @@ class QedDriver(FormatDriver):
         from .image import create_qed
 
         return create_qed(self, request)
+
+    @hookimpl
+    def preflight(self, image: QedImage, action: str, options: Mapping[str, Any]) -> bool | None:
+        """Whether the header has room for the name of another backing file."""
+        if action == "amend":
+            image.room_for(str(options["options"].get("backing_file", "")))
+        return True if action in ("amend", "empty") else None
 
     @hookimpl
     def amend(self, image: QedImage, options: Mapping[str, Value], force: bool) -> bool:

@@ -182,24 +182,32 @@ class QedImage(TwoLevelImage):
                 raise
             self.flush()
 
-    def change_backing(self, name: str, format: str) -> None:
-        """Let the image stand on *name* (``""``: nothing) from now on.
-
-        The new name goes where the old one is not, so that the header names a whole one at any moment.
+    def room_for(self, name: str) -> int:
+        """Where in the header the name of another backing file goes: not where the one that it has now is.
 
         :raises UnsupportedError: the header has features that are not known, so nobody can tell where there is room.
         :raises UsageError: the name is too long.
         """
-        header, data = self.header, os.fsencode(name)
+        header, length = self.header, len(os.fsencode(name))
         if header.compat_features:
             raise UnsupportedError("its header has features that are not known", file=self.name)
         old = header.backing_filename_offset, header.backing_filename_offset + header.backing_filename_size
         if not header.features & c.QED_F_BACKING_FILE:
             old = 0, 0
-        at = next((at for at in (c.HEADER.size, old[1]) if at >= old[1] or at + len(data) <= old[0]), old[1])
+        at = next((at for at in (c.HEADER.size, old[1]) if at >= old[1] or at + length <= old[0]), old[1])
         at = max(at, c.HEADER.size)
-        if len(data) > c.MAX_BACKING_NAME or at + len(data) > self.data_start:
+        if length > c.MAX_BACKING_NAME or at + length > self.data_start:
             raise UsageError("the header has no room for a backing file name of that length", file=self.name)
+        return at
+
+    def change_backing(self, name: str, format: str) -> None:
+        """Let the image stand on *name* (``""``: nothing) from now on.
+
+        The new name goes where the old one is not, so that the header names a whole one at any moment.
+
+        :raises DiskmillError: see :meth:`room_for`.
+        """
+        header, data, at = self.header, os.fsencode(name), self.room_for(name)
         with self.lock:
             self.begin()
             self.flush()

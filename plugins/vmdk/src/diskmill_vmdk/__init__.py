@@ -6,12 +6,14 @@ This module is what the entry point names: it stays light, and imports the rest 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diskmill.contract.requests import CreateRequest, OpenRequest
     from diskmill.contract.results import CheckResult
 
@@ -93,6 +95,17 @@ class VmdkDriver(FormatDriver):
         from .checking import check_vmdk
 
         return check_vmdk(image, repair)
+
+    @hookimpl
+    def preflight(self, image: VmdkImage, action: str, options: Mapping[str, Any]) -> bool | None:
+        """Whether it can be emptied; and read, if it does not stand on the parent that it was made for."""
+        if action == "empty":
+            image.refuse_emptying()
+        elif action == "read":
+            image.refuse_reading()
+        else:
+            return None
+        return True
 
     @hookimpl
     def empty(self, image: VmdkImage) -> bool:

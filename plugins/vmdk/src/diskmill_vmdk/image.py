@@ -262,13 +262,30 @@ class VmdkImage(FormatImage):
                 part.flush()
                 part.finish()
 
+    def refuse_emptying(self) -> None:
+        """Refuse what :meth:`empty` cannot do.
+
+        :raises UnsupportedError: an extent cannot be emptied.
+        """
+        if not all(isinstance(part, HostedPart) for part in self.parts):
+            raise UnsupportedError("only sparse extents can be emptied", file=self.name)
+
+    def refuse_reading(self) -> None:
+        """Find out whether all of it can be read.
+
+        :raises ImageError: a hole would show a parent that has changed since.
+        :raises UnsupportedError: only tables that are not read here tell zeros from what the parent holds.
+        """
+        if self.backing is not None and not self._parent_matches or any(part.blind for part in self.parts):
+            for _ in self._extents(0, self.size):
+                pass
+
     def empty(self) -> bool:
         """Give up all that the image holds itself: it then reads as its backing image.
 
         :raises UnsupportedError: an extent cannot.
         """
-        if not all(isinstance(part, HostedPart) for part in self.parts):
-            raise UnsupportedError("only sparse extents can be emptied", file=self.name)
+        self.refuse_emptying()
         self.begin()
         for part in self.parts:
             assert isinstance(part, HostedPart)
