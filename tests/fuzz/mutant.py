@@ -61,7 +61,7 @@ class Mutant:
     @property
     def possible(self) -> bool:
         """Whether a file system would take a file like that."""
-        return self.size < 1 << 50 and all(offset + len(data) < 1 << 50 for offset, data in self.pieces)
+        return 0 <= self.size < 1 << 50 and all(0 <= at and at + len(data) < 1 << 50 for at, data in self.pieces)
 
     def pack(self) -> bytes:
         parts = [_HEAD.pack(self.flags, self.size)]
