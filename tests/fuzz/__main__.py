@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".fuzz"
 DRIVERS = "bochs cloop dmg luks parallels qcow qcow2 qed raw vdi vhdx vmdk vpc".split()
+PACKAGES = {"raw": "diskmill"}
+"""Where a driver is, if not in `diskmill_DRIVER`."""
 _LARGEST = 256 << 10
 """Bytes of an input, which is an image without its zeros."""
 
@@ -67,7 +69,7 @@ def _fuzz(driver: str, state: str, seconds: int) -> None:
     """Never returns: the engine ends the process."""
     import atheris
 
-    package = f"diskmill_{driver}"
+    package = PACKAGES.get(driver, f"diskmill_{driver}")
     with atheris.instrument_imports(include=["diskmill", package]):
         module = importlib.import_module(package)
         for found in pkgutil.walk_packages(module.__path__, f"{package}."):
