@@ -123,9 +123,8 @@ class Target:
         with self.machine.open("mutant", self.format, writable=True) as image:
             for at in self._places(image.size):
                 piece = b"w" * min(5000, image.size - at)
-                image.write(at, piece)
-                if image.read(at, len(piece)) != piece:
-                    raise ValueError("what was written reads otherwise")
+                image.write(at, piece)  # it may read otherwise: a damaged image can have one place for two blocks
+                image.read(at, len(piece))
                 image.zero(at, len(piece))
             image.flush()
 
