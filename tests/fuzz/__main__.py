@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".fuzz"
-DRIVERS = "bochs cloop dmg luks parallels qcow qcow2 qed raw vdi vhdx vmdk vpc".split()
+DRIVERS = ["bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed", "raw", "vdi", "vhdx", "vmdk", "vpc"]
 PACKAGES = {"raw": "diskmill"}
 """Where a driver is, if not in `diskmill_DRIVER`."""
 _LARGEST = 256 << 10
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         from .corpus import keep
 
         for driver in arguments[1:] or DRIVERS:
-            keep(driver, STATE / driver / "queue")
+            keep(driver, STATE / driver)
         return 0
     drivers = [word for word in arguments if not word.isdigit()]
     seconds = next((int(word) for word in arguments if word.isdigit()), 60)

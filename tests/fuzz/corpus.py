@@ -7,6 +7,7 @@ import os
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,13 +30,18 @@ def stored(driver: str) -> list[Mutant]:
     return [mutant for mutant in found if mutant is not None]
 
 
-def keep(driver: str, queue: Path) -> None:
-    """Make the archive of *driver* anew, of what it holds and what lies in the folder *queue*."""
+def keep(driver: str, folder: Path) -> None:
+    """Make the archive of *driver* anew, of what it holds and what runs have left in *folder*.
+
+    What was found once, and is mended, stays in it.
+    """
+    path = FOLDER / f"{driver}.zip"
+    finds = dict(_mended(driver, folder, path))
     target = Target(driver)
     known = {_places_of(target, Mutant.of(content)) for content in target.seeds}
     reached = set().union(*known)  # the seeds are made anew each time, and need not be kept
     candidates = {mutant.pack() for mutant in stored(driver)}
-    candidates |= {path.read_bytes() for path in queue.glob("*")}
+    candidates |= {one.read_bytes() for one in (folder / "queue").glob("*")}
     inputs = []
     for data in candidates:
         mutant = Mutant.unpack(data)
@@ -52,11 +58,29 @@ def keep(driver: str, queue: Path) -> None:
         chosen.append(data)
         reached |= places
         room -= size + 150
-    path = FOLDER / f"{driver}.zip"
+    files = {hashlib.sha1(data).hexdigest()[:12]: data for data in chosen} | finds
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for data in sorted(chosen):
-            archive.writestr(zipfile.ZipInfo(hashlib.sha1(data).hexdigest()[:12]), data, zipfile.ZIP_DEFLATED)
-    print(f"{driver}: {len(chosen)} of {len(candidates)} images, {os.path.getsize(path)} bytes", flush=True)
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    print(f"{driver}: {len(files)} of {len(candidates)} images, {os.path.getsize(path)} bytes", flush=True)
+
+
+def _mended(driver: str, folder: Path, archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of what was found once, and does no harm any more."""
+    if archive.exists():
+        with zipfile.ZipFile(archive) as old:
+            yield from ((name, old.read(name)) for name in old.namelist() if name.startswith("find-"))
+    target = Target(driver)
+    for path in sorted(folder.glob("find-*")):
+        mutant = Mutant.unpack(path.read_bytes()) if not path.suffix else None
+        if mutant is None:
+            continue
+        try:
+            target.run(mutant)
+        except Find as find:
+            print(f"{driver}: {path} is not mended: {find.what}", flush=True)
+        else:
+            yield path.name, mutant.pack()
 
 
 def _places_of(target: Target, mutant: Mutant) -> frozenset[tuple[str, int, int]]:

@@ -61,7 +61,7 @@ class Mutant:
     @property
     def possible(self) -> bool:
         """Whether a file system would take a file like that."""
-        return 0 <= self.size < 1 << 50 and all(0 <= at and at + len(data) < 1 << 50 for at, data in self.pieces)
+        return 0 <= self.size < 1 << 50 and all(at >= 0 and at + len(data) < 1 << 50 for at, data in self.pieces)
 
     def pack(self) -> bytes:
         parts = [_HEAD.pack(self.flags, self.size)]
@@ -92,7 +92,9 @@ class Mutant:
         if kind < 0.03 or not self.pieces:
             self.flags ^= chance.choice((SEALED, WRITTEN))
         elif kind < 0.07:
-            self.size = self._number(chance) if chance.random() < 0.5 else max(self.size + chance.randrange(-600, 600), 0)
+            self.size = (
+                self._number(chance) if chance.random() < 0.5 else max(self.size + chance.randrange(-600, 600), 0)
+            )
         else:
             index = chance.randrange(len(self.pieces))
             offset, data = self.pieces[index]
@@ -108,7 +110,9 @@ class Mutant:
                 source = chance.choice(self.pieces)[1]
                 length = chance.choice((8, 16, 24, 32, 64, 512))
                 start = chance.randrange(max(len(source), 1)) // 4 * 4
-                self.pieces[index] = self._overlay(offset, data, chance.randrange(len(data) + 8), source[start : start + length])
+                self.pieces[index] = self._overlay(
+                    offset, data, chance.randrange(len(data) + 8), source[start : start + length]
+                )
             elif kind < 0.70:
                 self.pieces[index] = (max(offset + chance.choice((-512, 512, -4096, 4096, -8, 8, 65536)), 0), data)
             elif kind < 0.73:

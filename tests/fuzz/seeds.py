@@ -141,7 +141,7 @@ def seal(format: str, content: Content) -> None:
         _seal_vhdx(content)
     elif format == "vpc":
         for at, length, place in ((0, 512, 64), (512, 1024, 36), (content.size - 512, 512, 64)):
-            if 0 <= at and at + length <= content.size:
+            if at >= 0 and at + length <= content.size:
                 structure = content.read(at, length)
                 structure[place : place + 4] = bytes(4)
                 content.write(at + place, struct.pack(">I", ~sum(structure) & 0xFFFFFFFF))
@@ -167,5 +167,3 @@ def _seal_vhdx(content: Content) -> None:
             structure = content.read(at, length)
             vhdx_samples.seal(structure, 0, length)
             content.write(at, structure)
-
-

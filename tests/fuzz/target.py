@@ -33,7 +33,7 @@ class TooSlowError(BaseException):
     """An image has taken :data:`LONGEST`. No driver may catch it."""
 
 
-class Find(Exception):  # noqa: N818  it is what is looked for
+class Find(Exception):
     """What a driver must not do: *what* in few words, the same for the same fault."""
 
     def __init__(self, error: BaseException) -> None:

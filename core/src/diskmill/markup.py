@@ -1,9 +1,10 @@
 """XML from strangers, read into a small tree within bounds.
 
-Descriptors of images use little of XML: elements, text, a document type that names a public identifier. What a few bytes
-could be made large with is refused or left aside: an internal document type (entities, default attributes), namespaces
-(each tag would carry its own copy of a long name), attributes. Counts are bounded before anything is built, by the
-characters that every element and every attribute needs. Source: Extensible Markup Language (XML) 1.0, fifth edition.
+Descriptors of images use little of XML: elements, text, a document type that names a public identifier. What a few
+bytes could be made large with is refused or left aside: an internal document type (entities, default attributes),
+namespaces (each tag would carry its own copy of a long name), attributes. Counts are bounded before anything is built,
+by the characters that every element and every attribute needs. Source: Extensible Markup Language (XML) 1.0, fifth
+edition.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _DEEPEST = 64
 
 
 class Element:
-    """An element: its *tag* with the prefix as it stands there, its *text* (that of its children aside), its children."""
+    """An element: its *tag*, prefix included; its *text*, that of its children aside; its *children*."""
 
     __slots__ = ("children", "tag", "text")
 

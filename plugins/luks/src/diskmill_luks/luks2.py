@@ -450,7 +450,8 @@ class Luks2:
             "kdf": derivation,
         }
         made = self._slot(index, slot)
-        wrapping = self._derive(f"key slot {index}", made, passphrase, Budget(self.name, seconds=1 << 40, memory=1 << 42))
+        unlimited = Budget(self.name, seconds=1 << 40, memory=1 << 42)
+        wrapping = self._derive(f"key slot {index}", made, passphrase, unlimited)
         material = afsplit.split(key, STRIPES, hash_name)
         material += bytes(round_up(len(material), SECTOR) - len(material))
         cipher = BulkCipher(spec, wrapping)

@@ -161,8 +161,7 @@ class _Reader:
     def chain(self, root: Element) -> list[str]:
         """The identifiers of the top image, of what it stands on, and so on to the root."""
         parents = {
-            self.text(shot, "GUID"): shot.text_at("ParentGUID") or _NO_PARENT
-            for shot in root.all("Snapshots/Shot")
+            self.text(shot, "GUID"): shot.text_at("ParentGUID") or _NO_PARENT for shot in root.all("Snapshots/Shot")
         }
         guid = root.text_at("Snapshots/TopGUID") or _TOP
         chain: list[str] = []

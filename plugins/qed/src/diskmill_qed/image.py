@@ -286,7 +286,9 @@ def _layout(options: Mapping[str, Value]) -> tuple[int, int]:
     if table == 1:
         raise UsageError("table_size must be 2, 4, 8 or 16: QEMU opens no image whose tables are of one cluster")
     if (cluster * table // WIDTH) ** 2 * cluster >= 1 << 64:
-        cause = f"tables of {table} clusters of {cluster} bytes hold a disk of 16 EiB and more, which QEMU does not open"
+        cause = (
+            f"tables of {table} clusters of {cluster} bytes hold a disk of 16 EiB and more, which QEMU does not open"
+        )
         raise UsageError(f"{cause}: choose a smaller cluster_size or table_size")
     return cluster, table
 
