@@ -149,6 +149,7 @@ def _luks() -> Iterator[Attack]:
         "fractions": lambda room: "[" + ",".join(["1.5"] * (room // 4 - 1)) + "]",
         "large number": lambda room: "9" * room,
         "wide characters": lambda room: '"\U0001f600' + "x" * (room - 10) + '"',
+        "half a character": lambda room: '"\\ud800"',
         "escapes": lambda room: '"' + "\\u0041" * (room // 6 - 1) + '"',
     }
     for name, make in texts.items():

@@ -25,9 +25,8 @@ def test_a_parser_builds_little(tmp_path: Path, name: str, make: Callable[[Path]
     format = FORMATS[name.split()[0]]
     options = f"driver={format},file.filename={path}" + (",key-secret=key,kdf-limit=8" if format == "luks" else "")
     for command in (info, check):
-        with bounded(f"{command.__name__}: {name}"):
-            with suppress(DiskmillError):
-                command(options, image_opts=True, context=context)
+        with bounded(f"{command.__name__}: {name}"), suppress(DiskmillError):
+            command(options, image_opts=True, context=context)
 
 
 def test_the_merging_of_key_material_counts(tmp_path: Path) -> None:
@@ -36,3 +35,11 @@ def test_the_merging_of_key_material_counts(tmp_path: Path) -> None:
     options = f"driver=luks,file.filename={path},key-secret=key,kdf-limit=1"
     with bounded("merging"), pytest.raises(DiskmillError, match=r"32768 stripes.*kdf-limit"):
         list(map(options, image_opts=True, context=Context(secrets={"key": b"open sesame"})))
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    """Nobody could show it."""
+    path = tmp_path / "image"
+    dict(ATTACKS)["luks2 metadata: half a character"](path)
+    with pytest.raises(DiskmillError, match="not JSON"):
+        info(str(path))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from twins import PAGE, Content
 
-SEALED, WRITTEN = 1, 2
-"""Flags: the format's checksums are right all the same; it is written to and repaired, not only read."""
+SEALED, WRITTEN, SHOWN = 1, 2, 4
+"""Flags: the format's checksums are right all the same; it is written to and repaired, not only read; it is shown, as
+command lines show it."""
 _HEAD = struct.Struct("<BQ")
 _PIECE = struct.Struct("<QI")
 _GAP = 24
@@ -89,9 +90,9 @@ class Mutant:
 
     def _damage(self, chance: random.Random, scramble: Callable[[bytes, int], bytes]) -> None:
         kind = chance.random()
-        if kind < 0.03 or not self.pieces:
-            self.flags ^= chance.choice((SEALED, WRITTEN))
-        elif kind < 0.07:
+        if kind < 0.05 or not self.pieces:
+            self.flags ^= chance.choice((SEALED, WRITTEN, SHOWN))
+        elif kind < 0.08:
             self.size = (
                 self._number(chance) if chance.random() < 0.5 else max(self.size + chance.randrange(-600, 600), 0)
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import resource
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from itertools import islice
 from types import FrameType
@@ -18,11 +21,13 @@ import diskmill.commands.map
 import diskmill.commands.measure
 from diskmill.errors import DiskmillError
 from diskmill.gate import FOLDER
+from diskmill_cli.main import _run as run_command
+from diskmill_cli.session import Session
 from formats import FORMATS, Machine
 from mutations import MEMORY
-from twins import Content
+from twins import PAGE, Content
 
-from .mutant import SEALED, WRITTEN, Mutant
+from .mutant import SEALED, SHOWN, WRITTEN, Mutant
 from .seeds import seal, seeds
 
 LONGEST = 5.0
@@ -57,6 +62,10 @@ class Target:
         self._reading: list[Callable[[], object]] = [self._probed, self._info, self._map, self._read]
         self._reading += [self._measure] if format not in ("raw",) else []
         self._reading += [self._check] if "check" in capabilities else []
+        self._shown = ["info {}", "info --output=json --limits {}"]
+        self._shown += ["check {}"] if "check" in capabilities else []
+        self._shown += ["snapshot -l {}"] if "snapshots" in capabilities else []
+        self._folder = tempfile.TemporaryDirectory(prefix="diskmill-fuzz-")
         self._writing: list[Callable[[], object]] = [self._write] if "write" in capabilities else []
         self._writing += [self._repair] if "repair" in capabilities else []
 
@@ -71,6 +80,9 @@ class Target:
         with _bounded():
             for action in self._reading:
                 self._do(action, content)
+            if mutant.flags & SHOWN and self._put(content):
+                for words in self._shown:
+                    self._do(lambda words=words: self._show(words), content)  # type: ignore[misc]
             for action in self._writing if mutant.flags & WRITTEN else ():
                 self._do(action, content.copy())
 
@@ -84,6 +96,25 @@ class Target:
         except DiskmillError as error:
             if "\n" in str(error) or not str(error):
                 raise
+
+    def _put(self, content: Content) -> bool:
+        """Make a real file of *content*; whether there can be one."""
+        with open(os.path.join(self._folder.name, "image"), "wb") as file:
+            try:
+                file.truncate(content.size)
+                for number, page in content.pages.items():
+                    os.pwrite(file.fileno(), page[: max(content.size - number * PAGE, 0)], number * PAGE)
+            except OSError:
+                return False
+        return True
+
+    def _show(self, words: str) -> None:
+        """Run a command line, but for what turns an unforeseen exception into a message."""
+        options = f"driver={self.format},file.filename={self._folder.name}/image"
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape")
+        with redirect_stdout(out), redirect_stderr(io.StringIO()):
+            run_command(words.format(f"--image-opts {options}").split(), Session())
+            out.flush()
 
     @property
     def _name(self) -> str:

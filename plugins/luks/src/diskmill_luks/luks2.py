@@ -592,6 +592,7 @@ def _metadata(source: bytes, name: str, place: str) -> Json:
         raise ImageError(f"its metadata have more than {_MOST_VALUES} values", file=name, place=place)
     try:
         meta = json.loads(source)
+        json.dumps(meta, ensure_ascii=False).encode()  # halves of characters stand for none, and nobody could show them
     except (ValueError, RecursionError):
         raise ImageError("its metadata are not JSON", file=name, place=place) from None
     if not isinstance(meta, dict):
