@@ -40,6 +40,7 @@ def _documents(root: bytes, size: int, body: bytes) -> Iterator[tuple[str, bytes
     yield "references", document(b"&#65;" * (size // 6))
     yield "as many tags as may be", document(b"<a/>" * 99_000)
     yield "many tags", document(b"<a/>" * (size // 5))
+    yield "an encoding of Python's", document(b"", before=b"").replace(b"?>", b" encoding='unicode_escape'?>", 1)
     yield "many names", document(b"".join(b"<a%d/>" % number for number in range(99_000)))
     yield "deep", document(b"<a>" * 90_000)
     yield "deep and closed", document(b"<a>" * 49_000 + b"</a>" * 49_000)

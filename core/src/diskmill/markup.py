@@ -20,6 +20,9 @@ MOST = 100_000
 _DEEPEST = 64
 """Elements inside one another; descriptors have less than ten."""
 
+_ENCODINGS = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
+"""What the parser knows by itself. Others would be any codec that Python has."""
+
 
 class Element:
     """An element: its *tag*, prefix included; its *text*, that of its children aside; its *children*."""
@@ -66,6 +69,8 @@ def parse(data: bytes, *, file: str, place: str | None = None, encoding: str | N
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.text
     parser.StartDoctypeDeclHandler = builder.document_type
+    if encoding is None:
+        parser.XmlDeclHandler = builder.declaration
     try:
         parser.Parse(data, True)
     except (expat.ExpatError, ValueError, LookupError) as error:
@@ -94,6 +99,10 @@ class _Builder:
     def end(self, tag: str) -> None:
         element, pieces = self._open.pop()
         element.text = "".join(pieces)
+
+    def declaration(self, version: str, encoding: str | None, standalone: int) -> None:
+        if encoding is not None and encoding.lower() not in _ENCODINGS:
+            raise ValueError(f"the encoding '{encoding[:40]}' is not read")
 
     def document_type(self, name: str, system: str | None, public: str | None, internal: bool) -> None:
         if internal:
