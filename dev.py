@@ -5,6 +5,7 @@ virtual environment in .venv, with every package of the workspace and the tools,
     python3 dev.py demo             make a real disk image, convert it, look at it, compare
     python3 dev.py test [ARG...]    lint, types and all tests; with arguments, only `pytest ARG...`
     python3 dev.py lint             ruff and mypy alone
+    python3 dev.py fuzz [DRIVER] [SECONDS]  look for images that a driver does not bear (`fuzz --help`)
     python3 dev.py bench [ARG...]   the benchmark against qemu-img (`bench --help`)
     python3 dev.py picture          write the pictures in docs/img anew
     python3 dev.py tools            name the Debian packages that the tests need and this machine lacks
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if command == "tools":
         print(*missing_packages())
         return 0
-    if command not in ("setup", "demo", "test", "lint", "bench", "picture"):
+    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "picture"):
         print(__doc__.strip())
         return 0 if command in ("help", "-h", "--help") else 2
     set_up()
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int:
         return lint()
     if command == "bench":
         return call(BIN / "python", "-m", "bench", *rest)
+    if command == "fuzz":
+        return fuzz(rest)
     if command == "picture":
         return call(BIN / "python", "docs/picture.py", make_disk().parent)
     return 0
@@ -146,6 +149,19 @@ def test(arguments: list[str]) -> int:
     if linted:
         print("ruff or mypy complained; see above the tests", file=sys.stderr)
     return tested or linted
+
+
+def fuzz(arguments: list[str]) -> int:
+    """tests/fuzz. Its engine is large, and not there for every Python: it is installed when it is first asked for."""
+    import tomllib
+
+    engine = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["fuzz"]
+    if not any((VENV / "lib").glob(f"python*/site-packages/{engine[0]}")):
+        pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+        if call(*pip, "-c", ROOT / "constraints.txt", *engine):
+            print("dev.py: pip could not install the fuzzing engine; what it said stands above", file=sys.stderr)
+            return 1
+    return call(BIN / "python", "-m", "fuzz", *arguments, env={"PYTHONPATH": str(ROOT / "tests")})
 
 
 # The demonstration

@@ -25,7 +25,7 @@ FORMATS = {
     "vpc": {"force_size": True},
     "vhdx": {"block_size": MiB},
     "parallels": {"cluster_size": 16 * KiB},
-    "qed": {"cluster_size": 16 * KiB, "table_size": 1},
+    "qed": {"cluster_size": 16 * KiB, "table_size": 2},
     "qcow": {},
 }
 CHECKED = [format for format in FORMATS if format != "qcow"]

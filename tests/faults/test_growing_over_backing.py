@@ -17,7 +17,7 @@ SIZE = MiB + 5 * SECTOR
 LONGER = 3 * MiB
 LAYOUTS: dict[str, list[dict[str, Any]]] = {
     "qcow2": [{"cluster_size": 4 * KiB}, {"cluster_size": 16 * KiB, "extended_l2": True}, {"compat": "0.10"}],
-    "qed": [{"cluster_size": 16 * KiB, "table_size": 2}, {"cluster_size": 4 * MiB, "table_size": 1}],
+    "qed": [{"cluster_size": 16 * KiB, "table_size": 2}, {"cluster_size": 4 * MiB, "table_size": 2}],
     "vmdk": [{}, {"zeroed_grain": True}],
 }
 

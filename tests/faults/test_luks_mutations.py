@@ -169,7 +169,8 @@ def test_luks1_that_asks_for_too_much(offset: int, value: int, says: str) -> Non
     ("kdf", "says"),
     [
         ({"type": "argon2id", "time": 2**31, "memory": 65536, "cpus": 1}, "kdf-limit"),
-        ({"type": "argon2id", "time": 1, "memory": 2**32 - 1, "cpus": 1}, "memory"),
+        ({"type": "argon2id", "time": 1, "memory": 2**32 - 1, "cpus": 1}, "kdf-memory"),
+        ({"type": "argon2id", "time": 1, "memory": 2**20 + 1, "cpus": 1}, "kdf-memory"),
         ({"type": "argon2id", "time": 1, "memory": 1, "cpus": 1}, "memory"),
         ({"type": "argon2id", "time": 1, "memory": 65536, "cpus": 10**6}, "cpus"),
         ({"type": "pbkdf2", "hash": "sha256", "iterations": 2**32 - 1}, "kdf-limit"),

@@ -918,3 +918,32 @@ def test_check_finds_a_grain_of_a_stream_in_the_wrong_place(tmp_path: Path) -> N
     assert diskmill.check(str(image)).corruptions == 1
     with pytest.raises(DiskmillError, match="marker"):
         read_all(image)
+
+
+@pytest.mark.parametrize("size", [512, 5 * MiB + 512, 3 * TABLE + 512])
+@pytest.mark.parametrize("based", [False, True])
+def test_qemu_writes_into_an_empty_stream(tmp_path: Path, size: int, based: bool) -> None:
+    """It makes a grain wherever there is none yet, but no grain table."""
+    image, options = tmp_path / "disk.vmdk", {"subformat": "streamOptimized"}
+    expected = bytearray(size)
+    backing = {}
+    if based:
+        diskmill.create(str(tmp_path / "base.vmdk"), size, format="vmdk")
+        with diskmill.open(str(tmp_path / "base.vmdk"), writable=True) as base:
+            base.write(0, b"below" * 100)
+        expected[:500] = b"below" * 100
+        backing = {"backing": "base.vmdk", "backing_format": "vmdk"}
+    diskmill.create(str(image), size, format="vmdk", options=options, **backing)
+    with diskmill.open(str(image)) as disk:
+        assert disk.read(0, size) == expected
+    for number, at in enumerate({0, size // 2 // 512 * 512, size - 512}, 1):
+        grain = at // (64 * KiB) * 64 * KiB
+        length = min(64 * KiB, size - grain)
+        qemu_io(image, f"write -P {number} {grain} {length}", format="vmdk")
+        expected[grain : grain + length] = bytes([number]) * length
+    assert qemu_img("check", "-f", "vmdk", image).returncode == 0
+    with diskmill.open(str(image)) as disk:
+        assert disk.read(0, size) == expected
+        assert disk.details()["create-type"] == "streamOptimized"
+    (tmp_path / "raw").write_bytes(expected)
+    qemu_img("compare", "-f", "vmdk", "-F", "raw", image, tmp_path / "raw")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CRYPTO_OPTIONS = (
     Option("key-secret", "str", "id of the secret that holds the passphrase", when=("create", "open")),
     Option("kdf-limit", "int", "most seconds that deriving the key may take", when=("open",)),
+    Option("kdf-memory", "size", "most memory that deriving the key may take", when=("open",)),
     Option("cipher-alg", "str", "cipher, with the key's bits: aes-256, serpent-256, twofish-256, …"),
     Option("cipher-mode", "str", "how the cipher is chained: xts, cbc, ctr, ecb"),
     Option("ivgen-alg", "str", "how a sector's initialisation vector is made: plain64, plain, essiv"),

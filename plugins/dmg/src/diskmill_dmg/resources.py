@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import plistlib
+import binascii
 import struct
 from collections.abc import Iterator
-from xml.parsers.expat import ExpatError
 
 from diskmill.errors import ImageError
+from diskmill.markup import Element, parse
 
 from .c_udif import RESOURCE_HEADER, RESOURCE_MAP, RESOURCE_REFERENCE, RESOURCE_TYPE
 
 MAX_BYTES = 16 << 20
 """Of a property list or resource fork: room for the chunks of some 100 GiB, and as much as QEMU reads."""
-_MAX_TAGS = 100_000
-"""In a property list: an image has some dozen for each partition and each page of its licence."""
 
 
 def from_plist(data: bytes, name: str) -> list[bytes]:
@@ -22,22 +20,34 @@ def from_plist(data: bytes, name: str) -> list[bytes]:
 
     :raises ImageError: it is none, or not as it should be.
     """
-    if data.count(b"<") > _MAX_TAGS:  # each may become an object
-        raise ImageError(f"more than {_MAX_TAGS} tags", file=name, place="property list")
-    try:
-        # Entities, with which a few bytes could be made endless, are refused by plistlib.
-        root = plistlib.loads(data, fmt=plistlib.FMT_XML)
-    except (ExpatError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ImageError(f"cannot be parsed: {error}", file=name, place="property list") from None
-    found = root
+    root = parse(data, file=name, place="property list")
+    found: Element | None = root.find("dict") if root.tag == "plist" else None
     for key in ("resource-fork", "blkx"):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, list):
+        found = _value(found, key)
+    if found is None or found.tag != "array":
         raise ImageError("it has no block tables (blkx)", file=name, place="property list")
-    tables = [one.get("Data") if isinstance(one, dict) else None for one in found]
-    if not all(isinstance(table, bytes) for table in tables):
+    return [_data(_value(one, "Data"), name) for one in found.children]
+
+
+def _value(owner: Element | None, key: str) -> Element | None:
+    """What the dictionary *owner* has under *key*; None: it has no such thing, or is no dictionary.
+
+    A dictionary's children are keys and values by turns (Apple's PropertyList-1.0.dtd).
+    """
+    if owner is None or owner.tag != "dict":
+        return None
+    pairs = zip(owner.children[::2], owner.children[1::2], strict=False)
+    return next((value for name, value in pairs if name.tag == "key" and name.text == key), None)
+
+
+def _data(element: Element | None, name: str) -> bytes:
+    """The bytes of a ``data`` element."""
+    if element is None or element.tag != "data":
         raise ImageError("a block table (blkx) has no data", file=name, place="property list")
-    return [bytes(table) for table in tables if table is not None]
+    try:
+        return binascii.a2b_base64(element.text)
+    except ValueError as error:
+        raise ImageError(f"cannot be parsed: {error}", file=name, place="property list") from None
 
 
 def from_fork(data: bytes, name: str) -> list[bytes]:

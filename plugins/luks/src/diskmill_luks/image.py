@@ -46,7 +46,7 @@ class LuksImage(FormatImage):
         self.volume = volume
         self.header = header
         self.context = context
-        self.options = {name: options[name] for name in ("key-secret", "kdf-limit") if name in options}
+        self.options = {name: options[name] for name in ("key-secret", "kdf-limit", "kdf-memory") if name in options}
 
     @property
     def encrypted(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import cache
 
@@ -13,6 +12,8 @@ from .spec import digest_size
 
 DEFAULT_LIMIT = 60
 """Seconds of key derivation that an image may ask for, over all its key slots, unless the user allows more."""
+DEFAULT_MEMORY = GiB
+"""Bytes that Argon2 may fill for an image unless the user allows more: the most that cryptsetup takes by itself."""
 DEFAULT_MILLISECONDS = 2000
 """Time to spend in the derivation of a new key slot's key; qemu-img's and cryptsetup's default."""
 MIN_ITERATIONS = 1000
@@ -21,6 +22,7 @@ MAX_ITERATIONS = (1 << 31) - 1
 
 # Iterations of one block whose cost is not worth measuring first.
 _CHEAP = 1 << 20
+_MERGE_SPEED = 500_000  # hashes a second when key material is merged on a slow processor, roughly
 _ARGON_SPEED = GiB  # bytes of memory filled in a second by a slow processor's thread, roughly
 
 
@@ -74,15 +76,17 @@ def iterations_for(name: str, length: int, milliseconds: int) -> int:
 
 
 class Budget:
-    """The time that unlocking an image may take.
+    """The time and the memory that unlocking an image may take.
 
-    :param seconds: how much.
     :param name: the image, for the error.
+    :param seconds: how much time, over all its key slots.
+    :param memory: how many bytes at a time.
     """
 
-    def __init__(self, seconds: int, name: str) -> None:
-        self.seconds = seconds
+    def __init__(self, name: str, *, seconds: int, memory: int) -> None:
         self.name = name
+        self.seconds = seconds
+        self.memory = memory
         self.spent = 0.0
 
     def pbkdf2(self, place: str, name: str, iterations: int, length: int) -> None:
@@ -96,13 +100,22 @@ class Budget:
     def argon2(self, place: str, iterations: int, memory: int, lanes: int) -> None:
         """The same for Argon2 with *memory* bytes.
 
-        :raises ImageError: more time, or more memory than half of what this machine has.
+        :raises ImageError: it takes more time than is left, or more memory than it may.
         """
-        most = min(4 * GiB, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-        if memory > most:
-            cause = f"asks for {memory // MiB} MiB of memory to derive a key; the limit here is {most // MiB} MiB"
+        if memory > self.memory:
+            cause = (
+                f"deriving its key takes {-(-memory // MiB)} MiB of memory, beyond the limit of "
+                f"{self.memory // MiB} MiB for an image (raise it with the option kdf-memory)"
+            )
             raise ImageError(cause, file=self.name, place=place)
         self._spend(place, iterations * memory / _ARGON_SPEED, f"{iterations} passes over {memory // KiB} KiB")
+
+    def merge(self, place: str, name: str, stripes: int, length: int) -> None:
+        """Account for a key of *length* bytes that is put together of so many *stripes*.
+
+        :raises ImageError: it takes more time than is left.
+        """
+        self._spend(place, stripes * (blocks(name, length) + 1) / _MERGE_SPEED, f"{stripes} stripes")
 
     def _spend(self, place: str, seconds: float, what: str) -> None:
         self.spent += seconds
@@ -127,7 +140,10 @@ def argon2(kind: str, password: bytes, salt: bytes, iterations: int, memory: int
         derivation = make(salt=salt, length=length, iterations=iterations, lanes=lanes, memory_cost=memory // KiB)
     except UnsupportedAlgorithm:
         raise UnsupportedError(f"key derivation '{kind}' is not supported by the cryptography library here") from None
-    return bytearray(derivation.derive(password))
+    try:
+        return bytearray(derivation.derive(password))
+    except MemoryError:
+        raise UnsupportedError(f"there is no room here for the {memory // MiB} MiB of its key derivation") from None
 
 
 def argon2_passes(kind: str, memory: int, lanes: int, milliseconds: int) -> int:

@@ -148,6 +148,7 @@ class Luks1:
         from .sectors import BulkCipher
 
         slot = self.slots[index]
+        budget.merge(f"key slot {index}", self.hash, slot.stripes, self.key_size)
         budget.pbkdf2(f"key slot {index}", self.hash, slot.iterations, self.key_size)
         wrapping = kdf.pbkdf2(self.hash, passphrase, slot.salt, slot.iterations, self.key_size)
         cipher = BulkCipher(self.spec, wrapping)

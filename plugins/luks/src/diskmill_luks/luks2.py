@@ -55,6 +55,10 @@ SECTOR_SIZES = (512, 1024, 2048, 4096)
 SLOTS = 32
 STRIPES = 4000
 _MAX_MATERIAL = 8 * MiB
+_MOST_VALUES = 20_000
+"""In the metadata; 32 key slots and as many tokens have about a thousand."""
+_DEEPEST = 32
+"""Arrays and objects inside one another, as far as json-c, with which cryptsetup reads them, follows."""
 _SALT_BYTES = 32
 _ALIGN = 4096
 _NEW_PAYLOAD = 16 * MiB  # where cryptsetup puts the payload
@@ -308,6 +312,7 @@ class Luks2:
         slot = self.slots[index]
         digest_size(slot.hash)
         slot.spec.check(slot.area_key_size)
+        budget.merge(f"key slot {index}", slot.hash, slot.stripes, slot.key_size)
         wrapping = self._derive(f"key slot {index}", slot, passphrase, budget)
         cipher = BulkCipher(slot.spec, wrapping)
         material = bytearray(header.read(slot.offset, round_up(slot.key_size * slot.stripes, SECTOR)))
@@ -445,7 +450,8 @@ class Luks2:
             "kdf": derivation,
         }
         made = self._slot(index, slot)
-        wrapping = self._derive(f"key slot {index}", made, passphrase, Budget(1 << 40, self.name))
+        unlimited = Budget(self.name, seconds=1 << 40, memory=1 << 42)
+        wrapping = self._derive(f"key slot {index}", made, passphrase, unlimited)
         material = afsplit.split(key, STRIPES, hash_name)
         material += bytes(round_up(len(material), SECTOR) - len(material))
         cipher = BulkCipher(spec, wrapping)
@@ -573,11 +579,32 @@ def _read_copy(header: Header, offset: int, magic: bytes, name: str) -> tuple[Re
         raise ImageError(f"its checksum algorithm '{algorithm}' is not known", file=name, place=place)
     if hashlib.new(algorithm, whole).digest() != binary.csum[: digest_size(algorithm)]:
         raise ImageError("its checksum does not match", file=name, place=place)
-    source = bytes(whole[BINARY_HEADER.size :]).partition(b"\0")[0]
+    return binary, _metadata(bytes(whole[BINARY_HEADER.size :]).partition(b"\0")[0], name, place)
+
+
+def _metadata(source: bytes, name: str, place: str) -> Json:
+    """The JSON object *source*, in which nothing is larger than metadata are.
+
+    :raises ImageError: it is none, or has too many values, or values too deep inside one another.
+    """
+    # Each value but the first stands behind one of these, so that this bounds what is built.
+    if sum(source.count(sign) for sign in (b"[", b"{", b",", b":")) > _MOST_VALUES:
+        raise ImageError(f"its metadata have more than {_MOST_VALUES} values", file=name, place=place)
     try:
         meta = json.loads(source)
+        json.dumps(meta, ensure_ascii=False).encode()  # halves of characters stand for none, and nobody could show them
     except (ValueError, RecursionError):
         raise ImageError("its metadata are not JSON", file=name, place=place) from None
     if not isinstance(meta, dict):
         raise ImageError("its metadata are not a JSON object", file=name, place=place)
-    return binary, meta
+    level: list[Any] = [meta]
+    for _ in range(_DEEPEST):
+        level = [
+            value
+            for owner in level
+            for value in (owner.values() if isinstance(owner, dict) else owner)
+            if isinstance(value, dict | list)
+        ]
+        if not level:
+            return meta
+    raise ImageError(f"its metadata are nested more than {_DEEPEST} deep", file=name, place=place)

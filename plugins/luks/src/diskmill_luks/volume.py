@@ -12,7 +12,7 @@ from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedError, UsageError
 
 from . import LUKS2_OPTIONS
-from .kdf import DEFAULT_LIMIT, Budget
+from .kdf import DEFAULT_LIMIT, DEFAULT_MEMORY, Budget
 from .luks1 import MAGIC, PHDR, Luks1, wipe
 from .luks2 import Luks2
 from .spec import Spec, digest_size
@@ -85,7 +85,12 @@ def unlock(luks: Luks, header: Header, passphrase: bytes, budget: Budget) -> byt
 
 def limits(request: CryptoRequest) -> Budget:
     """What the request's options allow an image to ask for."""
-    return Budget(int(request.options.get("kdf-limit", DEFAULT_LIMIT)), request.name)
+    options = request.options
+    return Budget(
+        request.name,
+        seconds=int(options.get("kdf-limit", DEFAULT_LIMIT)),
+        memory=int(options.get("kdf-memory", DEFAULT_MEMORY)),
+    )
 
 
 def open_volume(request: CryptoRequest) -> LuksVolume:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
 from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.node import Image, Node
@@ -18,6 +17,11 @@ from diskmill.contract.references import Reference
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.image import FormatImage
+from diskmill.extents import Extent, Kind
+from diskmill.markup import Element, parse
+from diskmill.node import Image, Node
+from diskmill.references import Reference
+from diskmill.results import CheckResult
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
 from .image import ParallelsImage
@@ -114,12 +118,12 @@ def open_bundle(driver: ParallelsDriver, request: OpenRequest) -> BundleImage:
     size = reader.number(root, "Disk_Parameters/Disk_size") * SECTOR
     if size > MAX_SIZE:
         raise ImageError(f"a disk of {size} bytes is not possible", file=name)
-    if root.findtext("Disk_Parameters/Padding", "0").strip() != "0":
+    if root.text_at("Disk_Parameters/Padding", "0") != "0":
         raise UnsupportedError("disks with padding are not supported", file=name)
     chain = reader.chain(root)
     storages = []
     at = 0
-    for element in root.findall("StorageData/Storage"):
+    for element in root.all("StorageData/Storage"):
         start, end = reader.number(element, "Start") * SECTOR, reader.number(element, "End") * SECTOR
         if start != at or end < start:
             raise ImageError("the storages do not follow each other", file=name)
@@ -132,19 +136,12 @@ def open_bundle(driver: ParallelsDriver, request: OpenRequest) -> BundleImage:
     return BundleImage(driver, file, storages, name=name, size=size)
 
 
-def _parse(file: Node, name: str) -> ElementTree.Element:
+def _parse(file: Node, name: str) -> Element:
     if file.size > _MAX_XML:
         raise ImageError(f"a descriptor of {file.size} bytes is too large", file=name)
-    try:
-        text = file.read(0, file.size).decode("utf-8")
-        # Entities are the one dangerous part of XML, and no descriptor has any.
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise ImageError("a descriptor with a document type is not read", file=name)
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ImageError(f"it is not well-formed XML ({error})", file=name) from None
+    root = parse(file.read(0, file.size), file=name, encoding="utf-8")
     if root.tag != "Parallels_disk_image":
-        raise ImageError(f"the descriptor is a '{root.tag}', not a Parallels_disk_image", file=name)
+        raise ImageError(f"the descriptor is a '{root.tag[:40]}', not a Parallels_disk_image", file=name)
     return root
 
 
@@ -154,25 +151,24 @@ class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def text(self, element: ElementTree.Element, path: str) -> str:
-        value = (element.findtext(path) or "").strip()
+    def text(self, element: Element, path: str) -> str:
+        value = element.text_at(path)
         if not value:
             raise ImageError("it is missing", file=self.name, place=path)
         return value
 
-    def number(self, element: ElementTree.Element, path: str) -> int:
+    def number(self, element: Element, path: str) -> int:
         value = self.text(element, path)
         if not (value.isascii() and value.isdigit() and len(value) < 20):
             raise ImageError(f"'{value}' is not a number", file=self.name, place=path)
         return int(value)
 
-    def chain(self, root: ElementTree.Element) -> list[str]:
+    def chain(self, root: Element) -> list[str]:
         """The identifiers of the top image, of what it stands on, and so on to the root."""
         parents = {
-            self.text(shot, "GUID"): (shot.findtext("ParentGUID") or _NO_PARENT).strip()
-            for shot in root.findall("Snapshots/Shot")
+            self.text(shot, "GUID"): shot.text_at("ParentGUID") or _NO_PARENT for shot in root.all("Snapshots/Shot")
         }
-        guid = (root.findtext("Snapshots/TopGUID") or _TOP).strip()
+        guid = root.text_at("Snapshots/TopGUID") or _TOP
         chain: list[str] = []
         while guid != _NO_PARENT:
             if guid in chain:
@@ -183,10 +179,10 @@ class _Reader:
             guid = parents.get(guid, _NO_PARENT)
         return chain
 
-    def images(self, storage: ElementTree.Element, chain: list[str]) -> list[tuple[str, str]]:
+    def images(self, storage: Element, chain: list[str]) -> list[tuple[str, str]]:
         """File and format of the storage's images along the *chain*."""
         known: dict[str, tuple[str, str]] = {}
-        for element in storage.findall("Image"):
+        for element in storage.all("Image"):
             kind = self.text(element, "Type")
             if kind not in ("Plain", "Compressed"):
                 raise UnsupportedError(f"images of the type '{kind}' are not supported", file=self.name)

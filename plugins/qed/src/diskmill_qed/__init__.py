@@ -26,7 +26,7 @@ class QedDriver(FormatDriver):
     capabilities = frozenset({"create", "write", "backing", "zero", "check", "repair", "resize"})
     options = (
         Option("cluster_size", "size", "bytes in a cluster: a power of two from 4k to 64M", default=64 * KiB),
-        Option("table_size", "size", "clusters in an L1 or L2 table: 1, 2, 4, 8 or 16", default=4),
+        Option("table_size", "size", "clusters in an L1 or L2 table: 2, 4, 8 or 16", default=4),
     )
 
     @hookimpl

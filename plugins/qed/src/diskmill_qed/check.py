@@ -13,6 +13,10 @@ from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.sizes import MiB, round_down, round_up
+from diskmill.extents import Kind
+from diskmill.node import Storage
+from diskmill.results import CheckResult, Finding
+from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qed as c
 
@@ -75,7 +79,8 @@ class _Check:
         self.torn = round_down(self.file.size, self.cluster) if self.file.size < whole else None
         if self.torn is not None and self.every and isinstance(self.file, Storage):
             self.file.truncate(whole)
-        self.end = round_down(self.file.size, self.cluster)
+        # QEMU sees whole sectors: a last cluster that lacks less than one is there, for it.
+        self.end = round_down(round_up(self.file.size, SECTOR), self.cluster)
         # Copies take no more than that: an image may name one cluster a million times.
         self.budget = max(self.end, _COPIES)
         self.new = self.end
@@ -135,7 +140,8 @@ class _Check:
                 if not (self.every and self.budget >= image.l2_bytes):
                     left = run.at + run.length - index
                     if self.first:
-                        self.tell(f"L1 entries from {index} on name the same L2 table", left * self.table_size)
+                        each = self.table_size if self.inside(run.value, image.l2_bytes) else 1
+                        self.tell(f"L1 entries from {index} on name the same L2 table", left * each)
                     break
                 self.table(index, run.value)
 
@@ -152,8 +158,9 @@ class _Check:
                 if self.every:
                     self.levels.l1.set(index, 1, 0, 0)
             return
-        if self.torn is not None and offset <= self.torn < offset + size and self.first:
-            self.tell(f"L2 table {index} is cut off by the end of the file", fixed=True)
+        torn = self.torn is not None and offset <= self.torn < offset + size
+        if torn and self.first:
+            self.tell(f"L2 table {index} is cut off by the end of the file", fixed=self.every)
         over = self.claim(offset // self.cluster, self.table_size)
         if over:
             fixed = self.every and self.budget >= size
@@ -161,6 +168,8 @@ class _Check:
             if not fixed:
                 return
             self.levels.l1.set(index, 1, self.copy(offset, size), 0)
+        if torn and not self.every:
+            return
         first = index * self.levels.l2_entries
         following = None
         for block, count, entry, step, kind in image._told_apart(first, first + self.levels.l2_entries):
@@ -199,7 +208,7 @@ class _Check:
             self.result.allocated_clusters += high - low
             self.result.fragmented_clusters += following is not None and following != begin
             if self.torn is not None and begin <= self.torn < end:
-                self.tell(f"block {block + high - 1} is cut off by the end of the file", fixed=True)
+                self.tell(f"block {block + high - 1} is cut off by the end of the file", fixed=self.every)
         self.twice(block + low, begin // size, high - low)
         return end
 

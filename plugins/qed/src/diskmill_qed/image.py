@@ -282,12 +282,22 @@ def open_qed(driver: QedDriver, request: OpenRequest) -> QedImage:
 
 
 def _layout(options: Mapping[str, Value]) -> tuple[int, int]:
-    """``cluster_size`` and ``table_size`` of the create *options*."""
+    """``cluster_size`` and ``table_size`` of the create *options*.
+
+    :raises UsageError: the specification does not allow them, or QEMU does not open what is made with them.
+    """
     cluster, table = int(options["cluster_size"]), int(options["table_size"])
     if not _power(cluster, c.MIN_CLUSTER_SIZE, c.MAX_CLUSTER_SIZE):
         raise UsageError(f"cluster_size must be a power of two from 4k to 64M, not {cluster}")
     if not _power(table, c.MIN_TABLE_SIZE, c.MAX_TABLE_SIZE):
-        raise UsageError(f"table_size must be 1, 2, 4, 8 or 16, not {table}")
+        raise UsageError(f"table_size must be 2, 4, 8 or 16, not {table}")
+    if table == 1:
+        raise UsageError("table_size must be 2, 4, 8 or 16: QEMU opens no image whose tables are of one cluster")
+    if (cluster * table // WIDTH) ** 2 * cluster >= 1 << 64:
+        cause = (
+            f"tables of {table} clusters of {cluster} bytes hold a disk of 16 EiB and more, which QEMU does not open"
+        )
+        raise UsageError(f"{cause}: choose a smaller cluster_size or table_size")
     return cluster, table
 
 

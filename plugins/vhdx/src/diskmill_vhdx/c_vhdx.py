@@ -5,6 +5,8 @@ Source: Microsoft, [MS-VHDX] "Virtual Hard Disk v2 (VHDX) File Format", revision
 
 from __future__ import annotations
 
+import struct
+
 import google_crc32c
 from diskmill.kit.structs import Structure
 from diskmill.sizes import KiB, MiB, TiB
@@ -136,6 +138,8 @@ DESCRIPTOR = Structure(
         ("SequenceNumber", "Q"),
     ],
 )
+DESCRIPTORS = struct.Struct("<4s4s8sQQ")
+"""The fields of :data:`DESCRIPTOR` as a tuple: a log may have a million of them."""
 DATA_SECTOR = Structure(
     "log data sector", "<", [("Signature", "4s"), ("SequenceHigh", "I"), ("Data", "4084s"), ("SequenceLow", "I")]
 )

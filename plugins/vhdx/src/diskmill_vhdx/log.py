@@ -21,6 +21,7 @@ from .c_vhdx import (
     ALIGN,
     DATA_SECTOR,
     DESCRIPTOR,
+    DESCRIPTORS,
     LOG_ENTRY,
     LOG_SECTOR,
     NO_GUID,
@@ -36,6 +37,8 @@ _LONGEST_ENTRY = 16 * MiB
 _MOST_DATA = 64 * MiB
 """Bytes that all entries of a sequence bring together: they are kept in memory until they are in place. Hyper-V's logs
 have 1 MiB, QEMU never leaves more than one sector in one."""
+_MOST_STRETCHES = 1 << 15
+"""Stretches of zeros that lie apart: as many as a log of 1 MiB has descriptors for."""
 _FURTHEST = 128 * TiB
 """No file that holds 64 TiB needs to be longer."""
 _BATCH = 126
@@ -77,6 +80,8 @@ class Updates:
             low, high = bisect_left(self._ends, offset), bisect_right(self._starts, end)
             if low < high:
                 offset, end = min(offset, self._starts[low]), max(end, self._ends[high - 1])
+            elif len(self._starts) >= _MOST_STRETCHES:
+                raise UnsupportedError(f"its log zeros more than {_MOST_STRETCHES} stretches", file=self.name)
             self._starts[low:high], self._ends[low:high] = [offset], [end]
         elif offset not in self._sectors and not self._zeroed(offset):
             if len(self._sectors) * LOG_SECTOR >= _MOST_DATA:
@@ -235,11 +240,10 @@ class Log:
             if index < ahead:
                 first = LOG_ENTRY.size if index == 0 else 0
                 upto = min(first + count * DESCRIPTOR.size, LOG_SECTOR)
-                for offset in range(first, upto, DESCRIPTOR.size):
-                    kind = _descriptor_kind(data, offset, sequence)
-                    if kind is None:
+                for descriptor in DESCRIPTORS.iter_unpack(memoryview(data)[first:upto]):
+                    if not _valid(descriptor, sequence):
                         return None
-                    brought += kind == b"desc"
+                    brought += descriptor[0] == b"desc"
                 count -= (upto - first) // DESCRIPTOR.size
             elif not data.startswith(b"data") or _data_sequence(data) != sequence:
                 return None
@@ -251,19 +255,20 @@ class Log:
 
     def _gather(self, entry: Entry, updates: Updates) -> None:
         """Add what *entry* changes to *updates*, which hold what newer entries do. The last descriptor wins."""
-        ahead = _descriptor_sectors(entry.descriptors)
-        table = b"".join(self._sector(entry.at + index * LOG_SECTOR) for index in range(ahead))
         place = entry.at + entry.length
-        for index in reversed(range(entry.descriptors)):
-            descriptor = DESCRIPTOR.unpack(table, LOG_ENTRY.size + index * DESCRIPTOR.size)
-            if descriptor.Signature == b"zero":
-                length = int.from_bytes(descriptor.LeadingBytes, "little")
-                if length:
-                    updates.older(descriptor.FileOffset, length)
-            else:
-                place -= LOG_SECTOR
-                data = DATA_SECTOR.unpack(self._sector(place)).Data
-                updates.older(descriptor.FileOffset, descriptor.LeadingBytes + data + descriptor.TrailingBytes)
+        for index in reversed(range(_descriptor_sectors(entry.descriptors))):
+            start = LOG_ENTRY.size if index == 0 else 0
+            end = min(LOG_ENTRY.size + entry.descriptors * DESCRIPTORS.size - index * LOG_SECTOR, LOG_SECTOR)
+            table = memoryview(self._sector(entry.at + index * LOG_SECTOR))[start:end]
+            for signature, trailing, leading, offset, _ in reversed(list(DESCRIPTORS.iter_unpack(table))):
+                if signature == b"zero":
+                    length = int.from_bytes(leading, "little")
+                    if length:
+                        updates.older(offset, length)
+                else:
+                    place -= LOG_SECTOR
+                    data = DATA_SECTOR.unpack(self._sector(place)).Data
+                    updates.older(offset, leading + data + trailing)
 
     def finish(self, updates: Updates) -> None:
         """Put *updates* in place for good: the log is empty afterwards."""
@@ -338,14 +343,12 @@ def _descriptor_sectors(count: int) -> int:
     return -(-(LOG_ENTRY.size + count * DESCRIPTOR.size) // LOG_SECTOR)
 
 
-def _descriptor_kind(data: bytes, offset: int, sequence: int) -> bytes | None:
-    """The signature of the descriptor at *offset* of *data*; None: it is no valid one of the entry *sequence*."""
-    descriptor = DESCRIPTOR.unpack(data, offset)
-    if descriptor.SequenceNumber != sequence or descriptor.FileOffset % LOG_SECTOR:
-        return None
-    if descriptor.Signature == b"zero" and int.from_bytes(descriptor.LeadingBytes, "little") % LOG_SECTOR:
-        return None
-    return descriptor.Signature if descriptor.Signature in (b"zero", b"desc") else None
+def _valid(descriptor: tuple[bytes, bytes, bytes, int, int], sequence: int) -> bool:
+    """Whether these are the fields of a valid descriptor of the entry *sequence*."""
+    signature, _, leading, offset, number = descriptor
+    if number != sequence or offset % LOG_SECTOR:
+        return False
+    return signature == b"desc" or (signature == b"zero" and int.from_bytes(leading, "little") % LOG_SECTOR == 0)
 
 
 def _data_sequence(data: bytes) -> int:

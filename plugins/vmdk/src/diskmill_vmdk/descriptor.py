@@ -37,6 +37,8 @@ _EXTENT_SIZE = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]
 _CYLINDERS = re.compile(rb"(?i)((?:\A|[\r\n])[ \t]*ddb\.geometry\.cylinders[ \t]*=[ \t]*\"?)(\d+)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _EXTENTS_TITLE = re.compile(rb"(?i)# *Extent description[^\r\n]*")
+_SLOW_OR_ODD = ("idna", "punycode", "utf-7", "unicode-escape", "raw-unicode-escape")
+"""Encodings that no descriptor is in: those whose time grows with the square, and those of Python's own literals."""
 _PLANNED_TITLE = "# Extents to be, of a resize that has not ended"
 _PLANNED = re.compile(_PLANNED_TITLE.encode() + rb"((?:\n#[^\r\n]*)*)\n*\Z")
 
@@ -167,7 +169,7 @@ def _codec(raw: bytes) -> tuple[str, str]:
     name = match.group(1).decode("ascii", "replace").strip() if match else "utf-8"
     try:
         info = codecs.lookup(name)
-        if getattr(info, "_is_text_encoding", True) and info.name not in ("idna", "punycode", "utf-7"):
+        if getattr(info, "_is_text_encoding", True) and info.name not in _SLOW_OR_ODD:
             raw.decode(name)
             return name, "strict"
     except (LookupError, ValueError):

@@ -522,9 +522,12 @@ DESCRIPTOR_AT, DESCRIPTOR_ROOM = 1, 20
 """Sectors for the descriptor in new extents."""
 
 
-def make_extent(node: Storage, size: int, *, zeroed: bool, grain: int = GRAIN) -> None:
+def make_extent(
+    node: Storage, size: int, *, zeroed: bool = False, compressed: bool = False, grain: int = GRAIN
+) -> None:
     """A new, empty hosted sparse extent for *size* bytes, with all its tables in place and no descriptor yet.
 
+    :param zeroed: whether it marks grains of zeros; *compressed*: whether its grains will be.
     :param grain: sectors.
     """
     capacity = size // SECTOR
@@ -536,8 +539,8 @@ def make_extent(node: Storage, size: int, *, zeroed: bool, grain: int = GRAIN) -
     overhead = round_up(primary + directory_sectors + count * table_sectors, grain)
     header = SPARSE_HEADER.new(
         magicNumber=SPARSE_MAGIC,
-        version=2 if zeroed else 1,
-        flags=FLAGS_NEW | (FLAG_ZEROED if zeroed else 0),
+        version=3 if compressed else 2 if zeroed else 1,
+        flags=FLAGS_NEW | (FLAG_ZEROED if zeroed else 0) | (FLAGS_STREAM if compressed else 0),
         capacity=capacity,
         grainSize=grain,
         descriptorOffset=DESCRIPTOR_AT,
@@ -547,6 +550,7 @@ def make_extent(node: Storage, size: int, *, zeroed: bool, grain: int = GRAIN) -
         gdOffset=primary,
         overHead=overhead,
         newlines=NEWLINES,
+        compressAlgorithm=DEFLATE if compressed else 0,
     )
     if overhead >= LAST_SECTOR:
         raise UnsupportedError("a disk that a sparse extent has no room for", file=node.name)

@@ -19,7 +19,7 @@ from diskmill.kit import tables
 from diskmill.sizes import SECTOR, round_up
 
 from .grains import CompressedPart
-from .hosted import FLAGS_STREAM, GRAIN, LAST_SECTOR, MAX_ENTRIES, footer_of, geometry
+from .hosted import FLAGS_STREAM, GRAIN, LAST_SECTOR, MAX_ENTRIES, footer_of, geometry, make_extent
 from .parts import Part
 from .structures import (
     DEFLATE,
@@ -217,9 +217,17 @@ class StreamWriter(CompressedPart):
             self._index = -1
 
     def finish(self) -> None:
+        """Write what ends the stream.
+
+        Without a grain it is no stream, but an extent whose tables are there beforehand: QEMU writes into such an one,
+        and where a table is missing, or a footer, it destroys the image.
+        """
         if self._finished:
             return
         self._finished = True
+        if self._last < 0:
+            make_extent(self.node, self.end - self.start, compressed=True)
+            return
         self._close_table()
         self.header.gdOffset = self._append(GRAIN_DIRECTORY, tables.to_bytes(self.directory, "little"))
         self._append(FOOTER, SPARSE_HEADER.pack(self.header))

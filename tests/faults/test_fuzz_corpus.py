@@ -1,0 +1,20 @@
+"""What the fuzzer has kept does no harm: the images that reach most of each driver, and those that did harm once."""
+
+from __future__ import annotations
+
+import pytest
+from fuzz.__main__ import DRIVERS
+from fuzz.corpus import FOLDER, stored
+from fuzz.target import Target
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_kept_images(driver: str) -> None:
+    target, kept = Target(driver), stored(driver)
+    assert kept
+    for mutant in kept:
+        target.run(mutant)
+
+
+def test_the_corpus_is_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 500_000
