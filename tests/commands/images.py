@@ -126,6 +126,13 @@ def damage(folder: Path) -> None:
     data = struct.unpack_from(">Q", whole, l2)[0] & 0x00FFFFFFFFFFFE00
     struct.pack_into(">H", corrupt, block + 2 * (data // 65536), 0)
     (folder / "corrupt.qcow2").write_bytes(corrupt)
+    vhd = bytearray((folder / "img.vpc").read_bytes())  # of a creator that rounds its geometry down
+    for place in (0, len(vhd) - 512):
+        vhd[place + 28 : place + 32] = b"SIMH"
+        struct.pack_into(">HBBI", vhd, place + 56, 1, 4, 17, 3)
+        struct.pack_into(">II", vhd, place + 60, 3, 0)
+        struct.pack_into(">I", vhd, place + 64, ~sum(vhd[place : place + 512]) & 0xFFFFFFFF)
+    (folder / "rounded.vpc").write_bytes(vhd)
     for format, at, mark in (("qed", 16, 2), ("vmdk", 72, 1)):  # QED_F_NEED_CHECK and uncleanShutdown
         if format in FORMATS:
             marked = bytearray((folder / f"img.{format}").read_bytes())

@@ -204,8 +204,9 @@ class VhdxImage(BlockImage):
         index = bisect_right(self.occupied, low, key=lambda one: one[1])
         return index < len(self.occupied) and self.occupied[index][0] < high
 
-    def _twins(self, end: int) -> Iterator[tuple[int, int]]:
-        # Blocks begin at any whole MiB, so they may overlap in part.
+    def _twins(self, end: int) -> Iterator[tuple[int, int, bool]]:
+        # Blocks begin at any whole MiB, so they may overlap in part; nothing but guest bytes lies there, so that a copy
+        # of its own mends each.
         length = self.block_size // ALIGN
         for low in range(0, -(-end // ALIGN), _MAP):
             seen = bytearray(min(_MAP, -(-end // ALIGN) - low))
@@ -218,7 +219,7 @@ class VhdxImage(BlockImage):
                     continue
                 for index in range(first, upto):
                     if not _claimed(seen, at + (index * length if step else 0), length):
-                        yield block + index, 1
+                        yield block + index, 1, True
 
     # -- writing ------------------------------------------------------------------------------------------------
 
