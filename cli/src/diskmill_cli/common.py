@@ -115,6 +115,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         share=arguments.has("share"),
         warn=session.warn,
         idle_options=session.idle_options(),
+        as_qemu_img=session.plain,
         ask=_asker(session),
     )
 

@@ -24,6 +24,8 @@ class Context:
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
     :param idle_options: options to create images that are taken without effect by formats that do not have them.
+    :param as_qemu_img: callers expect what qemu-img does: what looks like no disk is copied all the same, and an image
+        whose extents are missing is an error also where only metadata is asked.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
@@ -34,6 +36,7 @@ class Context:
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
     idle_options: Sequence[Option] = ()
+    as_qemu_img: bool = False
     ask: Callable[[str], bytes] | None = None
 
     def secret(self, key: str) -> bytes:

@@ -40,6 +40,15 @@ class OpenRequest:
     child: Callable[[str], Node | None] = lambda role: None
     siblings: Siblings | None = None
 
+    def excuses(self, what: str) -> bool:
+        """Whether the image may lack *what*, because the file ends before it: where nothing but what the header says
+        will be asked, as of the first part of a download. That is told in a warning.
+        """
+        if not self.shallow or self.writable:
+            return False
+        self.context.warn(f"'{self.name}' is cut short: its {what} lies behind the end of the file")
+        return True
+
 
 @dataclass
 class Backing:

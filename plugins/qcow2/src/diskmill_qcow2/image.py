@@ -20,6 +20,7 @@ from diskmill.sizes import round_down, round_up
 from . import c_qcow2 as c
 from .header import Header, check_refcount_table, read_header, write_header
 from .l2 import Mapping
+from .places import compressed_misplaced, counted, misplaced
 
 if TYPE_CHECKING:
     from diskmill.context import Context
@@ -41,6 +42,10 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     assert request.file is not None
     header = read_header(request.file, request.name)
     image = Qcow2Image(driver, request.file, header, name=request.name, writable=request.writable)
+    image.warn = request.context.warn
+    _require_tables(image, request)
+    if image.cut_short:
+        return image
     if image.encrypted or "encrypt.format" in request.options:
         from .encryption import unlock
 
@@ -49,6 +54,34 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     if request.writable and not request.repair:
         image.prepare_writing()
     return image
+
+
+def _require_tables(image: Qcow2Image, request: OpenRequest) -> None:
+    """See that the tables that the header names lie inside the file.
+
+    Of an image of which only the beginning is there, the header can be told all the same. An L1 table behind the end
+    that no refcount counts never was there, and stands for zeros.
+
+    :raises ImageError: they do not, and more is asked for than what the header says.
+    """
+    file, header = image.file, image.header
+    missing = header.beyond(file.size)
+    if not missing:
+        return
+    what, offset, length = missing[0]
+    if what == "L1 table" and len(missing) == 1 and offset and not counted(file, header, offset):
+        if request.writable and not request.repair:
+            cause = f"it lies behind the end of the file at offset {offset}: check -r all mends it"
+            raise ImageError(cause, file=image.name, place=what)
+        image.warn(
+            f"'{image.name}': its L1 table lies behind the end of the file: all clusters are taken for unallocated; "
+            "check -r all mends it"
+        )
+    elif request.excuses(what):
+        image.cut_short = True
+    else:
+        cause = f"its {length} bytes at offset {offset} are not inside the file of {file.size} bytes"
+        raise ImageError(cause, file=image.name, place=what)
 
 
 class Qcow2Image(Image):
@@ -82,6 +115,7 @@ class Qcow2Image(Image):
         self.begun = fresh
         self._bitmaps: Bitmaps | None = None
         self.repairing = ""
+        self.warn: abc.Callable[[str], None] = lambda text: None
 
     def _references(self) -> list[Reference]:
         header, result = self.header, []
@@ -146,7 +180,7 @@ class Qcow2Image(Image):
         result["compression-type"] = c.COMPRESSION_TYPES[header.compression_type]
         if header.version == 3:
             result["lazy-refcounts"] = bool(header.compatible_features & c.LAZY_REFCOUNTS)
-            if header.autoclear_features & c.BITMAPS:
+            if header.autoclear_features & c.BITMAPS and not self.cut_short:
                 result["bitmaps"] = self._bitmap_details()
         result["refcount-bits"] = header.refcount_bits
         if header.version == 3:
@@ -178,13 +212,13 @@ class Qcow2Image(Image):
     def mapping(self) -> Mapping:
         """The L1 and L2 tables, read when first asked for."""
         if self._mapping is None:
-            self._mapping = Mapping(self.file, self.header, self.name)
+            self._mapping = Mapping(self.file, self.header, self.name, warn=self.warn)
         return self._mapping
 
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
         assert not self.writable
-        self._mapping = Mapping(self.file, self.header, self.name, l1_offset, l1_size)
+        self._mapping = Mapping(self.file, self.header, self.name, l1_offset, l1_size, warn=self.warn)
         self.size = size
 
     @property
@@ -304,17 +338,9 @@ class Qcow2Image(Image):
     def _data(self, start: int, count: int, value: int, step: int) -> Iterator[Extent]:
         """Verbatim clusters, checked against the file."""
         size, host = self.unit, value & c.OFFSET_MASK
-        bad = host % size != 0
-        if self.external:
-            bad = bad or not (host or value & c.COPIED)
-        else:
-            bad = bad or not host or host + (count - 1) * step >= self.file.size
-        if bad:
-            raise ImageError(
-                f"it says that the data is at offset {host} of {self.file.size}",
-                file=self.name,
-                place=f"L2 entry of guest offset {start}",
-            )
+        if not host and not (self.external and value & c.COPIED):
+            raise self._misplaced(host, start)
+        self._require_place(host, count, step, start)
         if self.data is None:
             raise ImageError("its external data file is not named and was not given", file=self.name)
         kind = Kind.DATA if self.volume is None else Kind.ENCODED
@@ -324,12 +350,29 @@ class Qcow2Image(Image):
             for index in range(count):
                 yield Extent(start + index * size, size, kind, self.data, host, codec=self.volume)
 
+    def _require_place(self, host: int, count: int, step: int, start: int) -> None:
+        """See that *count* clusters from *host* on, of guest offset *start*, can be there.
+
+        :raises ImageError: they cannot.
+        """
+        last = host + (count - 1) * step
+        if host % self.unit or not self.external and misplaced(last, self.unit, self.file.size):
+            raise self._misplaced(host, start)
+
+    def _misplaced(self, host: int, start: int) -> ImageError:
+        return ImageError(
+            f"it says that the data is at offset {host} of {self.file.size}",
+            file=self.name,
+            place=f"L2 entry of guest offset {start}",
+        )
+
     def _compressed(self, start: int, value: int) -> Extent:
         host, stored = self.compressed_place(value)
+        outside = compressed_misplaced(host, host + stored, self.unit, self.file.size)
         # The number of sectors is rounded up, so the last cluster's may end after the file does.
         if host + stored > self.file.size:
             stored = self.file.size - host
-        if stored <= 0 or self.external:
+        if outside or self.external:
             raise ImageError(
                 f"it says that compressed data is at offset {host} of {self.file.size}",
                 file=self.name,
@@ -516,12 +559,7 @@ class Qcow2Image(Image):
                 self._new(result, at + run.at, run.length, begin, end, part=part)
                 continue
             host = value & c.OFFSET_MASK
-            if host % size:
-                raise ImageError(
-                    f"it says that the data is at offset {host}",
-                    file=self.name,
-                    place=f"L2 entry of guest offset {(at + run.at) * size}",
-                )
+            self._require_place(host, run.length, run.step, (at + run.at) * size)
             if not self.external:
                 first = host // size
                 self.refcounts.refuse_metadata(first, first + (run.length if run.step else 1), "a guest cluster")

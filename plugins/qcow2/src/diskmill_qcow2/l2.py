@@ -16,6 +16,7 @@ from diskmill.errors import ImageError
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
+from .places import counted, misplaced
 
 if TYPE_CHECKING:
     from diskmill.node import Node
@@ -63,10 +64,19 @@ class Mapping:
     """
 
     def __init__(
-        self, file: Node, header: Header, name: str, l1_offset: int | None = None, l1_size: int | None = None
+        self,
+        file: Node,
+        header: Header,
+        name: str,
+        l1_offset: int | None = None,
+        l1_size: int | None = None,
+        *,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.file = file
         self.name = name
+        self.header = header
+        self.warn = warn
         self.cluster_size = header.cluster_size
         self.words = 2 if header.extended_l2 else 1
         self.count = header.l2_entries
@@ -95,7 +105,15 @@ class Mapping:
         """
         entry = self.l1[index]
         offset = entry & c.OFFSET_MASK
-        if offset and (offset % self.cluster_size or offset >= self.file.size):
+        if offset and misplaced(offset, self.cluster_size, self.file.size):
+            if not offset % self.cluster_size and not counted(self.file, self.header, offset):
+                # Nothing was ever there, so nothing of it is lost: other writers leave such entries.
+                self.warn(
+                    f"'{self.name}': L1 entry {index} names an L2 table behind the end of the file: its clusters are "
+                    "taken for unallocated; check -r all mends it"
+                )
+                self.l1[index] = 0
+                return 0
             raise ImageError(
                 f"it says that the L2 table is at offset {offset}", file=self.name, place=f"L1 entry {index}"
             )
@@ -156,8 +174,14 @@ class Mapping:
             yield low, high - low, entries
 
     def has(self, index: int) -> bool:
-        """Whether there is an L2 table *index*."""
-        return bool(self.l1[index] & c.OFFSET_MASK) or index in self._tables
+        """Whether there is an L2 table *index*.
+
+        :raises ImageError: the L1 entry is impossible.
+        """
+        if index in self._tables:
+            return True
+        offset = self.l1[index] & c.OFFSET_MASK
+        return bool(offset if offset < self.file.size else self.offset(index))
 
     def remove(self, index: int) -> None:
         """There is no L2 table *index* any more; the caller drops its references."""

@@ -10,14 +10,14 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill import tables
 from diskmill.blocks import BlockImage
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.extents import Extent, Kind, Placement
 from diskmill.node import Node
-from diskmill.sizes import round_up
+from diskmill.sizes import SECTOR, round_up
 
 from .bat import Bat, chunk_ratio
 from .c_vhdx import (
@@ -88,6 +88,7 @@ class VhdxImage(BlockImage):
             step=metadata.block_size,
             data_start=HEADER_SECTION,
         )
+        self.sector_size = metadata.sector
         self.occupied = regions.ranges
         """(start, end) of what no block may lie over, ascending."""
         self.preallocated = True if metadata.fixed else None
@@ -106,6 +107,10 @@ class VhdxImage(BlockImage):
         make_room = self.flush if logged else lambda: table.write_back()
         table = Bat(node, offset, blocks, self.ratio, make_room, differencing=self.differencing)
         return table
+
+    def details(self) -> dict[str, Any] | None:
+        """QAPI has none for the format. Sectors of another size than usual are told: partition tables count them."""
+        return None if self.sector_size == SECTOR else {"logical-sector-size": self.sector_size}
 
     @property
     def dirty(self) -> bool:
