@@ -76,6 +76,18 @@ def test_an_l1_table_or_entry_behind_the_end_is_zeros(tmp_path: Path, what: str)
     qemu_img("compare", image, tmp_path / "base", cwd=tmp_path)
 
 
+@pytest.mark.parametrize("what", ["table", "entry"])
+def test_a_damaged_offset_does_not_make_zeros_of_data(tmp_path: Path, what: str) -> None:
+    image = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", image, "2M")
+    qemu_io(image, "write -q -P 7 0 1M", format="qcow2")
+    at = 40 if what == "table" else word(image, 40)
+    patched(image, (at, struct.pack(">Q", word(image, at) ^ 1 << 40)))
+    with pytest.raises(ImageError, match="in no L1 table"):
+        diskmill.convert([str(image)], str(tmp_path / "out"))
+    assert diskmill.check(str(image)).corruptions
+
+
 def test_an_l2_table_that_was_cut_off_does_not_read_as_zeros(tmp_path: Path) -> None:
     image = tmp_path / "image"
     qemu_img("create", "-q", "-f", "qcow2", image, "2M")

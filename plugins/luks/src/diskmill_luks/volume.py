@@ -12,10 +12,11 @@ from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedE
 from diskmill.options import Value
 
 from . import LUKS2_OPTIONS
+from .hashes import digest_size
 from .kdf import DEFAULT_LIMIT, Budget
 from .luks1 import MAGIC, PHDR, Luks1, wipe
 from .luks2 import Luks2
-from .spec import Spec, digest_size
+from .spec import Spec
 
 Luks = Luks1 | Luks2
 

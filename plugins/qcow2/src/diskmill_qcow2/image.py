@@ -73,10 +73,7 @@ def _require_tables(image: Qcow2Image, request: OpenRequest) -> None:
         if request.writable and not request.repair:
             cause = f"it lies behind the end of the file at offset {offset}: check -r all mends it"
             raise ImageError(cause, file=image.name, place=what)
-        image.warn(
-            f"'{image.name}': its L1 table lies behind the end of the file: all clusters are taken for unallocated; "
-            "check -r all mends it"
-        )
+        image.l1_behind = True
     elif request.excuses(what):
         image.cut_short = True
     else:
@@ -93,6 +90,7 @@ class Qcow2Image(Image):
     :ivar unlocking: what it was opened with, to change its keys.
     :ivar begun: whether the disk says that it is being changed: autoclear features, bitmaps in use.
     :ivar repairing: the ``repair`` of the request that opened it.
+    :ivar l1_behind: whether its L1 table lies behind the end of the file, where it never was.
     :ivar fresh: made by ``create`` and not settled: nobody has seen it, so the order of writes does not matter.
     """
 
@@ -116,6 +114,8 @@ class Qcow2Image(Image):
         self._bitmaps: Bitmaps | None = None
         self.repairing = ""
         self.warn: abc.Callable[[str], None] = lambda text: None
+        self._searched = False
+        self.l1_behind = False
 
     def _references(self) -> list[Reference]:
         header, result = self.header, []
@@ -212,13 +212,33 @@ class Qcow2Image(Image):
     def mapping(self) -> Mapping:
         """The L1 and L2 tables, read when first asked for."""
         if self._mapping is None:
-            self._mapping = Mapping(self.file, self.header, self.name, warn=self.warn)
+            if self.l1_behind:
+                self.absent_behind("the L1 table")
+            self._mapping = Mapping(self.file, self.header, self.name, absent_behind=self.absent_behind)
         return self._mapping
+
+    def absent_behind(self, what: str) -> None:
+        """*what*, a table, lies behind the end of the file, and was never there: its clusters are unallocated.
+
+        :raises ImageError: there are tables that nothing names, so that it is the one that named *what* that is wrong.
+        """
+        if not self._searched:
+            from .check import Checker
+            from .repair import find_tables, refuse_lost
+
+            checker = Checker(self)
+            checker.run()
+            refuse_lost(checker, find_tables(checker))
+            self._searched = True
+        self.warn(
+            f"'{self.name}': {what} lies behind the end of the file: its clusters are taken for unallocated; "
+            "check -r all mends it"
+        )
 
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
         assert not self.writable
-        self._mapping = Mapping(self.file, self.header, self.name, l1_offset, l1_size, warn=self.warn)
+        self._mapping = Mapping(self.file, self.header, self.name, l1_offset, l1_size, absent_behind=self.absent_behind)
         self.size = size
 
     @property
@@ -424,6 +444,7 @@ class Qcow2Image(Image):
         """The tables on disk are others now, those that the header names."""
         self.size = self.header.size
         self._mapping = self._refcounts = self._bitmaps = None
+        self.l1_behind = False
 
     def begin(self, refcounts: Refcounts) -> None:
         """Called by ``create``: the image is new, and *refcounts* is its allocator."""

@@ -60,6 +60,9 @@ class Table:
 class Mapping:
     """The active L1 table and the L2 tables that it names.
 
+    :param absent_behind: told of a table that lies behind the end of the file and never was there, before its clusters
+        are taken for unallocated; it may refuse that.
+
     Not thread-safe: callers hold the image's lock.
     """
 
@@ -71,12 +74,12 @@ class Mapping:
         l1_offset: int | None = None,
         l1_size: int | None = None,
         *,
-        warn: Callable[[str], None] = lambda text: None,
+        absent_behind: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.file = file
         self.name = name
         self.header = header
-        self.warn = warn
+        self._absent_behind = absent_behind
         self.cluster_size = header.cluster_size
         self.words = 2 if header.extended_l2 else 1
         self.count = header.l2_entries
@@ -107,11 +110,8 @@ class Mapping:
         offset = entry & c.OFFSET_MASK
         if offset and misplaced(offset, self.cluster_size, self.file.size):
             if not offset % self.cluster_size and not counted(self.file, self.header, offset):
-                # Nothing was ever there, so nothing of it is lost: other writers leave such entries.
-                self.warn(
-                    f"'{self.name}': L1 entry {index} names an L2 table behind the end of the file: its clusters are "
-                    "taken for unallocated; check -r all mends it"
-                )
+                # Nothing was ever there: other writers leave such entries.
+                self._absent_behind(f"the L2 table of L1 entry {index}")
                 self.l1[index] = 0
                 return 0
             raise ImageError(

@@ -88,7 +88,7 @@ def repair(image: Qcow2Image, mode: str, *, give_up: bool) -> CheckResult:
         _refuse_cut(checker)
     if mode == "leaks" or not (result.corruptions or checker.surplus):  # a surplus hides COPIED flags that are due
         if not give_up:
-            _refuse_lost(checker, find_tables(checker))
+            refuse_lost(checker, find_tables(checker))
         _give_back(checker)
         result.leaks, result.leaks_fixed = 0, result.leaks
         marks = c.DIRTY | c.CORRUPT
@@ -114,7 +114,7 @@ def _refuse_cut(checker: Checker) -> None:
         )
 
 
-def _refuse_lost(checker: Checker, lost: dict[int, int]) -> None:
+def refuse_lost(checker: Checker, lost: dict[int, int]) -> None:
     """Refuse to give up the L2 tables *lost* (offset → how many lost clusters they name)."""
     if lost:
         size = format_size(sum(lost.values()) * checker.size)
@@ -395,7 +395,7 @@ class Mender:
         lost = find_tables(self.checker)
         self._reattach(l1s, lost)
         if not self.give_up:
-            _refuse_lost(self.checker, lost)
+            refuse_lost(self.checker, lost)
         for number, l1 in enumerate(l1s):
             for index in self._no_tables(l1):
                 where = f" of snapshot {entries[number - 1].id}" if number else ""
