@@ -84,6 +84,8 @@ def build(folder: Path) -> None:
     convert("zstd.qcow2", "-c", "-O", "qcow2", "-o", "compression_type=zstd")
     convert("flat.vmdk", "-O", "vmdk", "-o", "subformat=monolithicFlat")
     convert("stream.vmdk", "-O", "vmdk", "-o", "subformat=streamOptimized")
+    make("pieces.vmdk", "vmdk", "4M", "-o", "subformat=twoGbMaxExtentSparse")
+    (folder / "gone.vmdk").write_bytes((folder / "flat.vmdk").read_bytes().replace(b"flat-flat", b"gone-gone"))
     convert("fixed.vpc", "-O", "vpc", "-o", "subformat=fixed")
     convert("static.vdi", "-O", "vdi", "-o", "static=on")
     secret = ("--object", "secret,id=s,data=letmein")
@@ -126,6 +128,14 @@ def damage(folder: Path) -> None:
     data = struct.unpack_from(">Q", whole, l2)[0] & 0x00FFFFFFFFFFFE00
     struct.pack_into(">H", corrupt, block + 2 * (data // 65536), 0)
     (folder / "corrupt.qcow2").write_bytes(corrupt)
+    (folder / "head.qed").write_bytes((folder / "img.qed").read_bytes()[:65536])
+    vhd = bytearray((folder / "img.vpc").read_bytes())  # of a creator that rounds its geometry down
+    for place in (0, len(vhd) - 512):
+        vhd[place + 28 : place + 32] = b"SIMH"
+        struct.pack_into(">HBBI", vhd, place + 56, 1, 4, 17, 3)
+        struct.pack_into(">II", vhd, place + 60, 3, 0)
+        struct.pack_into(">I", vhd, place + 64, ~sum(vhd[place : place + 512]) & 0xFFFFFFFF)
+    (folder / "rounded.vpc").write_bytes(vhd)
     for format, at, mark in (("qed", 16, 2), ("vmdk", 72, 1)):  # QED_F_NEED_CHECK and uncleanShutdown
         if format in FORMATS:
             marked = bytearray((folder / f"img.{format}").read_bytes())

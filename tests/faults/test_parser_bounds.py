@@ -11,7 +11,7 @@ from attacks.parsers import ATTACKS
 from diskmill.commands.check import check
 from diskmill.commands.info import info
 from diskmill.commands.map import map
-from diskmill.context import Context
+from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError
 from mutations import bounded
 

@@ -20,7 +20,7 @@ import diskmill.commands.info
 import diskmill.commands.map
 import diskmill.commands.measure
 from diskmill.errors import DiskmillError
-from diskmill.gate import FOLDER
+from diskmill.opening.gate import FOLDER
 from diskmill_cli.main import _run as run_command
 from diskmill_cli.session import Session
 from formats import FORMATS, Machine

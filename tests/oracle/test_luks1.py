@@ -15,6 +15,7 @@ from luks_samples import (
     assert_qemu_reads,
     context,
     cryptsetup,
+    key_file,
     opened,
     ours,
     passes,
@@ -192,6 +193,19 @@ def test_cryptsetup_opens_ours(tmp_path: Path) -> None:
     assert not passes(path, "wrong")
     dump = cryptsetup("luksDump", path).stdout
     assert "Key Slot 0: ENABLED" in dump and "Key Slot 1: DISABLED" in dump and "xts-plain64" in dump
+
+
+def test_whirlpool_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.luks"
+    path.write_bytes(bytes(4 << 20))
+    how = ("--type", "luks1", "--hash", "whirlpool", "--iter-time", "10")
+    cryptsetup("luksFormat", *how, "--key-file", key_file(tmp_path), path)
+    with opened(path, writable=True) as image:  # the digest of the master key fits
+        assert image.details()["hash-alg"] == "whirlpool"
+        image.write(0, b"x" * 512)
+    assert passes(path)
+    with pytest.raises(DiskmillError, match="passphrase"):
+        opened(path, "wrong")
 
 
 def test_measure_agrees_with_qemu_img(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         warn=session.warn,
         guessed=session.guessed,
         idle_options=session.idle_options(),
+        as_qemu_img=session.plain,
         ask=_asker(session),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,8 @@ def convert(
     with ExitStack() as stack:
         images = []
         for name in sources:
-            image = open_image(name, format, context=context, image_opts=image_opts)
+            other = existing or output_format != "raw"  # as raw it stays what it is
+            image = open_image(name, format, context=context, image_opts=image_opts, copied=other)
             stack.enter_context(image)
             if snapshot is not None:
                 load_snapshot(image, snapshot, context)
@@ -103,6 +104,8 @@ def convert(
         if len(images) > 1 and (snapshot is not None or backing is not None):
             raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
         refuse_self(images, output)
+        for image in images:
+            _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
         copied: list[Bitmap] = []
         if bitmaps:
             if len(images) > 1:
@@ -154,6 +157,7 @@ def convert(
                 target.attach(Reference("backing", str(backing)), base)
         try:
             _refuse_compression(compress, target)
+            _tell_sectors(images, target, context)
             plan = CopyPlan(
                 sparse=sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
@@ -183,6 +187,30 @@ def convert(
                 target.abandon()
             raise
         target.close()
+
+
+def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:
+    """Warn of what *image* has beside its disk, which a copy of the disk does not."""
+    left: list[str] = []
+    with suppress(DiskmillError):  # what is damaged there does not concern the disk
+        if snapshots and "snapshots" in image.driver.capabilities:
+            count = len(calls.snapshots(context.registry, image))
+            left += [f"{count} internal snapshot{'s' * (count > 1)} (-l)"] if count else []
+        if bitmaps and "bitmaps" in image.driver.capabilities:
+            count = len(calls.bitmaps(context.registry, image))
+            left += [f"{count} bitmap{'s' * (count > 1)} (--bitmaps)"] if count else []
+    if left:
+        context.warn(f"'{image.name}': left out of the copy: {' and '.join(left)}")
+
+
+def _tell_sectors(images: Sequence[Image], target: Image, context: Context) -> None:
+    """Warn where the guest will count other sectors: the numbers in partition tables then mean other places."""
+    for image in images:
+        if image.sector_size != target.sector_size:
+            context.warn(
+                f"'{image.name}' has sectors of {image.sector_size} bytes, the output has {target.sector_size}: "
+                "partition tables count sectors, so a guest may find none"
+            )
 
 
 def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bitmap]:

@@ -39,7 +39,8 @@ def dd(
     context = context or Context()
     if not 0 < block < 2**31:
         raise UsageError(f"the block size must be 1 to {2**31 - 1} bytes")
-    with open_image(source, format, context=context, image_opts=image_opts) as image:
+    other = output_format != "raw"
+    with open_image(source, format, context=context, image_opts=image_opts, copied=other) as image:
         refuse_self([image], output)
         start = min(skip * block, image.size)
         length = image.size - start if count is None else min(count * block, image.size - start)

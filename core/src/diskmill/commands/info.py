@@ -62,7 +62,7 @@ def describe(image: Image, context: Context, name: str | None = None, *, limits:
     backing = next((reference for reference in image.references if reference.role == "backing"), None)
     shown = name or image.name
     snapshots: list[Snapshot] = []
-    if "snapshots" in image.driver.capabilities:
+    if "snapshots" in image.driver.capabilities and not image.cut_short:
         snapshots = calls.snapshots(context.registry, image)
     return ImageInfo(
         filename=shown,

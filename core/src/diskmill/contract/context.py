@@ -29,6 +29,8 @@ class Context:
     :param idle_options: options to create images that are taken without effect by formats that do not have them.
     :param budget: what all that is opened with it may cost: ``Budget(Limits(memory=…))`` for other limits than the
         default ones. A copy of a context shares it.
+    :param as_qemu_img: callers expect what qemu-img does: what looks like no disk is copied all the same, and an image
+        whose extents are missing is an error also where only metadata is asked.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
@@ -40,6 +42,7 @@ class Context:
     warn: Callable[[str], None] = lambda text: None
     guessed: Callable[[str], None] | None = None
     idle_options: Sequence[Option] = ()
+    as_qemu_img: bool = False
     ask: Callable[[str], bytes] | None = None
     budget: Budget = field(default_factory=Budget, repr=False)
 

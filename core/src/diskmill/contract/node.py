@@ -255,6 +255,11 @@ class Image(Node):
     by how much of the file is holes."""
     recording: bool = True
     """Whether dirty bitmaps record what is written. The core unsets it where the guest reads the same afterwards."""
+    sector_size: int = 512
+    """Bytes in a sector of the guest disk, by which its partition tables count."""
+    cut_short: bool = False
+    """Whether the file ends before the tables that its header names, so that nothing but the header can be told; only
+    of images that were opened so (:meth:`OpenRequest.excuses`)."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""

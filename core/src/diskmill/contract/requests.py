@@ -51,6 +51,15 @@ class OpenRequest:
             raise DriverError(f"'{self.name}' was opened without a node below")
         return self.file
 
+    def excuses(self, what: str) -> bool:
+        """Whether the image may lack *what*, because the file ends before it: where nothing but what the header says
+        will be asked, as of the first part of a download. That is told in a warning.
+        """
+        if not self.shallow or self.writable:
+            return False
+        self.context.warn(f"'{self.name}' is cut short: its {what} lies behind the end of the file")
+        return True
+
 
 @dataclass
 class Backing:

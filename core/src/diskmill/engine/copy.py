@@ -95,6 +95,8 @@ def copy(
     progress = progress or Progress()
     if not plan.zeroed and "zero" not in target.driver.capabilities:
         plan = replace(plan, sparse=0)  # zeros are written like data, so there is no use in looking for them
+    if plan.compress:
+        plan = replace(plan, sparse=target.unit)  # a unit of zeros is never worth a place
     copier = _Copier(target, plan, progress, limit or RateLimit())
     sources = [source] if isinstance(source, Node) else source
     extents = _joined(sources, source_offset, target_offset, length, plan)

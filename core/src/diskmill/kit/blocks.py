@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Node, Storage
 from ..errors import ImageError, UnsupportedError
-from ..sizes import KiB, MiB
+from ..sizes import SECTOR, KiB, MiB
 from . import tables
 from .image import FormatImage
 from .tables import Run
@@ -38,8 +38,8 @@ _PAGES = 64
 """How many pages are kept in memory."""
 LARGE = 64 * KiB
 """Bytes of a table from which asking the file for holes is quicker than reading them."""
-_SLOTS = 1 << 24
-"""How many blocks of a file a check looks at in one pass: a byte of memory each."""
+_SLOTS = 1 << 22
+"""How many blocks of a file a check looks at in one pass: four bytes of memory each."""
 
 
 class BlockTable:
@@ -200,6 +200,8 @@ class BlockImage(FormatImage):
         self.step = step
         self.data_start = data_start
         self.whole = whole
+        self.footprint = block_size
+        """Bytes that a block takes in the file, with what belongs to it there."""
         self.unit = block_size if whole else gcd(block_size, 4 * KiB)
         self.end: int | None = None
         """Where in the file the next new block can go; None: nobody had to know yet."""
@@ -488,7 +490,10 @@ class BlockImage(FormatImage):
                 outside.clear()
         _tell(result, outside, "outside the data area of the file")
         budget = self.file.size  # a repair copies no more than that: an image may name one block a million times
-        for first, count in self._twins(end):
+        for first, count, same in self._twins(end):
+            if not same:  # what is whose, nobody can tell
+                _tell(result, [(first, count)], "in part at a place that another block has")
+                continue
             parted = min(budget // self.block_size, count) if repair else 0
             for block in range(first, first + parted):
                 self._part(block)
@@ -510,33 +515,40 @@ class BlockImage(FormatImage):
         first = min(max(-(-(self.data_start - position) // stride), 0), count)
         return first, min(max(-(-(self.file.size - position) // stride), first), count)
 
-    def _twins(self, end: int) -> Iterator[tuple[int, int]]:
-        """(first block, count): blocks whose place a block with a lower number has, as far as the file offset *end*."""
-        slots = (end - self.data_start) // self.block_size + 1
+    def _twins(self, end: int) -> Iterator[tuple[int, int, bool]]:
+        """(first block, count, same): blocks whose place a block looked at before has, as far as the file offset
+        *end*; with *same* it is the same place, else they overlap.
+
+        The file is cut into slots as long as a block's footprint: blocks that do not overlap lie in slots of their
+        own, and blocks in neighbouring slots overlap if the second lies nearer to its slot's start than the first.
+        """
+        size = self.footprint
+        slots = (end - self.data_start) // size + 1
         for low in range(0, slots, _SLOTS):
-            seen = bytearray(min(_SLOTS, slots - low))
+            # How far into each slot its block lies, in sectors, plus 1; with the last slot of the pass before.
+            base = max(low - 1, 0)
+            seen = tables.filled(min(low + _SLOTS, slots) - base + 1, 4)
             for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
                 if kind is not Kind.DATA:
                     continue
                 first, upto = self._fitting(count, entry, step)
                 if not step:  # all at one place
-                    slot = self._slot(entry) - low
-                    if first < upto and 0 <= slot < len(seen):
-                        taken = seen[slot]
-                        seen[slot] = 1
-                        if count > 1 or taken:
-                            yield (block, count) if taken else (block + 1, count - 1)
-                    continue
+                    upto = min(upto, first + 1)
                 for index in range(first, upto):
-                    slot = self._slot(entry + index * step) - low
-                    if 0 <= slot < len(seen):
-                        if seen[slot]:
-                            yield block + index, 1
-                        seen[slot] = 1
-
-    def _slot(self, entry: int) -> int:
-        # Two blocks that do not overlap begin at least a block apart.
-        return (self.position(entry) - self.data_start) // self.block_size
+                    slot, inside = divmod(self.position(entry + index * step) - self.data_start, size)
+                    at, inside = slot - base, inside // SECTOR + 1
+                    if not 0 <= at < len(seen) - 1:
+                        continue
+                    taken = seen[at]
+                    if not taken:
+                        seen[at] = inside
+                    if slot < low:
+                        continue
+                    same = taken == inside
+                    if taken or (at and seen[at - 1] > inside) or 0 < seen[at + 1] < inside:
+                        yield block + index, 1 if step else count, same
+                    elif not step and count > 1:
+                        yield block + 1, count - 1, True
 
     def _part(self, block: int) -> None:
         """Give *block* a new place with the same bytes: another block has its place, or something else needs it."""

@@ -18,7 +18,7 @@ from ..contract.options import validate
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
 from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
-from .known import PACKAGES, PROBE_BYTES, recognise
+from .known import BUNDLES, PACKAGES, PROBE_BYTES, no_disk, recognise
 from .names import CHILDREN, Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def open_image(
     image_opts: bool = False,
     repair: str = "",
     rehearse: bool = False,
+    copied: bool = False,
 ) -> Image:
     """Open the image that the user calls *name*.
 
@@ -46,6 +47,7 @@ def open_image(
     :param backing: whether to open the backing chain.
     :param writable_backing: open the chain for writing too (commit does).
     :param repair: it is opened to be repaired; see :class:`~diskmill.contract.requests.OpenRequest`.
+    :param copied: its bytes will be another image's disk, so what is no disk is refused unless *format* is given.
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
@@ -66,6 +68,7 @@ def open_image(
         writable_backing=writable_backing,
         repair=repair,
         rehearse=rehearse,
+        copied=copied,
     )
     try:
         return opener.graph(spec, writable=writable)
@@ -116,10 +119,22 @@ def _home(file: Node) -> str | None:
     return folder
 
 
-def guess_format(node: Node, context: Context, *, writable: bool = False) -> FormatDriver:
-    """The driver for what *node* holds, by probing; a warning where it looks like a format whose driver is missing.
+def inside_bundle(spec: Spec) -> Spec:
+    """*spec* of a file; where it names a folder that stands for an image, of the file in there that describes it."""
+    where = spec.get("filename")
+    if spec.get("driver", "file") == "file" and isinstance(where, str) and os.path.isdir(where):
+        for name in BUNDLES:
+            if os.path.isfile(os.path.join(where, name)):
+                return {**spec, "filename": os.path.join(where, name)}
+    return spec
 
-    :raises DriverError: no driver knows it, or it would be written as raw though it looks like something else.
+
+def guess_format(node: Node, context: Context, *, writable: bool = False, copied: bool = False) -> FormatDriver:
+    """The driver for what *node* holds, by probing; a warning where it looks like a format whose driver is missing, or
+    like what is no disk.
+
+    :param copied: its bytes will be made a disk of another image.
+    :raises DriverError: no driver knows it, or it would be written or copied as raw but looks like something else.
     """
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
@@ -130,6 +145,11 @@ def guess_format(node: Node, context: Context, *, writable: bool = False) -> For
             if writable:
                 raise DriverError(f"it looks like {looks} (-f raw writes it as it is): {why}", file=node.name)
             context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
+        other = no_disk(data)
+        if other is not None:
+            if (writable or copied) and not context.as_qemu_img:
+                raise DriverError(f"it is {other}, and no disk (-f raw takes its bytes as they are)", file=node.name)
+            context.warn(f"'{node.name}' is {other}, and no disk: its bytes are taken as they are")
     if driver is None:
         raise DriverError("its format is not known; name one with -f", file=node.name)
     return driver
@@ -162,8 +182,10 @@ class _Opener:
         writable_backing: bool,
         repair: str,
         rehearse: bool,
+        copied: bool,
     ) -> None:
         self.context = context
+        self.copied = copied
         self.repair = repair
         self.rehearse = rehearse
         self.shallow = shallow
@@ -231,6 +253,8 @@ class _Opener:
             child.update({key: options.pop(key) for key in ("filename", "follow") if key in options})
         else:
             raise UsageError("the option 'file' is missing: name the file with file.filename=…")
+        if not depth:  # what an image names was judged by the gate as it is
+            child = inside_bundle(child)
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, writable=writable, depth=depth, above=above)
@@ -240,7 +264,8 @@ class _Opener:
             if name is not None:
                 driver = registry.format(name)
             else:
-                driver = guess_format(file, self.context, writable=writable)
+                copied = self.copied and not depth
+                driver = guess_format(file, self.context, writable=writable, copied=copied)
                 if driver.name == "raw" and depth == 0 and writable and not self.rehearse:
                     self.context.warn_of_guess(file.name)
             request = OpenRequest(
@@ -393,6 +418,8 @@ class _Opener:
             except LimitError:
                 raise
             except DiskmillError as error:
+                if self.context.as_qemu_img:
+                    raise
                 self.context.warn(str(error))
 
     def admitted(self, image: Image, reference: Reference) -> Spec:

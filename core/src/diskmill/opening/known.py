@@ -45,8 +45,38 @@ _MAGICS = (
 )
 
 
+BUNDLES = ("DiskDescriptor.xml",)
+"""Files that describe the disk of the folder that they are in: Parallels' bundles."""
+
 _SUFFIXES = {".dmg": "dmg"}
 """Formats that nothing at the start of the file tells."""
+
+
+_NO_DISKS = (
+    ("gzip data", 0, b"\x1f\x8b\x08"),
+    ("xz data", 0, b"\xfd7zXZ\0"),
+    ("zstd data", 0, b"\x28\xb5\x2f\xfd"),
+    ("bzip2 data", 0, b"BZh"),
+    ("a zip archive", 0, b"PK\3\4"),
+    ("a tar archive (an OVA package, perhaps)", 257, b"ustar"),
+    ("an Expert Witness (EWF) image", 0, b"EVF\x09\x0d\x0a\xff\0"),
+    ("an Expert Witness (EWF) image", 0, b"EVF2\x0d\x0a\x81\0"),
+    ("an Apple sparse image", 0, b"sprs"),
+    ("a Proxmox backup (VMA)", 0, b"VMA\0"),
+)
+"""What holds disks, or is made of them, and is none."""
+
+
+def no_disk(data: bytes) -> str | None:
+    """What a file beginning with *data* is, in words, if that is known to be no disk."""
+    for what, offset, magic in _NO_DISKS:
+        if data.startswith(magic, offset) and (magic != b"BZh" or data[4:10] in _BZIP2):
+            return what
+    return None
+
+
+_BZIP2 = (b"1AY&SY", b"\x17rE8P\x90")
+"""Behind bzip2's magic and block size: the first block, or the end of an empty file."""
 
 
 def recognise(data: bytes, filename: str = "") -> str | None:

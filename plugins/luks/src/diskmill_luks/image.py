@@ -141,6 +141,7 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> LuksImage:
             if header is not None:
                 header.abandon()
             raise ImageError(f"its payload at byte {start} lies beyond the end of the file", file=request.name)
+        request.excuses("payload")
         size = 0
     if size is None:
         size = round_down(file.size - start, max(volume.granularity, SECTOR))

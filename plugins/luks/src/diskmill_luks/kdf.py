@@ -8,7 +8,7 @@ from functools import cache
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import GiB, KiB, MiB
 
-from .spec import digest_size
+from .hashes import digest_size
 
 DEFAULT_LIMIT = 60
 """Seconds of key derivation that an image may ask for, over all its key slots, unless the user allows more."""

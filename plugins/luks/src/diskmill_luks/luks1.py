@@ -20,8 +20,9 @@ from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import SECTOR, round_up
 
 from . import afsplit, kdf
+from .hashes import digest_size
 from .kdf import Budget
-from .spec import Spec, digest_size
+from .spec import Spec
 
 MAGIC = b"LUKS\xba\xbe"
 PHDR = Structure(
@@ -176,7 +177,7 @@ class Luks1:
     def new(cls, name: str, spec: Spec, key: bytearray, options: Mapping[str, Value], *, detached: bool) -> Luks1:
         """A header without key slots for the master key *key*, laid out as qemu-img and cryptsetup do."""
         hash_name = str(options.get("hash-alg", "sha256"))
-        digest_size(hash_name)
+        digest_size(hash_name, new=True)
         spec.check(len(key))
         iterations = kdf.iterations_for(hash_name, DIGEST_BYTES, milliseconds(options) // 8)
         each = round_up(len(key) * STRIPES, _ALIGN)

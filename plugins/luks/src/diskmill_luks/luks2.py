@@ -25,9 +25,10 @@ from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from . import afsplit, kdf
+from .hashes import digest_size
 from .kdf import Budget
 from .luks1 import MAGIC, milliseconds, text, wipe
-from .spec import Spec, digest_size
+from .spec import Spec
 
 MAGIC_2ND = b"SKUL\xba\xbe"
 BINARY_HEADER = Structure(
@@ -350,7 +351,7 @@ class Luks2:
         sector = int(options.get("sector-size", SECTOR))
         if sector not in SECTOR_SIZES:
             raise UsageError(f"invalid value '{sector}' for 'sector-size': choose from 512, 1024, 2048, 4096")
-        size = digest_size(hash_name)
+        size = digest_size(hash_name, new=True)
         iterations = kdf.iterations_for(hash_name, size, milliseconds(options) // 8)
         salt = os.urandom(_SALT_BYTES)
         header_size = HEADER_SIZES[0]

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from diskmill.errors import UnsupportedError
 
 from .blocks import BLOCK_SIZES, KEY_SIZES, require
+from .hashes import digest_size
 
 MODES = ("xts", "cbc", "ctr", "ecb")
 IVS = ("plain", "plain64", "essiv")
-
-HASHES = {"md5": 16, "sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64, "ripemd160": 20}
-"""Hash → bytes in its digest."""
-
-
-def digest_size(name: str) -> int:
-    """Bytes in the digest of the hash *name*.
-
-    :raises UnsupportedError: there is no such hash here.
-    """
-    if name not in HASHES or name not in hashlib.algorithms_available:
-        raise UnsupportedError(f"hash '{name}' is not supported")
-    return HASHES[name]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedError, UsageError
 
 from . import LUKS2_OPTIONS
+from .hashes import digest_size
 from .kdf import DEFAULT_LIMIT, DEFAULT_MEMORY, Budget
 from .luks1 import MAGIC, PHDR, Luks1, wipe
 from .luks2 import Luks2
-from .spec import Spec, digest_size
+from .spec import Spec
 
 Luks = Luks1 | Luks2
 

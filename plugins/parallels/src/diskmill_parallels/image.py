@@ -6,14 +6,15 @@ was not closed. For the source see :mod:`diskmill_parallels.c_parallels`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from diskmill.contract.extents import Kind, Placement
+from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.contract.node import Node, Storage
 from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit.blocks import BlockImage, BlockTable
-from diskmill.sizes import SECTOR, MiB, round_up
+from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
 from .c_parallels import CLOSED, CLOSED_OLD, EMPTY_FLAG, HEADER, IN_USE, MAGIC, MAGIC_EXT, VERSION
 
@@ -55,6 +56,8 @@ class ParallelsImage(BlockImage):
         self.new = False
         self._opened = False
         self._unclean: bool = header.in_use == IN_USE
+        # Parallels Desktop has marks of its own, which stay.
+        self._closed: int = CLOSED if header.in_use in (IN_USE, CLOSED_OLD) else header.in_use
         self._extension: Extension | None = None
 
     @property
@@ -68,7 +71,7 @@ class ParallelsImage(BlockImage):
 
     def details(self) -> dict[str, Any] | None:
         """QAPI has none for the format; the dirty bitmaps of the format extension are told like those of qcow2."""
-        bitmaps = self.extension().bitmaps
+        bitmaps = () if self.cut_short else self.extension().bitmaps
         if not bitmaps:
             return None
         return {
@@ -107,6 +110,8 @@ class ParallelsImage(BlockImage):
         """
         if self._opened:
             return
+        if self.cut_short:
+            raise ImageError("the file is cut short", file=self.name)
         if self._unclean:
             raise ImageError("it was not closed properly: repair it with 'check -r all' first", file=self.name)
         if any(feature.necessary for feature in self.extension().features):
@@ -117,6 +122,26 @@ class ParallelsImage(BlockImage):
             self.header.flags &= ~EMPTY_FLAG
             self.write_header()
             self.barrier()
+            if self.short:
+                self.grow(self.size, "off")  # every cluster gets an entry
+
+    @property
+    def short(self) -> bool:
+        """Whether the table has fewer entries than the disk has clusters."""
+        return len(self.table) * self.block_size < self.size
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        covered = len(self.table) * self.block_size
+        end = offset + length
+        if end <= covered:
+            return super().extents(offset, length)
+        return self._beyond(offset, end, max(offset, covered))
+
+    def _beyond(self, offset: int, end: int, start: int) -> Iterator[Extent]:
+        """Guest bytes *offset* to *end*, those from *start* on without entries in the table."""
+        if offset < start:
+            yield from super().extents(offset, start - offset)
+        yield Extent(start, end - start, Kind.HOLE)
 
     def write_header(self) -> None:
         """Write the header, which is part of the first sector."""
@@ -134,7 +159,7 @@ class ParallelsImage(BlockImage):
             self.flush()
         finally:  # even if that fails: what the table on disk names is there
             # The bitmaps of the extension were not kept up to date: this value says that they do not count.
-            self.header.in_use = CLOSED_OLD if self.header.ext_off else CLOSED
+            self.header.in_use = CLOSED_OLD if self.header.ext_off else self._closed
             self.write_header()
 
     def used_end(self) -> int:
@@ -242,20 +267,25 @@ def open_parallels(driver: ParallelsDriver, request: OpenRequest) -> ParallelsIm
         raise ImageError(f"a cluster of {header.tracks} sectors is not possible", file=name, place="header")
     entries = header.nb_bat_entries
     table_end = HEADER.size + entries * 4
-    if entries > _MAX_ENTRIES or table_end > file.size:
+    cut = False
+    if entries <= _MAX_ENTRIES and table_end > file.size:
+        cut = request.excuses("block allocation table")
+    if entries > _MAX_ENTRIES or table_end > file.size and not cut:
         raise ImageError(f"a table of {entries} entries does not fit in the file", file=name, place="header")
     old = header.magic == MAGIC
     sectors = header.nb_sectors & 0xFFFFFFFF if old else header.nb_sectors
-    if sectors > entries * header.tracks:
-        raise ImageError(f"{entries} clusters cannot hold {sectors} sectors", file=name, place="header")
+    if sectors * SECTOR > MAX_SIZE or -(-sectors // header.tracks) > _MAX_ENTRIES:
+        raise ImageError(f"a disk of {sectors} sectors is not possible", file=name, place="header")
     start = header.data_off * SECTOR
     if old and not start:
         start = round_up(table_end, SECTOR)
-    if start < table_end or start > max(file.size, round_up(table_end, SECTOR)):
+    if start > max(file.size, round_up(table_end, SECTOR)):
+        cut = cut or request.excuses("data")
+    if start < table_end or start > max(file.size, round_up(table_end, SECTOR)) and not cut:
         raise ImageError(f"the data cannot begin at byte {start}", file=name, place="header")
-    if header.in_use not in (IN_USE, CLOSED, CLOSED_OLD):
-        raise ImageError(f"in_use has the unknown value {header.in_use:#x}", file=name, place="header")
-    return ParallelsImage(driver, file, header, name=name, data_start=start, writable=request.writable)
+    image = ParallelsImage(driver, file, header, name=name, data_start=start, writable=request.writable)
+    image.cut_short = cut
+    return image
 
 
 def create_parallels(driver: ParallelsDriver, request: CreateRequest) -> ParallelsImage:

@@ -19,6 +19,7 @@ from . import bitmaps, snapshots
 from . import c_qcow2 as c
 from .counts import CHUNK, Counts, Marks, chunks_of, unpack
 from .header import Header
+from .places import compressed_misplaced, crooked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,10 +207,10 @@ class Checker:
         beyond = offsets >= self.file.size
         for offset, weight in zip(offsets[beyond].tolist(), weights[beyond].tolist(), strict=True):
             self.corruption(f"L2 table at offset {offset} lies beyond the end of the file", weight)
-        crooked = offsets & np.uint64(self.size - 1) != 0
-        for offset, weight in zip(offsets[crooked].tolist(), weights[crooked].tolist(), strict=True):
+        uneven = crooked(offsets, self.size)
+        for offset, weight in zip(offsets[uneven].tolist(), weights[uneven].tolist(), strict=True):
             self.corruption(f"L2 table at offset {offset} is not at a cluster boundary", weight)
-        self.beyond.append(offsets[beyond & ~crooked] >> np.uint64(self.bits))
+        self.beyond.append(offsets[beyond & ~uneven] >> np.uint64(self.bits))
         inside = offsets[~beyond] >> np.uint64(self.bits)
         for weight in np.unique(weights[~beyond]).tolist():
             self.counts.add(inside[weights[~beyond] == weight], weight)
@@ -282,8 +283,8 @@ class Checker:
             self._each(entries, lost, "L2 entry {:#x} has allocated subclusters, but no cluster", weight)
         chosen = np.flatnonzero(standard)
         hosts = hosts[chosen]
-        crooked = hosts & np.uint64(self.size - 1) != 0
-        self._each(hosts, crooked, "data cluster at offset {} is not at a cluster boundary", weight)
+        uneven = crooked(hosts, self.size)
+        self._each(hosts, uneven, "data cluster at offset {} is not at a cluster boundary", weight)
         if active:
             self._figures(hosts, chosen // columns, active)
         if self.image.external:
@@ -291,7 +292,7 @@ class Checker:
         beyond = hosts >= self.file.size
         if beyond.any():
             self._each(hosts, beyond, "data cluster at offset {} lies beyond the end of the file", weight)
-            self.beyond.append(hosts[beyond & ~crooked] >> np.uint64(self.bits))
+            self.beyond.append(hosts[beyond & ~uneven] >> np.uint64(self.bits))
         inside = hosts if not beyond.any() else hosts[~beyond]
         clusters = inside >> np.uint64(self.bits)
         self.counts.add(clusters, weight)
@@ -300,7 +301,7 @@ class Checker:
             wrong = self._single(clusters) != copied
             self.flags += int(np.count_nonzero(wrong)) * active
             self._each(inside, wrong, "data cluster at offset {} contradicts its refcount in the copied flag", active)
-        crossing = crooked[~beyond]
+        crossing = uneven[~beyond]
         if crossing.any():  # it reaches into the next cluster
             self.counts.add(clusters[crossing] + np.uint64(1), weight)
 
@@ -343,7 +344,7 @@ class Checker:
         host = entries & np.uint64((1 << min(shift, 56)) - 1)
         sectors = (entries >> np.uint64(shift)) & np.uint64((1 << (62 - shift)) - 1)
         end = host + (sectors + np.uint64(1)) * np.uint64(512) - (host & np.uint64(511))
-        beyond = end >= self.file.size + self.size
+        beyond = compressed_misplaced(host, end, self.size, self.file.size)
         self._each(host, beyond, "compressed cluster at offset {} lies beyond the end of the file", weight)
         host, end = host[~beyond], end[~beyond]
         first, last = host >> np.uint64(self.bits), (end - np.uint64(1)) >> np.uint64(self.bits)

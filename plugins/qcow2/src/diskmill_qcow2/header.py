@@ -13,6 +13,7 @@ from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qcow2 as c
+from .places import crooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,8 @@ class Header:
     extensions: list[tuple[int, bytes]] = field(default_factory=list)
     """(type, data) in order, those that this driver does not know included."""
     backing_file: str | None = None
+    short: bool = False
+    """Whether it has 104 bytes, as older writers made them: readers that know no more refuse longer ones."""
     rest: bytes = b""
     """Header bytes after the fields known here; they are preserved."""
 
@@ -128,7 +131,7 @@ class Header:
             data = c.HEADER_V2.pack(record) + extensions
         else:
             fields = c.HEADER.pack(record) + bytes([self.compression_type])
-            data = (fields.ljust(c.HEADER_LENGTH, b"\0") + self.rest) + extensions
+            data = (fields + self.rest).ljust(self._length(), b"\0")[: self._length()] + extensions
         if len(data) > self.cluster_size:
             raise UsageError(
                 f"the header with its names takes {len(data)} bytes, more than a cluster of {self.cluster_size}"
@@ -141,7 +144,23 @@ class Header:
             self.set_extension(c.EXT_FEATURE_TABLE, feature_table())
 
     def _length(self) -> int:
-        return c.HEADER_V2.size if self.version == 2 else c.HEADER_LENGTH + len(self.rest)
+        if self.version == 2:
+            return c.HEADER_V2.size
+        if self.short and not self.compression_type:
+            return c.HEADER.size
+        return c.HEADER_LENGTH + len(self.rest)
+
+    def beyond(self, file_size: int) -> list[tuple[str, int, int]]:
+        """(name, offset, length) of the tables that do not lie inside a file of *file_size* bytes."""
+        places = [
+            ("L1 table", self.l1_table_offset, self.l1_size * 8),
+            ("snapshot table", self.snapshots_offset, self.nb_snapshots * c.SNAPSHOT.size),
+        ]
+        return [
+            (what, offset, length)
+            for what, offset, length in places
+            if length and (not offset or offset + length > file_size)
+        ]
 
 
 def feature_table() -> bytes:
@@ -217,6 +236,7 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
             raise _bad(name, f"header_length {length} exceeds the cluster")
         if length > c.COMPRESSION_TYPE_OFFSET:
             header.compression_type = cluster[c.COMPRESSION_TYPE_OFFSET]
+        header.short = length == c.HEADER.size
         rest = cluster[c.HEADER_LENGTH : length]
     for field_name in c.HEADER.offsets:
         if field_name in header.__dict__ and field_name != "size" and hasattr(record, field_name):
@@ -225,7 +245,7 @@ def parse_header(data: bytes, file_size: int, name: str) -> Header:
     _extensions(header, cluster, length, record.backing_file_offset, name)
     _features(header, name)
     _backing(header, record.backing_file_offset, record.backing_file_size, cluster, name)
-    _tables(header, file_size, name)
+    _tables(header, name)
     return header
 
 
@@ -284,7 +304,9 @@ def _feature_names(header: Header) -> dict[tuple[int, int], str]:
     names = {(kind, bit): name for kind, bit, name in c.FEATURES}
     for at in range(0, len(data) - c.FEATURE_NAME.size + 1, c.FEATURE_NAME.size):
         entry = c.FEATURE_NAME.unpack(data, at)
-        names[entry.type, entry.bit] = entry.name.split(b"\0")[0].decode("utf-8", "replace")
+        text = entry.name.split(b"\0")[0].decode("utf-8", "replace").strip()
+        if text:
+            names[entry.type, entry.bit] = text
     return names
 
 
@@ -299,30 +321,27 @@ def _backing(header: Header, offset: int, size: int, cluster: bytes, name: str) 
         header.backing_file = os.fsdecode(cluster[offset : offset + size])
 
 
-def _tables(header: Header, file_size: int, name: str) -> None:
-    """The tables' places: inside the file, aligned, of possible size."""
+def _tables(header: Header, name: str) -> None:
+    """The tables' places: aligned, of possible size. Whether they lie inside the file is asked by :meth:`beyond`."""
     if header.l1_size * 8 > c.MAX_L1_BYTES:
         raise _bad(name, f"an L1 table of {header.l1_size} entries is larger than {c.MAX_L1_BYTES // MiB} MiB")
     if header.l1_size < header.l1_needed:
         raise _bad(name, f"an L1 table of {header.l1_size} entries is too small for the disk's {header.size} bytes")
-    _place(header, "L1 table", header.l1_table_offset, header.l1_size * 8, file_size, name)
+    _aligned(header, "L1 table", header.l1_table_offset, name)
     if header.refcount_table_clusters * header.cluster_size > c.MAX_REFTABLE_BYTES:
         raise _bad(name, f"a refcount table of {header.refcount_table_clusters} clusters is larger than 8 MiB")
     if header.nb_snapshots > c.MAX_SNAPSHOTS:
         raise _bad(name, f"{header.nb_snapshots} snapshots are more than {c.MAX_SNAPSHOTS}")
-    _place(
-        header,
-        "snapshot table",
-        header.snapshots_offset if header.nb_snapshots else 0,
-        header.nb_snapshots * c.SNAPSHOT.size,
-        file_size,
-        name,
-    )
+    _aligned(header, "snapshot table", header.snapshots_offset if header.nb_snapshots else 0, name)
+
+
+def _aligned(header: Header, what: str, offset: int, name: str) -> None:
+    if crooked(offset, header.cluster_size):
+        raise _bad(name, f"its offset {offset} is not at a cluster boundary", what)
 
 
 def _place(header: Header, what: str, offset: int, length: int, file_size: int, name: str) -> None:
-    if offset % header.cluster_size:
-        raise _bad(name, f"its offset {offset} is not at a cluster boundary", what)
+    _aligned(header, what, offset, name)
     if length and (not offset or offset + length > file_size):
         raise _bad(name, f"its {length} bytes at offset {offset} are not inside the file of {file_size} bytes", what)
 

@@ -21,6 +21,7 @@ from diskmill.sizes import round_down, round_up
 from . import c_qcow2 as c
 from .header import Header, check_refcount_table, read_header, write_header
 from .l2 import Mapping
+from .places import compressed_misplaced, counted, misplaced
 
 if TYPE_CHECKING:
     from diskmill.contract.context import Context
@@ -42,6 +43,10 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     assert request.file is not None
     header = read_header(request.file, request.name)
     image = Qcow2Image(driver, request.file, header, name=request.name, writable=request.writable)
+    image.warn = request.context.warn
+    _require_tables(image, request)
+    if image.cut_short:
+        return image
     if image.encrypted or "encrypt.format" in request.options:
         from .encryption import unlock
 
@@ -50,6 +55,31 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     if request.writable and not request.repair:
         image.prepare_writing()
     return image
+
+
+def _require_tables(image: Qcow2Image, request: OpenRequest) -> None:
+    """See that the tables that the header names lie inside the file.
+
+    Of an image of which only the beginning is there, the header can be told all the same. An L1 table behind the end
+    that no refcount counts never was there, and stands for zeros.
+
+    :raises ImageError: they do not, and more is asked for than what the header says.
+    """
+    file, header = image.file, image.header
+    missing = header.beyond(file.size)
+    if not missing:
+        return
+    what, offset, length = missing[0]
+    if what == "L1 table" and len(missing) == 1 and offset and not counted(file, header, offset):
+        if request.writable and not request.repair:
+            cause = f"it lies behind the end of the file at offset {offset}: check -r all mends it"
+            raise ImageError(cause, file=image.name, place=what)
+        image.l1_behind = True
+    elif request.excuses(what):
+        image.cut_short = True
+    else:
+        cause = f"its {length} bytes at offset {offset} are not inside the file of {file.size} bytes"
+        raise ImageError(cause, file=image.name, place=what)
 
 
 class Qcow2Image(FormatImage):
@@ -61,6 +91,7 @@ class Qcow2Image(FormatImage):
     :ivar unlocking: what it was opened with, to change its keys.
     :ivar begun: whether the disk says that it is being changed: autoclear features, bitmaps in use.
     :ivar repairing: the ``repair`` of the request that opened it.
+    :ivar l1_behind: whether its L1 table lies behind the end of the file, where it never was.
     :ivar fresh: made by ``create`` and not settled: nobody has seen it, so the order of writes does not matter.
     """
 
@@ -83,6 +114,9 @@ class Qcow2Image(FormatImage):
         self.begun = fresh
         self._bitmaps: Bitmaps | None = None
         self.repairing = ""
+        self.warn: abc.Callable[[str], None] = lambda text: None
+        self._searched = False
+        self.l1_behind = False
 
     def _references(self) -> list[Reference]:
         header, result = self.header, []
@@ -147,7 +181,7 @@ class Qcow2Image(FormatImage):
         result["compression-type"] = c.COMPRESSION_TYPES[header.compression_type]
         if header.version == 3:
             result["lazy-refcounts"] = bool(header.compatible_features & c.LAZY_REFCOUNTS)
-            if header.autoclear_features & c.BITMAPS:
+            if header.autoclear_features & c.BITMAPS and not self.cut_short:
                 result["bitmaps"] = self._bitmap_details()
         result["refcount-bits"] = header.refcount_bits
         if header.version == 3:
@@ -179,13 +213,35 @@ class Qcow2Image(FormatImage):
     def mapping(self) -> Mapping:
         """The L1 and L2 tables, read when first asked for."""
         if self._mapping is None:
-            self._mapping = Mapping(self.file, self.header, self.name, self.lock)
+            if self.l1_behind:
+                self.absent_behind("the L1 table")
+            self._mapping = Mapping(self.file, self.header, self.name, self.lock, absent_behind=self.absent_behind)
         return self._mapping
+
+    def absent_behind(self, what: str) -> None:
+        """*what*, a table, lies behind the end of the file, and was never there: its clusters are unallocated.
+
+        :raises ImageError: there are tables that nothing names, so that it is the one that named *what* that is wrong.
+        """
+        if not self._searched:
+            from .check import Checker
+            from .repair import find_tables, refuse_lost
+
+            checker = Checker(self)
+            checker.run()
+            refuse_lost(checker, find_tables(checker))
+            self._searched = True
+        self.warn(
+            f"'{self.name}': {what} lies behind the end of the file: its clusters are taken for unallocated; "
+            "check -r all mends it"
+        )
 
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
         assert not self.writable
-        self._mapping = Mapping(self.file, self.header, self.name, self.lock, l1_offset, l1_size)
+        self._mapping = Mapping(
+            self.file, self.header, self.name, self.lock, l1_offset, l1_size, absent_behind=self.absent_behind
+        )
         self.size = size
 
     @property
@@ -307,17 +363,9 @@ class Qcow2Image(FormatImage):
     def _data(self, start: int, count: int, value: int, step: int) -> Iterator[Extent]:
         """Verbatim clusters, checked against the file."""
         size, host = self.unit, value & c.OFFSET_MASK
-        bad = host % size != 0
-        if self.external:
-            bad = bad or not (host or value & c.COPIED)
-        else:
-            bad = bad or not host or host + (count - 1) * step >= self.file.size
-        if bad:
-            raise ImageError(
-                f"it says that the data is at offset {host} of {self.file.size}",
-                file=self.name,
-                place=f"L2 entry of guest offset {start}",
-            )
+        if not host and not (self.external and value & c.COPIED):
+            raise self._misplaced(host, start)
+        self._require_place(host, count, step, start)
         if self.data is None:
             raise ImageError("its external data file is not named and was not given", file=self.name)
         kind = Kind.DATA if self.volume is None else Kind.ENCODED
@@ -327,12 +375,29 @@ class Qcow2Image(FormatImage):
             for index in range(count):
                 yield Extent(start + index * size, size, kind, self.data, host, codec=self.volume)
 
+    def _require_place(self, host: int, count: int, step: int, start: int) -> None:
+        """See that *count* clusters from *host* on, of guest offset *start*, can be there.
+
+        :raises ImageError: they cannot.
+        """
+        last = host + (count - 1) * step
+        if host % self.unit or not self.external and misplaced(last, self.unit, self.file.size):
+            raise self._misplaced(host, start)
+
+    def _misplaced(self, host: int, start: int) -> ImageError:
+        return ImageError(
+            f"it says that the data is at offset {host} of {self.file.size}",
+            file=self.name,
+            place=f"L2 entry of guest offset {start}",
+        )
+
     def _compressed(self, start: int, value: int) -> Extent:
         host, stored = self.compressed_place(value)
+        outside = compressed_misplaced(host, host + stored, self.unit, self.file.size)
         # The number of sectors is rounded up, so the last cluster's may end after the file does.
         if host + stored > self.file.size:
             stored = self.file.size - host
-        if stored <= 0 or self.external:
+        if outside or self.external:
             raise ImageError(
                 f"it says that compressed data is at offset {host} of {self.file.size}",
                 file=self.name,
@@ -384,6 +449,7 @@ class Qcow2Image(FormatImage):
         """The tables on disk are others now, those that the header names."""
         self.size = self.header.size
         self._mapping = self._refcounts = self._bitmaps = None
+        self.l1_behind = False
 
     def begin(self, refcounts: Refcounts) -> None:
         """Called by ``create``: the image is new, and *refcounts* is its allocator."""
@@ -524,12 +590,7 @@ class Qcow2Image(FormatImage):
                 self._new(result, at + run.at, run.length, begin, end, part=part)
                 continue
             host = value & c.OFFSET_MASK
-            if host % size:
-                raise ImageError(
-                    f"it says that the data is at offset {host}",
-                    file=self.name,
-                    place=f"L2 entry of guest offset {(at + run.at) * size}",
-                )
+            self._require_place(host, run.length, run.step, (at + run.at) * size)
             if not self.external:
                 first = host // size
                 self.refcounts.refuse_metadata(first, first + (run.length if run.step else 1), "a guest cluster")

@@ -18,6 +18,7 @@ from diskmill.kit.blocks import BlockTable
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
+from .places import counted, misplaced
 
 if TYPE_CHECKING:
     import threading
@@ -104,6 +105,9 @@ class L1(BlockTable):
 class Mapping:
     """The active L1 table and the L2 tables that it names.
 
+    :param absent_behind: told of a table that lies behind the end of the file and never was there, before its clusters
+        are taken for unallocated; it may refuse that.
+
     Not thread-safe: callers hold the image's lock, *lock*.
     """
 
@@ -115,10 +119,14 @@ class Mapping:
         lock: threading.RLock,
         l1_offset: int | None = None,
         l1_size: int | None = None,
+        *,
+        absent_behind: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.file = file
         self._lock = lock
         self.name = name
+        self.header = header
+        self._absent_behind = absent_behind
         self.cluster_size = header.cluster_size
         self.words = 2 if header.extended_l2 else 1
         self.count = header.l2_entries
@@ -147,7 +155,12 @@ class Mapping:
         """
         entry = self.l1[index]
         offset = entry & c.OFFSET_MASK
-        if offset and (offset % self.cluster_size or offset >= self.file.size):
+        if offset and misplaced(offset, self.cluster_size, self.file.size):
+            if not offset % self.cluster_size and not counted(self.file, self.header, offset):
+                # Nothing was ever there: other writers leave such entries.
+                self._absent_behind(f"the L2 table of L1 entry {index}")
+                self.l1[index] = 0
+                return 0
             raise ImageError(
                 f"it says that the L2 table is at offset {offset}", file=self.name, place=f"L1 entry {index}"
             )
@@ -225,8 +238,14 @@ class Mapping:
         return upto
 
     def has(self, index: int) -> bool:
-        """Whether there is an L2 table *index*."""
-        return bool(self.l1[index] & c.OFFSET_MASK) or index in self._tables
+        """Whether there is an L2 table *index*.
+
+        :raises ImageError: the L1 entry is impossible.
+        """
+        if index in self._tables:
+            return True
+        offset = self.l1[index] & c.OFFSET_MASK
+        return bool(offset if offset < self.file.size else self.offset(index))
 
     def remove(self, index: int) -> None:
         """There is no L2 table *index* any more; the caller drops its references."""

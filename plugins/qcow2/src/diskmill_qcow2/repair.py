@@ -37,6 +37,8 @@ from . import bitmaps, encryption, snapshots
 from . import c_qcow2 as c
 from .check import Checker
 from .counts import Counts, chunks_of, pack, unpack
+from .places import compressed_misplaced, crooked
+from .places import misplaced as no_cluster
 from .revision import stretches
 
 if TYPE_CHECKING:
@@ -86,11 +88,12 @@ def repair(image: Qcow2Image, mode: str, *, give_up: bool) -> CheckResult:
         _refuse_cut(checker)
     if mode == "leaks" or not (result.corruptions or checker.surplus):  # a surplus hides COPIED flags that are due
         if not give_up:
-            _refuse_lost(checker, find_tables(checker))
+            refuse_lost(checker, find_tables(checker))
         _give_back(checker)
         result.leaks, result.leaks_fixed = 0, result.leaks
         marks = c.DIRTY | c.CORRUPT
-        if not result.corruptions and image.header.incompatible_features & marks:
+        unknown = image.header.autoclear_features & ~c.KNOWN_AUTOCLEAR
+        if not result.corruptions and (image.header.incompatible_features & marks or unknown):
             header = image.header.copy()
             header.incompatible_features &= ~marks
             _switch(image, header)
@@ -111,7 +114,7 @@ def _refuse_cut(checker: Checker) -> None:
         )
 
 
-def _refuse_lost(checker: Checker, lost: dict[int, int]) -> None:
+def refuse_lost(checker: Checker, lost: dict[int, int]) -> None:
     """Refuse to give up the L2 tables *lost* (offset → how many lost clusters they name)."""
     if lost:
         size = format_size(sum(lost.values()) * checker.size)
@@ -251,15 +254,15 @@ def impossible(checker: Checker, words: NDArray[Any]) -> NDArray[Any]:
 
 def misplaced(checker: Checker, entries: NDArray[Any], compressed: NDArray[Any]) -> NDArray[Any]:
     """Which entries name a place where no cluster can be."""
-    external, hosts = checker.image.external, entries & _OFFSET
-    wrong: NDArray[Any] = hosts & np.uint64(checker.size - 1) != 0
-    if external:
-        wrong |= compressed
+    hosts = entries & _OFFSET
+    wrong: NDArray[Any]
+    if checker.image.external:
+        wrong = crooked(hosts, checker.size) | compressed
         return wrong
-    wrong |= hosts >= checker.file.size
+    wrong = no_cluster(hosts, checker.size, checker.file.size)
     if compressed.any():
         host, end = _compressed_range(checker, entries)
-        outside = (host >= checker.file.size) | (end > round_up(checker.file.size, checker.size))
+        outside = compressed_misplaced(host, end, checker.size, checker.file.size)
         wrong = np.where(compressed, outside, wrong)
     return wrong
 
@@ -386,13 +389,13 @@ class Mender:
     def _keep_tables(self, l1s: list[NDArray[Any]], entries: list[snapshots.Entry]) -> None:
         """Clear the L1 entries that name no L2 table, and count what the L2 tables name."""
         offsets, weights = _weigh(l1s)
-        possible = (offsets & np.uint64(self.size - 1) == 0) & (offsets < self.file.size)
+        possible = ~no_cluster(offsets, self.size, self.file.size)
         self.moved.update((offset, 0) for offset in offsets[~possible].tolist())
         self._count_tables(offsets[possible], weights[possible])
         lost = find_tables(self.checker)
         self._reattach(l1s, lost)
         if not self.give_up:
-            _refuse_lost(self.checker, lost)
+            refuse_lost(self.checker, lost)
         for number, l1 in enumerate(l1s):
             for index in self._no_tables(l1):
                 where = f" of snapshot {entries[number - 1].id}" if number else ""

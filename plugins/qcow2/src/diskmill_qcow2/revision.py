@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.sizes import MiB, round_up
+from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
 from .counts import CHUNK, Counts, Marks, chunks_of, pack, unpack
 from .header import check_refcount_table
+from .places import compressed_misplaced, misplaced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +77,7 @@ class Revision:
         used = np.flatnonzero(offsets)
         used = used[np.argsort(offsets[used], kind="stable")]
         offsets = offsets[used]
-        bad = (offsets & np.uint64(self.size - 1) != 0) | (offsets >= self.file.size)
+        bad = misplaced(offsets, self.size, self.file.size)
         bad[1:] |= offsets[1:] == offsets[:-1]
         if bad.any():
             index, offset = int(used[bad][0]), int(offsets[bad][0])
@@ -113,7 +114,7 @@ class Revision:
 
         :raises ImageError: there can be none.
         """
-        if (hosts & np.uint64(self.size - 1)).any() or (hosts >= self.file.size).any():
+        if misplaced(hosts, self.size, self.file.size).any():
             raise self._damaged("an L2 entry names what is no cluster in the file")
         return hosts >> np.uint64(self.bits)
 
@@ -122,7 +123,7 @@ class Revision:
         host = entries & np.uint64((1 << min(shift, 56)) - 1)
         sectors = (entries >> np.uint64(shift)) & np.uint64((1 << (62 - shift)) - 1)
         end = host + (sectors + np.uint64(1)) * np.uint64(512) - (host & np.uint64(511))
-        if (host >= self.file.size).any() or (end > round_up(self.file.size, self.size)).any():
+        if compressed_misplaced(host, end, self.size, self.file.size).any():
             raise self._damaged("an L2 entry names compressed data outside the file")
         first, last = host >> np.uint64(self.bits), (end - np.uint64(1)) >> np.uint64(self.bits)
         while len(first):

@@ -12,10 +12,6 @@ from typing import TYPE_CHECKING
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
 from diskmill.contract.results import CheckResult, Finding
-from diskmill.sizes import MiB, round_down, round_up
-from diskmill.extents import Kind
-from diskmill.node import Storage
-from diskmill.results import CheckResult, Finding
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qed as c

@@ -264,13 +264,15 @@ def open_qed(driver: QedDriver, request: OpenRequest) -> QedImage:
     if not _power(table, c.MIN_TABLE_SIZE, c.MAX_TABLE_SIZE):
         raise bad(f"a table_size of {table} is not possible")
     front = header.header_size * cluster
-    if not c.HEADER.size <= front <= file.size:
+    if not c.HEADER.size <= front <= max(file.size, cluster if request.shallow else 0):
         raise bad(f"a header of {front} bytes does not fit in the file")
     if header.image_size % SECTOR:
         raise bad(f"image_size {header.image_size} is not a multiple of {SECTOR}")
     check_size(header.image_size, cluster, table, name)
     l1 = header.l1_table_offset
-    if l1 % cluster or l1 < front or l1 + cluster * table > file.size:
+    possible = not l1 % cluster and l1 >= front
+    cut = possible and l1 + cluster * table > file.size and request.excuses("L1 table")
+    if not possible or l1 + cluster * table > file.size and not cut:
         raise bad(f"the L1 table cannot be at offset {l1}")
     backing = None
     if header.features & c.QED_F_BACKING_FILE:
@@ -278,7 +280,9 @@ def open_qed(driver: QedDriver, request: OpenRequest) -> QedImage:
         if at + length > front or length > c.MAX_BACKING_NAME:
             raise bad(f"a backing file name of {length} bytes cannot be at offset {at}")
         backing = os.fsdecode(file.read(at, length)) or None
-    return QedImage(driver, file, header, name=name, backing_name=backing, writable=request.writable)
+    image = QedImage(driver, file, header, name=name, backing_name=backing, writable=request.writable)
+    image.cut_short = cut
+    return image
 
 
 def _layout(options: Mapping[str, Value]) -> tuple[int, int]:

@@ -244,17 +244,21 @@ def open_vdi(driver: VdiDriver, request: OpenRequest) -> VdiImage:
         raise ImageError(f"the block size {block} is not a power of two from 512 on", file=name, place="header")
     if header.cbBlockExtra % SECTOR or header.cbBlockExtra > block:
         raise UnsupportedError(f"{header.cbBlockExtra} extra bytes in a block are not supported", file=name)
-    if header.offBlocks % SECTOR or header.offData % SECTOR:
-        raise UnsupportedError("the block map or the data does not begin at a whole sector", file=name)
+    if request.writable and (header.offBlocks % SECTOR or header.offData % SECTOR):
+        cause = "the block map or the data does not begin at a whole sector, so the image can only be read"
+        raise UnsupportedError(cause, file=name)
     _check_count(header.cBlocks, name)
     if header.cbDisk > header.cBlocks * block:
         raise ImageError(f"{header.cBlocks} blocks cannot hold {header.cbDisk} bytes", file=name, place="header")
     map_end = header.offBlocks + header.cBlocks * 4
     if header.offBlocks < SECTOR or header.offData < map_end:
         raise ImageError("header, block map and data overlap", file=name, place="header")
-    if map_end > file.size:
+    cut = map_end > file.size and request.excuses("block map")
+    if map_end > file.size and not cut:
         raise ImageError("the block map lies beyond the end of the file", file=name, place="header")
-    return VdiImage(driver, file, header, name=name, writable=request.writable)
+    image = VdiImage(driver, file, header, name=name, writable=request.writable)
+    image.cut_short = cut
+    return image
 
 
 def create_vdi(driver: VdiDriver, request: CreateRequest) -> VdiImage:

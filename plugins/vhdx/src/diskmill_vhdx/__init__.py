@@ -35,6 +35,12 @@ class VhdxDriver(FormatDriver):
             "bytes in a block: a power of two from 1 MiB to 256 MiB; 0: by the disk's size",
             default=0,
         ),
+        Option(
+            "logical_sector_size",
+            "int",
+            "bytes in a sector of the guest disk: 512 or 4096",
+            default=512,
+        ),
         Option("log_size", "size", "bytes of the log, whole MiB", default=1 << 20),
         Option(
             "block_state_zero",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskmill.errors import UnsupportedError, UsageError
-from diskmill.sizes import SECTOR, GiB, MiB, TiB, round_up
+from diskmill.sizes import GiB, MiB, TiB, round_up
 
 from .bat import WIDTH, chunk_ratio, entries
 from .c_vhdx import (
@@ -58,6 +58,8 @@ _METADATA_LENGTH = MiB
 class _Layout(NamedTuple):
     """Where everything goes. All numbers are bytes."""
 
+    size: int
+    sector: int
     block: int
     blocks: int
     fixed: bool
@@ -70,6 +72,10 @@ class _Layout(NamedTuple):
 
 
 def _layout(size: int, options: Mapping[str, Value], name: str | None) -> _Layout:
+    sector = int(options["logical_sector_size"])
+    if sector not in (512, 4096):
+        raise UsageError(f"the logical_sector_size must be 512 or 4096, not {sector}")
+    size = round_up(size, sector)
     if size > MAX_DISK:
         raise UnsupportedError("the largest VHDX image has 64 TiB", file=name)
     log_length = max(round_up(int(options["log_size"]), ALIGN), ALIGN)
@@ -79,7 +85,7 @@ def _layout(size: int, options: Mapping[str, Value], name: str | None) -> _Layou
     if block & block - 1:
         raise UsageError(f"the block_size must be a power of two, not {block}")
     blocks = -(-size // block)
-    ratio = chunk_ratio(block, SECTOR)
+    ratio = chunk_ratio(block, sector)
     # Of a disk without blocks QEMU counts the entries below zero, and opens nothing that has room for fewer.
     count = entries(blocks, ratio) if blocks else (1 << 32) // ratio
     bat = HEADER_SECTION + log_length
@@ -87,7 +93,7 @@ def _layout(size: int, options: Mapping[str, Value], name: str | None) -> _Layou
     metadata = bat + bat_length
     data = metadata + _METADATA_LENGTH
     fixed = options["subformat"] == "fixed"
-    return _Layout(block, blocks, fixed, HEADER_SECTION, log_length, bat, bat_length, metadata, data)
+    return _Layout(size, sector, block, blocks, fixed, HEADER_SECTION, log_length, bat, bat_length, metadata, data)
 
 
 def _usual_block(size: int) -> int:
@@ -108,7 +114,7 @@ def create_vhdx(driver: VhdxDriver, request: CreateRequest) -> VhdxImage:
     file.write(0, SIGNATURE + "diskmill".encode("utf-16-le"))
     _write_headers(file, layout)
     _write_regions(file, layout)
-    _write_metadata(file, layout, request.size)
+    _write_metadata(file, layout)
     headers = Headers(file, name)
     log = Log(file, headers, name)
     regions = Regions(file, (layout.log, layout.bat), name)
@@ -118,7 +124,7 @@ def create_vhdx(driver: VhdxDriver, request: CreateRequest) -> VhdxImage:
     image.blank = file.blank or not layout.fixed
     image.end = layout.data
     if layout.blocks and (layout.fixed or request.options["block_state_zero"]):
-        table = image.new_table(file, layout.bat, request.size, logged=False)
+        table = image.new_table(file, layout.bat, layout.size, logged=False)
         if layout.fixed:
             image.end += layout.blocks * layout.block
             file.truncate(image.end)
@@ -153,14 +159,14 @@ def _write_regions(file: Node, layout: _Layout) -> None:
         file.write(offset, sealed(packed_table(REGION_TABLE, header, REGION, regions)))
 
 
-def _write_metadata(file: Node, layout: _Layout, size: int) -> None:
+def _write_metadata(file: Node, layout: _Layout) -> None:
     flags = LEAVE_BLOCKS_ALLOCATED if layout.fixed else 0
     values = {
         FILE_PARAMETERS_ITEM: FILE_PARAMETERS.pack(FILE_PARAMETERS.new(BlockSize=layout.block, Flags=flags)),
-        DISK_SIZE_ITEM: size.to_bytes(8, "little"),
+        DISK_SIZE_ITEM: layout.size.to_bytes(8, "little"),
         DISK_ID_ITEM: os.urandom(16),
-        LOGICAL_SECTOR_ITEM: SECTOR.to_bytes(4, "little"),
-        PHYSICAL_SECTOR_ITEM: SECTOR.to_bytes(4, "little"),
+        LOGICAL_SECTOR_ITEM: layout.sector.to_bytes(4, "little"),
+        PHYSICAL_SECTOR_ITEM: layout.sector.to_bytes(4, "little"),
     }
     items, place = [], TABLE_SIZE
     for guid, value in values.items():

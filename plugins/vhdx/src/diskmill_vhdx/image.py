@@ -10,14 +10,14 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit import tables
 from diskmill.kit.blocks import BlockImage
-from diskmill.sizes import round_up
+from diskmill.sizes import SECTOR, round_up
 
 from .bat import Bat, chunk_ratio
 from .c_vhdx import (
@@ -88,6 +88,7 @@ class VhdxImage(BlockImage):
             step=metadata.block_size,
             data_start=HEADER_SECTION,
         )
+        self.sector_size = metadata.sector
         self.occupied = regions.ranges
         """(start, end) of what no block may lie over, ascending."""
         self.preallocated = True if metadata.fixed else None
@@ -106,6 +107,10 @@ class VhdxImage(BlockImage):
         make_room = self.flush if logged else lambda: table.write_back()
         table = Bat(node, offset, blocks, self.ratio, make_room, differencing=self.differencing)
         return table
+
+    def details(self) -> dict[str, Any] | None:
+        """QAPI has none for the format. Sectors of another size than usual are told: partition tables count them."""
+        return None if self.sector_size == SECTOR else {"logical-sector-size": self.sector_size}
 
     @property
     def dirty(self) -> bool:
@@ -204,8 +209,9 @@ class VhdxImage(BlockImage):
         index = bisect_right(self.occupied, low, key=lambda one: one[1])
         return index < len(self.occupied) and self.occupied[index][0] < high
 
-    def _twins(self, end: int) -> Iterator[tuple[int, int]]:
-        # Blocks begin at any whole MiB, so they may overlap in part.
+    def _twins(self, end: int) -> Iterator[tuple[int, int, bool]]:
+        # Blocks begin at any whole MiB, so they may overlap in part; nothing but guest bytes lies there, so that a copy
+        # of its own mends each.
         length = self.block_size // ALIGN
         for low in range(0, -(-end // ALIGN), _MAP):
             seen = bytearray(min(_MAP, -(-end // ALIGN) - low))
@@ -218,7 +224,7 @@ class VhdxImage(BlockImage):
                     continue
                 for index in range(first, upto):
                     if not _claimed(seen, at + (index * length if step else 0), length):
-                        yield block + index, 1
+                        yield block + index, 1, True
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from diskmill.contract.references import Reference
 from diskmill.errors import ImageError
 
 from .bat import WIDTH
-from .c_vhdx import SIGNATURE
+from .c_vhdx import HEADER_SECTION, SIGNATURE
 from .headers import Headers
 from .image import VhdxImage
 from .log import Log, Replayed
@@ -30,6 +30,9 @@ def open_vhdx(driver: VhdxDriver, request: OpenRequest) -> VhdxImage:
     assert file is not None
     if file.read(0, len(SIGNATURE)) != SIGNATURE:
         raise ImageError("not a VHDX image (bad signature)", file=name)
+    if file.size < HEADER_SECTION:
+        cause = f"the file is cut short: {file.size} bytes, and the disk's size stands behind the first MiB"
+        raise ImageError(cause, file=name)
     headers = Headers(file, name)
     log = Log(file, headers, name)
     updates = log.pending()
@@ -45,6 +48,8 @@ def open_vhdx(driver: VhdxDriver, request: OpenRequest) -> VhdxImage:
     if room > regions.bat.Length:
         raise ImageError(f"it has no room for {len(image.table)} blocks", file=name, place="block allocation table")
     if regions.bat.FileOffset + room > meta.size:
+        image.cut_short = request.excuses("block allocation table")
+    if regions.bat.FileOffset + room > meta.size and not image.cut_short:
         raise ImageError("it lies beyond the end of the file", file=name, place="block allocation table")
     image.replayed = updates is not None
     if updates is not None and not request.writable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -11,15 +13,20 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, ExtentLine, parse
-from .hosted import open_hosted, read_header, require_writable
+from .hosted import footer_of, is_compressed, open_hosted, read_header, require_writable
 from .image import VmdkImage
 from .parts import FlatPart, MissingPart, Part, ZeroPart
-from .structures import COWD_MAGIC, SPARSE_MAGIC
+from .structures import COWD_MAGIC, GD_AT_END, SPARSE_MAGIC
 
 if TYPE_CHECKING:
     from diskmill.contract.drivers import FormatDriver
     from diskmill.contract.requests import OpenRequest
+    from diskmill.kit.structs import Record
 
+_PIECE = re.compile(r"(.+)-[sf]\d{3}\.vmdk", re.IGNORECASE)
+"""What VMware and QEMU call the pieces of a disk."""
+_FOREIGN = re.compile(r"[A-Za-z]:[\\/]|\\\\|\[[^\]]*\] ?|/vmfs/volumes/")
+"""How paths begin that mean something elsewhere: drives, shares, datastores."""
 OWN_CREATE_TYPES = ("monolithicsparse", "streamoptimized")
 """Create types whose only extent is the file that the descriptor is embedded in."""
 
@@ -39,7 +46,7 @@ def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
         descriptor = parse(file.read(0, min(file.size, LIMIT)), file=request.name)
         image = _open_descriptor(driver, request, file, descriptor)
     if image.descriptor is not None and image.descriptor.parent is not None:
-        parent = Reference("backing", image.descriptor.parent, format=driver.name)
+        parent = Reference("backing", _parent_name(image.descriptor.parent), format=driver.name)
         image.references = [*image.references, parent]
     elif image.parent_cid not in (NO_PARENT, 0):
         request.context.warn(
@@ -49,6 +56,14 @@ def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
     if request.writable and not image.references:
         image.check_writable()
     return image
+
+
+def _parent_name(hint: str) -> str:
+    """The parent's name here. A path of Windows or of an ESX datastore leads nowhere on this machine: what it names is
+    looked for beside the image, and its CID tells whether it is the one."""
+    if _FOREIGN.match(hint):
+        return "./" + re.split(r"[\\/]", hint)[-1]
+    return hint
 
 
 def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> VmdkImage:
@@ -68,7 +83,14 @@ def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> Vmdk
             return _open_descriptor(driver, request, file, descriptor, at=at, room=room)
     if request.writable:
         require_writable(header, name=name)
-    part = open_hosted(file, header, 0, name=name, scan=bool(request.options.get("scan")))
+    if descriptor is None:
+        _tell_lone(request)
+    part: Part
+    if _cut_short(header, file, name) and request.excuses("grain directory"):
+        part = MissingPart(0, header.capacity * SECTOR, name=name, why="the file is cut short")
+        part.compressed = is_compressed(header)
+    else:
+        part = open_hosted(file, header, 0, name=name, scan=bool(request.options.get("scan")))
     image = VmdkImage(
         driver,
         file,
@@ -78,13 +100,43 @@ def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> Vmdk
         descriptor=descriptor,
         # Tools that convert leave a stale type behind: what the header says is what the extent is.
         create_type="streamOptimized"
-        if part.compressed
+        if is_compressed(header)
         else (descriptor and descriptor.create_type) or "monolithicSparse",
         at=at,
         room=room,
     )
     image.set_parts([part])
+    image.cut_short = isinstance(part, MissingPart)
     return image
+
+
+def _cut_short(header: Record, file: Node, name: str) -> bool:
+    """Whether the file ends before the grain directory does."""
+    if not isinstance(file, Storage) or file.forward:
+        return False
+    if header.gdOffset == GD_AT_END:
+        try:
+            footer_of(file, header, name=name)
+        except ImageError:
+            return bool(header.capacity)
+        return False
+    return bool(header.overHead * SECTOR > file.size)
+
+
+def _tell_lone(request: OpenRequest) -> None:
+    """An extent without a descriptor is opened by itself.
+
+    :raises ImageError: its name says that it is a piece of a larger disk.
+    """
+    name = os.path.basename(request.name)
+    piece = _PIECE.fullmatch(name)
+    if piece is not None:
+        whole = f"{piece.group(1)}.vmdk"
+        cause = f"it is one piece of a disk in several: open its descriptor, which should be called '{whole}'"
+        raise ImageError(cause, file=request.name)
+    request.context.warn(
+        f"'{request.name}' is an extent without a descriptor: if it is a piece of a larger disk, the rest is missing"
+    )
 
 
 def _open_cowd(driver: FormatDriver, request: OpenRequest, file: Node) -> VmdkImage:
@@ -92,6 +144,7 @@ def _open_cowd(driver: FormatDriver, request: OpenRequest, file: Node) -> VmdkIm
 
     if request.writable:
         raise UnsupportedError("a COWD extent can only be read", file=request.name)
+    _tell_lone(request)
     part = open_cowd(file, 0, name=request.name)
     image = VmdkImage(
         driver,

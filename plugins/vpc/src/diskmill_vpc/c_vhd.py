@@ -99,9 +99,9 @@ MAX_GEOMETRY = (65535, 16, 255)
 """The largest geometry. Of an image with this one the geometry says nothing: the size field counts."""
 MAX_GEOMETRY_SECTORS = 65535 * 16 * 255
 
-SIZE_FIELD_CREATORS = frozenset({b"win ", b"d2v ", b"tap\0", b"CTXS", b"qem2", b"wa\0\0"})
-"""Programs whose images are as large as ``current_size`` says (Hyper-V, disk2vhd, XenServer, XenConvert, QEMU with
-``force_size``, Azure). Images of all others are as large as their geometry, as in Virtual PC."""
+GEOMETRY_CREATORS = frozenset({b"vpc ", b"qemu"})
+"""Programs whose images are as large as their geometry (Virtual PC, and QEMU without ``force_size``). Images of all
+others are as large as ``current_size`` says, which is never less than what their writers put in."""
 
 
 def checksum(structure: Structure, record: Record) -> int:

@@ -29,13 +29,13 @@ from .c_vhd import (
     DYNAMIC,
     FIXED,
     FOOTER,
+    GEOMETRY_CREATORS,
     HEADER,
     HEADER_COOKIE,
     MAX_GEOMETRY,
     MAX_GEOMETRY_SECTORS,
     MAX_SECTORS,
     NONE,
-    SIZE_FIELD_CREATORS,
     checksum,
     enclosing_geometry,
     geometry,
@@ -132,6 +132,7 @@ class VpcImage(BlockImage):
             step=round_up(self.bitmap_size + block, _ALIGN) // SECTOR,
             data_start=SECTOR + self.bitmap_size,
         )
+        self.footprint = self.bitmap_size + block
         self.preallocated = False
         self._pending: list[int] = []
         self._full: set[int] = set()
@@ -156,6 +157,8 @@ class VpcImage(BlockImage):
     def attach(self, reference: Reference, node: Node) -> None:
         if not self.differencing:
             raise UnsupportedError("it is not a differencing image: it has no parent", file=self.name)
+        if not any(self.header.parent_unique_id):
+            _require_raw(node, self.name)
         footer = getattr(node, "footer", None)
         if footer is not None and footer.unique_id != self.header.parent_unique_id:
             raise ImageError(f"'{node.name}' is not its parent (another unique id)", file=self.name)
@@ -318,15 +321,23 @@ class VpcImage(BlockImage):
         every = repair == "all"
         kept = sealed(FOOTER, self.footer)
         copied = self.file.read(0, SECTOR) == kept
+        over = False
         if every and not copied:  # while the footer at the end is where it is
             self.file.write(0, kept)
             self.barrier()
+        if self.header.checksum != checksum(HEADER, self.header):
+            text = "the dynamic disk header has a wrong checksum"
+            result.findings.append(Finding("corruption", text, fixed=every))
+            result.corruptions, result.corruptions_fixed = 1, int(every)
+            if every:
+                self.file.write(self.footer.data_offset, sealed(HEADER, self.header))
         for block, count, entry, step, kind in self._told_apart(0, len(self.table)):
             if kind is Kind.DATA and self._meets_metadata(count, entry, step):
+                over = True
                 result.findings.append(Finding("corruption", f"block {block}, or one after it, lies over metadata"))
                 result.corruptions += 1
                 break
-        end = self.check_blocks(result, drop=NONE if every else None, repair=every and not result.corruptions)
+        end = self.check_blocks(result, drop=NONE if every else None, repair=every and not over)
         end = max(end, self.used_end())
         at = max(self.file.size - SECTOR, 0)
         fine = copied and at >= end and self.file.read(at, SECTOR) == kept
@@ -353,8 +364,16 @@ def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     """The image in ``request.file``, every field of its structures checked."""
     file, name = request.file, request.name
     assert file is not None
-    footer = _footer(file, name)
-    size, _ = disk_size(footer, str(request.options.get("force_size_calc", "")))
+    footer, whole = _footer(file, name)
+    calculation = str(request.options.get("force_size_calc", ""))
+    size, _ = disk_size(footer, calculation)
+    if not whole:
+        _doubt(request, "footer")
+    if not calculation and size < footer.current_size // SECTOR * SECTOR:
+        request.context.warn(
+            f"'{name}': its geometry gives the disk {size} bytes, its size field {footer.current_size}; "
+            "force_size_calc=current_size reads them all"
+        )
     if size > MAX_SECTORS * SECTOR:
         raise ImageError(f"a disk of {size} bytes is too large, the largest is 2040 GiB", file=name, place="footer")
     if footer.disk_type == FIXED:
@@ -364,6 +383,8 @@ def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     if footer.disk_type not in (DYNAMIC, DIFFERENCING):
         raise UnsupportedError(f"VHD images of type {footer.disk_type} are not supported", file=name)
     header = _header(file, footer, size, name)
+    if header.checksum != checksum(HEADER, header):
+        _doubt(request, "dynamic disk header")
     image = VpcImage(driver, file, footer, header, name=name, size=size, writable=request.writable)
     if image.differencing:
         from .parent import parent_reference
@@ -372,28 +393,37 @@ def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     return image
 
 
-def _footer(file: Node, name: str) -> Record:
-    """The footer that holds.
+def _require_raw(node: Node, name: str) -> None:
+    """See that *node*, the parent of *name* and opened as raw because nothing but a raw file has no id, is no VHD.
+
+    :raises ImageError: it is one.
+    """
+    for at in (0, max(node.size - SECTOR, 0)):
+        if node.read(at, min(SECTOR, node.size)).startswith(COOKIE):
+            raise ImageError(f"'{node.name}' is not its parent (that has no unique id, and is no VHD image)", file=name)
+
+
+def _footer(file: Node, name: str) -> tuple[Record, bool]:
+    """The footer that holds, and whether its checksum is right.
 
     A fixed image has it at the end only, and the first sector is the guest's, who may write there what he likes: so a
-    footer at the end that describes exactly this file as a fixed image wins over what looks like a copy.
+    footer at the end that describes exactly this file as a fixed image wins over what looks like a copy. A footer with
+    a wrong checksum is taken where there is no better one.
     """
     if file.size < SECTOR - 1:
         raise ImageError("too small for a VHD image", file=name)
     # Versions of Virtual PC before 2004 wrote one byte less.
     length = SECTOR if file.size % SECTOR != SECTOR - 1 else SECTOR - 1
     last = FOOTER.unpack(file.read(file.size - length, length) + bytes(SECTOR - length))
-    valid = last.cookie == COOKIE and last.checksum == checksum(FOOTER, last)
-    if valid and last.disk_type == FIXED and last.current_size == file.size - length:
-        return last
     first = FOOTER.unpack(file.read(0, SECTOR) if file.size >= SECTOR else bytes(SECTOR))
-    if first.cookie == COOKIE and first.checksum == checksum(FOOTER, first):
-        return first
-    if valid:
-        return last
-    if COOKIE in (first.cookie, last.cookie):
-        raise ImageError("the footer is damaged (wrong checksum)", file=name)
-    raise ImageError("not a VHD image (no footer)", file=name)
+    fixed = last.disk_type == FIXED and last.current_size == file.size - length
+    found = [one for one in ((last, first) if fixed else (first, last)) if one.cookie == COOKIE]
+    for one in found:
+        if one.checksum == checksum(FOOTER, one):
+            return one, True
+    if not found:
+        raise ImageError("not a VHD image (no footer)", file=name)
+    return found[0], False
 
 
 def _header(file: Node, footer: Record, size: int, name: str) -> Record:
@@ -403,8 +433,6 @@ def _header(file: Node, footer: Record, size: int, name: str) -> Record:
     header = HEADER.unpack(file.read(footer.data_offset, HEADER.size))
     if header.cookie != HEADER_COOKIE:
         raise ImageError("bad cookie", file=name, place=place)
-    if header.checksum != checksum(HEADER, header):
-        raise ImageError("wrong checksum", file=name, place=place)
     block = header.block_size
     if block < SECTOR or block & block - 1:
         raise ImageError(f"the block size {block} is not a power of two from 512 on", file=name, place=place)
@@ -415,12 +443,23 @@ def _header(file: Node, footer: Record, size: int, name: str) -> Record:
     return header
 
 
+def _doubt(request: OpenRequest, what: str) -> None:
+    """The checksum of *what* is wrong: its fields passed as possible, which is enough to read, not to write.
+
+    :raises ImageError: the image is to be written, and not to be repaired.
+    """
+    if request.writable and not request.repair:
+        cause = f"the {what} has a wrong checksum, so the image can only be read: check -r all mends it"
+        raise ImageError(cause, file=request.name)
+    request.context.warn(f"'{request.name}': the {what} has a wrong checksum; the image may read wrong")
+
+
 def disk_size(footer: Record, calculation: str = "") -> tuple[int, bool]:
     """The guest disk's size in bytes, and whether it comes from the geometry.
 
     :param calculation: ``chs`` or ``current_size``; empty: as the creator meant it.
     """
-    by_field = footer.creator_application in SIZE_FIELD_CREATORS and calculation != "chs"
+    by_field = footer.creator_application not in GEOMETRY_CREATORS and calculation != "chs"
     sectors = footer.cylinders * footer.heads * footer.sectors
     if by_field or calculation == "current_size" or sectors == MAX_GEOMETRY_SECTORS:
         return footer.current_size // SECTOR * SECTOR, False

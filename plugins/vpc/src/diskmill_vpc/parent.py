@@ -52,7 +52,8 @@ def parent_reference(file: Node, header: Record, name: str) -> Reference:
         raise ImageError("a differencing image that names no parent", file=name)
     if not path.startswith(("/", "./", "../")):
         path = f"./{path}"  # no part of it is a protocol
-    return Reference("backing", path, "vpc")
+    # XenServer's mark of a parent that is a raw file: no unique id.
+    return Reference("backing", path, "vpc" if any(header.parent_unique_id) else "raw")
 
 
 def _text(data: bytes, platform: bytes) -> str:
