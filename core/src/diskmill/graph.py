@@ -19,6 +19,7 @@ from .node import Image, Node, Storage
 from .options import validate
 from .references import Reference
 from .requests import OpenRequest
+from .runtime import Runtime, split_runtime
 
 if TYPE_CHECKING:
     from .siblings import Siblings
@@ -143,6 +144,24 @@ class _Opener:
             spec = {"driver": "raw", "file": spec}  # a protocol without a format: its bytes as they are
             name = "raw"
         options = flatten({key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)})
+        runtime, options = split_runtime(options)
+        with self.used(runtime):
+            return self.opened(spec, name, options, runtime, writable=writable, depth=depth)
+
+    @contextmanager
+    def used(self, runtime: Runtime) -> Iterator[None]:
+        """What is opened meanwhile inherits how the node above it is used."""
+        outer = self.context
+        self.context = runtime.context(outer)
+        try:
+            yield
+        finally:
+            self.context = outer
+
+    def opened(
+        self, spec: Spec, name: str | None, options: Spec, runtime: Runtime, *, writable: bool, depth: int
+    ) -> Image:
+        registry = self.context.registry
         if spec.get("file") is not None:
             child = child_options(spec["file"])
         elif "filename" in options:
@@ -150,6 +169,7 @@ class _Opener:
             child.update({key: options.pop(key) for key in ("filename", "follow") if key in options})
         else:
             raise UsageError("the option 'file' is missing: name the file with file.filename=…")
+        runtime.allow(writable, str(child.get("filename", "")))
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, writable=writable, depth=depth)
@@ -178,6 +198,7 @@ class _Opener:
             image = cast("Image | None", registry.call(driver, "open", request=request))
             if image is None:
                 raise DriverError(f"format driver '{driver.name}' cannot open images", file=file.name)
+            image.discards, image.detect_zeroes = runtime.discards, runtime.detect_zeroes
         except BaseException:
             file.abandon()
             raise
@@ -222,10 +243,12 @@ class _Opener:
         if self.files > MAX_FILES:
             raise ImageError(f"more than {MAX_FILES} files are needed to open it")
         where = str(spec.get("filename", ""))
-        options = {key: value for key, value in spec.items() if key not in ("driver", "filename")}
+        options = flatten({key: value for key, value in spec.items() if key not in ("driver", "filename")})
+        runtime, options = split_runtime(options)
+        runtime.allow(writable and not self.rehearse, where)
         request = OpenRequest(
             name=where,
-            context=self.context,
+            context=runtime.context(self.context),
             options=validate(driver.options, options, when="open", driver=name),
             writable=writable and not self.rehearse,
             shallow=self.shallow,
@@ -233,6 +256,7 @@ class _Opener:
         storage = cast("Storage | None", registry.call(driver, "open", request=request))
         if storage is None:
             raise DriverError(f"protocol driver '{name}' cannot open anything", file=where)
+        storage.discards = runtime.discards
         if self.rehearse and writable:
             from .rehearsal import Rehearsal
 

@@ -55,12 +55,42 @@ def parse_options(text: str) -> Spec:
 
 def _parse_json(name: str) -> Spec:
     try:
-        value = json.loads(name[len("json:") :])
+        value = json.loads(_double_quoted(name[len("json:") :]), object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot parse the name '{name[:200]}': {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"cannot parse the name '{name[:200]}': it is not a JSON object")
     return nest(value.items())
+
+
+_STRING = re.compile(r"""("(?:[^"\\]|\\.)*")|'((?:[^'\\]|\\.)*)'""", re.DOTALL)
+_ESCAPED_OR_QUOTE = re.compile(r"""\\(.)|(")""", re.DOTALL)
+
+
+def _double_quoted(text: str) -> str:
+    """JSON *text*, in which strings may stand in single quotes, as QEMU's parser takes it, in the standard's form."""
+    if "'" not in text:
+        return text
+
+    def string(match: re.Match[str]) -> str:
+        inside = match[2] if match[2] is not None else match[1][1:-1]
+        return f'"{_ESCAPED_OR_QUOTE.sub(character, inside)}"'
+
+    def character(match: re.Match[str]) -> str:
+        return '\\"' if match[2] else "'" if match[1] == "'" else match[0]
+
+    return _STRING.sub(string, text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Spec:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key is there twice")
+    return result
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"'{name}' is no JSON value")
 
 
 def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
@@ -70,7 +100,7 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
     """
     result: Spec = {}
     for name, value in pairs:
-        *path, last = name.split(".") if name.split(".")[0] in CHILDREN else [name]
+        path, last = _path(name)
         if depth + len(path) > 32:
             raise UsageError(f"option '{name[:80]}' is nested too deeply")
         level = result
@@ -78,7 +108,9 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
             level = level.setdefault(part, {})
             if not isinstance(level, dict):
                 raise UsageError(f"option '{name}' and option '{part}' contradict each other")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value and last not in CHILDREN:
+            level.update(flatten(value, f"{last}."))
+        elif isinstance(value, Mapping):
             merged = level.setdefault(last, {})
             if not isinstance(merged, dict):
                 raise UsageError(f"option '{name}' is given twice")
@@ -86,6 +118,17 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
         else:
             level[last] = value
     return result
+
+
+def _path(name: str) -> tuple[list[str], str]:
+    """The children that the dotted *name* leads through, and the option that it names there, which may have dots."""
+    path = []
+    head, dot, rest = name.partition(".")
+    while dot and head in CHILDREN:
+        path.append(head)
+        name = rest
+        head, dot, rest = name.partition(".")
+    return path, name
 
 
 CHILDREN = ("file", "backing", "data-file", "header", "image")

@@ -38,6 +38,8 @@ class Node(ABC):
     writable: bool = False
     blank: bool = True
     """Of a newly made node: whether what was never written to it reads as zeros."""
+    discards: bool = True
+    """Whether space that is not needed goes back to where it came from (the run-time option ``discard``)."""
     driver: Driver
 
     @abstractmethod
@@ -189,6 +191,8 @@ class Image(Node):
     preallocated: bool | None = None
     """Whether space was claimed ahead of being written, so that ``map`` asks the storage for its holes; None: it goes
     by how much of the file is holes."""
+    detect_zeroes: str = "off"
+    """``on``: zeros that are written are stored as zeros; ``unmap``: and their space is given back."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""
@@ -297,12 +301,13 @@ class Image(Node):
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         from .engine.access import zero
 
-        zero(self, offset, length, unmap=unmap)
+        zero(self, offset, length, unmap=unmap and self.discards)
 
     def discard(self, offset: int, length: int) -> None:
         from .engine.access import discard
 
-        discard(self, offset, length)
+        if self.discards:
+            discard(self, offset, length)
 
     def flush(self) -> None:
         """Write the cached tables out in dependency order, then flush the storage."""

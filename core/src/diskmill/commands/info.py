@@ -10,6 +10,7 @@ from ..graph import open_image
 from ..names import parse_name, parse_options
 from ..node import Image
 from ..results import ImageInfo, Limits, Snapshot
+from ..runtime import without_runtime
 from ..sizes import SECTOR
 
 
@@ -28,7 +29,7 @@ def info(
     """
     context = context or Context()
     with open_image(name, format, context=context, shallow=True, image_opts=image_opts) as image:
-        return describe(image, context, shown_name(name, image_opts), limits=limits)
+        return describe(image, context, shown_name(name, image_opts, context), limits=limits)
 
 
 def info_chain(
@@ -48,7 +49,7 @@ def info_chain(
     found = []
     with open_image(name, format, context=context, image_opts=image_opts) as top:
         image: Image | None = top
-        shown = shown_name(name, image_opts)
+        shown = shown_name(name, image_opts, context)
         while image is not None:
             one = describe(image, context, shown, limits=limits)
             found.append(one)
@@ -93,11 +94,11 @@ def _limits(image: Image) -> Limits:
     )
 
 
-def shown_name(name: str, image_opts: bool) -> str | None:
+def shown_name(name: str, image_opts: bool, context: Context) -> str | None:
     """What an image that is named by options is called: a ``json:`` name, unless a plain path says as much."""
     if not image_opts and not name.startswith("json:"):
         return None
-    spec = parse_options(name) if image_opts else parse_name(name)
+    spec = without_runtime(parse_options(name) if image_opts else parse_name(name), context.registry)
     if spec.get("backing", "") is None:  # says nothing about the image itself
         del spec["backing"]
     file = spec.get("file", spec)

@@ -22,6 +22,26 @@ class FileDriver(ProtocolDriver):
     options = (
         Option("filename", "str", "the path", when=("open",)),
         Option("follow", "bool", "follow a symbolic link at the end of the path", default=True, when=("open",)),
+        Option(
+            "locking",
+            "str",
+            "see to it that no other process uses the file: on, off or auto (on)",
+            default="auto",
+            choices=("on", "off", "auto"),
+            when=("open",),
+            runtime=True,
+        ),
+        Option(
+            "aio",
+            "str",
+            "without effect: how QEMU reads and writes",
+            choices=("threads", "native", "io_uring"),
+            when=("open",),
+            runtime=True,
+        ),
+        Option("pr-manager", "str", "without effect: who makes persistent reservations", when=("open",), runtime=True),
+        Option("drop-cache", "bool", "without effect: what happens to the page cache", when=("open",), runtime=True),
+        Option("x-check-cache-dropped", "bool", "without effect", when=("open",), runtime=True),
         Option("nocow", "bool", "no copy on write for the file (btrfs)", default=False),
     )
 

@@ -47,7 +47,8 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
     try:
         _expect_file(os.fstat(fd), name)  # what was looked at may have been exchanged
         try:
-            lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
+            if request.options.get("locking") != "off":
+                lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
         except LockedError as error:
             if not request.shallow or request.writable:
                 raise
@@ -364,7 +365,7 @@ class FileStorage(Storage):
             if self._device:
                 self._zero_device(offset, end)
             else:
-                ways = (space.punch, space.zero_range) if unmap else (space.zero_range,)
+                ways = (space.punch, space.zero_range) if unmap and self.discards else (space.zero_range,)
                 if not any(way(self._fd, offset, length) for way in ways):
                     self._write_zeros(offset, end)
             self._synchronise()
@@ -401,6 +402,8 @@ class FileStorage(Storage):
     def discard(self, offset: int, length: int) -> None:
         from . import space
 
+        if not self.discards:
+            return
         end = min(offset + length, self.size)
         try:
             if self._device:

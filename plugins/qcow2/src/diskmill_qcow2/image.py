@@ -861,7 +861,8 @@ class Qcow2Image(Image):
         refcounts.write_blocks()
         self.barrier()
         for first, count in freed:
-            self.file.discard(first * self.unit, count * self.unit)
+            if self.discards:
+                self.file.discard(first * self.unit, count * self.unit)
         refcounts.offer(freed)
 
     def write_header(self) -> None:
