@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diskmill.options import Option as DriverOption
+    from diskmill.results import Creation
     from rich.console import Console
 
     from .arguments import Arguments
@@ -38,6 +39,20 @@ class Session:
     def idle_options(self) -> Sequence[DriverOption]:
         """See :class:`~diskmill.context.Context`: an option without effect is an error here."""
         return ()
+
+    def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:
+        """What ``create`` prints about the image *made*, after its name and format.
+
+        :param given: the options as they were typed.
+        """
+        yield f"size={made.size}"
+        if made.backing_filename is not None:
+            yield f"backing_file={made.backing_filename.replace(',', ',,')}"
+            if made.backing_format:
+                yield f"backing_fmt={made.backing_format}"
+        for key, value in made.options.items():
+            text = "on" if value is True else "off" if value is False else str(value)
+            yield f"{key}={text.replace(',', ',,')}"
 
     def completing(self, words: Sequence[str]) -> bool:
         """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""
