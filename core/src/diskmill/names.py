@@ -28,14 +28,23 @@ def parse_name(name: str) -> Spec:
     """
     if name.startswith("json:"):
         return _parse_json(name)
+    for device in DEVICES:
+        if name.startswith(f"{device}:"):
+            return {"file": {"driver": device, "filename": local_path(name[len(device) + 1 :])}}
     match = _PROTOCOL.match(name)
     if match is None:
         return {"file": {"driver": "file", "filename": name}}
     protocol = match.group(1)
     rest = name[match.end() :]
     if protocol == "file":
-        return {"file": {"driver": "file", "filename": rest.removeprefix("//") if rest.startswith("///") else rest}}
+        path = rest.removeprefix("//") if rest.startswith("///") else rest
+        return {"file": {"driver": "file", "filename": local_path(path)}}
     return {"file": {"driver": protocol, "filename": name}}
+
+
+def local_path(path: str) -> str:
+    """The *path* of a file as a name that is surely one: a protocol is what else ends with the first colon."""
+    return f"./{path}" if _PROTOCOL.match(path) else path
 
 
 def new_file(name: str) -> Spec:
@@ -131,6 +140,9 @@ def _path(name: str) -> tuple[list[str], str]:
     return path, name
 
 
+DEVICES = ("host_device", "host_cdrom")
+"""Other names of ``file``, which QEMU has for devices."""
+
 CHILDREN = ("file", "backing", "data-file", "header", "image")
 """Option names whose value is another node."""
 
@@ -158,7 +170,7 @@ def relative_to(reference: Spec, folder: str | None, *, protocol: str = "file") 
         for key, value in reference.items()
     }
     path = result.get("filename")
-    is_file = result.get("driver", "file") == "file" and isinstance(path, str)
+    is_file = result.get("driver", "file") in ("file", *DEVICES) and isinstance(path, str)
     if is_file and folder is not None and not os.path.isabs(str(path)):
         if protocol != "file":
             result["driver"] = protocol

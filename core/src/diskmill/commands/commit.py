@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 from ..context import Context
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import StorageError, UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError
 from ..extents import Kind
-from ..graph import open_image, storage_of
-from ..names import parse_name
+from ..graph import folder_of, open_image, storage_of
+from ..names import parse_name, relative_to
 from ..node import Image
 from .resize import set_size
 
@@ -31,7 +32,8 @@ def commit(
 ) -> None:
     """Write the data of the image *name* into its backing image, so that this reads as the image did.
 
-    :param base: an image further down the chain to write into, with all that lies between; the image is not emptied
+    :param base: an image further down the chain to write into, by the name that the image above it could use, with
+        all that lies between; the image is not emptied
         then, as the images between no longer fit their base.
     :param drop: empty the image afterwards; it reads the same.
     :param rate: bytes a second; 0: as fast as it goes.
@@ -82,16 +84,25 @@ def _layers(image: Image, base: str | None) -> list[Image]:
         raise UsageError("the image has no backing image", file=image.name)
     if base is None:
         return chain[:1]
+    # As each image of the chain would refer to it, from its own folder; else as it is from here.
+    for from_image in (True, False):
+        for depth, (above, one) in enumerate(pairwise(chain), 1):
+            if storage_of(one).identity() in _identities(base, folder_of(above) if from_image else None):
+                return chain[:depth]
+    raise UsageError(f"Did not find '{base}' in the backing chain of '{image.name}'")
+
+
+def _identities(name: str, folder: str | None) -> list[object]:
+    """Which file *name* is, seen from *folder*; none, where there is no such file.
+
+    By its inode, not opened: this process holds the locks of the whole chain.
+    """
+    path = relative_to(parse_name(name), folder).get("file", {}).get("filename")
     try:
-        # By its inode, not opened: this process holds the locks of the whole chain.
-        status = os.stat(str(parse_name(base).get("file", {}).get("filename", base)))
-    except OSError as error:
-        raise StorageError.from_os(error, base) from None
-    identity = (status.st_dev, status.st_ino)
-    for depth, one in enumerate(chain):
-        if depth and storage_of(one).identity() == identity:
-            return chain[:depth]
-    raise UsageError(f"'{base}' is not in the backing chain", file=image.name)
+        status = os.stat(str(path))
+    except (OSError, ValueError):
+        return []
+    return [(status.st_dev, status.st_ino)]
 
 
 def _chain(image: Image | None) -> Iterator[Image]:

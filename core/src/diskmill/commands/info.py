@@ -53,8 +53,13 @@ def info_chain(
         while image is not None:
             one = describe(image, context, shown, limits=limits)
             found.append(one)
-            image, shown = image.backing, one.full_backing_filename
+            image, shown = image.backing, _plain(one.full_backing_filename)
     return found
+
+
+def _plain(name: str | None) -> str | None:
+    """The path that *name* means, where it says ``file:`` in front of it."""
+    return str(parse_name(name)["file"]["filename"]) if name is not None and name.startswith("file:") else name
 
 
 def describe(image: Image, context: Context, name: str | None = None, *, limits: bool = False) -> ImageInfo:
@@ -121,7 +126,7 @@ def full_name(image: str, reference: str) -> str | None:
     except DiskmillError:
         return None
     path = target.get("filename")
-    if reference.startswith("json:") or target.get("driver") != "file" or os.path.isabs(str(path)):
+    if reference.startswith(("json:", "file:")) or target.get("driver") != "file" or os.path.isabs(str(path)):
         return reference
     if own.get("driver") != "file" or "filename" not in own:
         return None

@@ -851,6 +851,16 @@ class Qcow2Image(Image):
         for table, cluster in zip(homeless, places, strict=True):
             table.offset = cluster * self.unit
 
+    def place_table(self, at: int) -> None:
+        """In a new image, give the L2 table of guest cluster *at* its place now, ahead of the clusters that it names:
+        so QEMU lays out what is preallocated."""
+        if self.fresh:
+            index = at // self.mapping.count
+            table = self.mapping.update(index, lambda offset: None)
+            if not table.offset:
+                self._house([table])
+                self.mapping.link([index])
+
     def give_back(self) -> None:
         """Give back the clusters to which nothing points any more. The last step of a change."""
         refcounts = self.refcounts
