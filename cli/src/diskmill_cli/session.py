@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diskmill.errors import DiskmillError
     from diskmill.options import Option as DriverOption
     from diskmill.results import Creation
     from rich.console import Console
@@ -53,6 +54,10 @@ class Session:
         for key, value in made.options.items():
             text = "on" if value is True else "off" if value is False else str(value)
             yield f"{key}={text.replace(',', ',,')}"
+
+    def message(self, error: DiskmillError) -> str:
+        """*error* in one line."""
+        return str(error)
 
     def completing(self, words: Sequence[str]) -> bool:
         """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""

@@ -10,6 +10,7 @@ from diskmill_cli.main import main as run
 from diskmill_cli.session import Session
 
 if TYPE_CHECKING:
+    from diskmill.errors import DiskmillError
     from diskmill.options import Option
     from diskmill.results import Creation
 
@@ -42,6 +43,12 @@ class QemuImg(Session):
         from .formatting import words
 
         return words(made, given)
+
+    def message(self, error: DiskmillError) -> str:
+        """The phrases in it that programs search for."""
+        from .phrases import message
+
+        return message(error)
 
 
 def main() -> None:
