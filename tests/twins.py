@@ -11,12 +11,13 @@ import errno
 import os
 import posixpath
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diskmill.contract.drivers import FormatDriver, ProtocolDriver, hookimpl
 from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.contract.node import Buffer, Node, ReadBuffer, Storage
+from diskmill.contract.place import NamedPlace, Place
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import StorageError, UnsupportedError
 from diskmill.kit.image import FormatImage
@@ -241,6 +242,22 @@ class MemoryStorage(Storage):
         self.closed = True
 
 
+class MemoryPlace(NamedPlace):
+    """Where a file in memory is; names have slashes, as paths do."""
+
+    def beside(self, reference: str) -> MemoryPlace:
+        return MemoryPlace(self.driver, posixpath.join(posixpath.dirname(self.name), reference))
+
+    def inside(self, name: str) -> MemoryPlace:
+        return MemoryPlace(self.driver, posixpath.join(self.name, name))
+
+    def folder(self) -> MemoryPlace:
+        return MemoryPlace(self.driver, posixpath.dirname(self.name))
+
+    def within(self, folder: Place) -> bool:
+        return isinstance(folder, MemoryPlace)
+
+
 class MemoryDriver(ProtocolDriver):
     """The protocol `memory`: its files last as long as the driver object."""
 
@@ -249,6 +266,11 @@ class MemoryDriver(ProtocolDriver):
     title = "files that tests keep in memory"
     prefixes = ("memory",)
     capabilities = frozenset({"create", "write", "resize", "preallocation"})
+
+    siblings = True
+
+    def place(self, options: Mapping[str, Any]) -> MemoryPlace:
+        return MemoryPlace(self, str(options.get("filename", "")))
 
     def __init__(self) -> None:
         self.files: dict[str, Content] = {}

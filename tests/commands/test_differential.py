@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT / "dropin" / "src"), str(Path(__file__).parent)]
 
 import images  # noqa: E402
 
+PHRASES = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "callers.md").read_text(), re.MULTILINE)
 DIFFERENCES = set(re.findall(r"^## (\S+)$", (ROOT / "docs" / "differences.md").read_text(), re.MULTILINE))
 
 
@@ -109,10 +110,6 @@ def normal(case: Case, text: str) -> Any:
     text = re.sub(r"completed in [\d.]+ seconds", "completed in … seconds", text)
     text = re.sub(r"(    \(\d+\.\d\d/100%\)[\r\n]+)+", "PERCENT ", text)
     text = re.sub(r"\bcid: \d+", "cid: …", text)
-    if text.startswith("Formatting "):
-        # Each driver has options of its own: those that were asked for count, and what callers look for.
-        kept = ("Formatting", "fmt", "size", "backing_file", "backing_fmt")
-        return sorted(word for word in text.split() if word.partition("=")[0] in kept)
     return text.strip()
 
 
@@ -161,6 +158,10 @@ def differences(case: Case, pristine: Path, place: Path) -> Iterator[str]:
         case, other.stdout
     ):
         yield f"output\n{one.stdout}\n--- and\n{other.stdout}\n{other.stderr}"
+    # On one stream or the other: a result that is a phrase is compared above.
+    missing = [phrase for phrase in PHRASES if phrase in one.stderr and phrase not in other.stderr]
+    if missing:
+        yield f"phrases that programs search for: {missing}\n{one.stderr}\n{other.stderr}"
     if one.status:
         assert len(other.stderr.splitlines()) >= 1 or case.words[0] in ("check", "compare"), "a failure says why"
     else:

@@ -20,7 +20,8 @@ from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageErro
 from diskmill.kit.image import FormatImage
 from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
 from diskmill.opening.graph import open_image
-from diskmill.opening.registry import Registry
+from diskmill.opening.places import place_named
+from diskmill.opening.registry import Registry, default_registry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -265,10 +266,16 @@ def test_policies_name_folders(folder: Path, tmp_path: Path) -> None:
 
 def test_an_image_in_the_root_folder_may_only_name_its_neighbours() -> None:
     spec = {"file": file_node(SECRET)}
+    registry = default_registry()
+    home = place_named("/", None, registry)
+
+    def admit(trust: Trust, spec: dict[str, Any], reference: str) -> None:
+        trust.admit(spec, image="/top", reference=reference, home=home, registry=registry)
+
     with pytest.raises(RefusedError):
-        FOLDER.admit(spec, image="/top", reference=SECRET, home="/")
-    FOLDER.admit({"file": file_node("/not-there")}, image="/top", reference="not-there", home="/")
-    Trust(["/"]).admit(spec, image="/top", reference=SECRET, home="/")
+        admit(FOLDER, spec, SECRET)
+    admit(FOLDER, {"file": file_node("/not-there")}, "not-there")
+    admit(Trust(["/"]), spec, SECRET)
 
 
 def test_the_home_is_the_folder_of_what_the_user_named(folder: Path) -> None:

@@ -17,6 +17,8 @@ from diskmill.contract.requests import OpenRequest
 from diskmill.errors import DiskmillError, StorageError
 from diskmill.opening.gate import FOLDER
 from diskmill.opening.graph import open_image
+from diskmill.opening.places import place_named
+from diskmill.opening.registry import default_registry
 from diskmill.opening.siblings import Siblings
 
 SECONDS = float(os.environ.get("DISKMILL_RACE_SECONDS", "0.8"))
@@ -84,9 +86,9 @@ def reference(folder: Path, name: str) -> Callable[[], bytes]:
 
     def attempt() -> bytes:
         spec = {"driver": "file", "filename": str(folder / name)}
-        spec = FOLDER.admit(spec, image="top", reference=name, home=str(folder))
-        name_, options = spec["filename"], {"follow": spec["follow"]}
-        with driver.open(OpenRequest(name=name_, context=context, options=options)) as storage:
+        home = place_named(str(folder), None, context.registry)
+        spec = FOLDER.admit(spec, image="top", reference=name, home=home, registry=context.registry)
+        with driver.open(OpenRequest(name=spec["filename"], context=context, place=spec["place"])) as storage:
             return bytes(storage.read(0, len(OURS)))
 
     return attempt
@@ -121,8 +123,10 @@ def test_the_folder_of_the_image_is_the_one_that_it_was_opened_in(tmp_path: Path
         with open_image(str(tmp_path / "way" / "top"), "qcow", context=Context()) as image:
             assert image.backing is not None
             file = image.file
-            assert isinstance(file, Storage) and file.folder is not None
-            same = image.backing.read(0, len(OURS)) == pairs[os.path.basename(os.fsencode(file.folder))]
+            assert isinstance(file, Storage) and file.place is not None
+            home = file.place.folder()
+            assert home is not None
+            same = image.backing.read(0, len(OURS)) == pairs[os.path.basename(os.fsencode(home.display()))]
             return OURS if same else FOREIGN
 
     with exchanging(tmp_path / "way", tmp_path / "other"):
@@ -188,7 +192,9 @@ def test_a_trusted_folder_may_be_named_by_a_link(tmp_path: Path, folder: Path) -
     link.unlink()
     link.symlink_to("outside")
     spec = {"driver": "file", "filename": str(folder / "base")}
-    assert policy.admit(spec, image="top", reference="x", home=None)["filename"] == str(folder / "base")
+    assert policy.admit(spec, image="top", reference="x", home=None, registry=default_registry())["filename"] == str(
+        folder / "base"
+    )
     spec = {"driver": "file", "filename": str(link / "base")}
     with pytest.raises(DiskmillError, match="outside"):
-        policy.admit(spec, image="top", reference="x", home=None)
+        policy.admit(spec, image="top", reference="x", home=None, registry=default_registry())

@@ -11,9 +11,12 @@ from diskmill.engine.zeros import data_runs, is_zero
 from diskmill.errors import DiskmillError, ImageError, UsageError
 from diskmill.kit.structs import Structure
 from diskmill.opening.names import display, nest, parse_name, parse_options, relative_to
+from diskmill.opening.places import place_named
+from diskmill.opening.registry import Registry
 from diskmill.sizes import MAX_SIZE, GiB, KiB, MiB, format_size, parse_size, round_down, round_up
 from hypothesis import given
 from hypothesis import strategies as st
+from twins import MemoryDriver
 
 HEADER = Structure("Header", ">", [("magic", "4s"), ("version", "I"), ("_pad", "3s"), ("table", "3H"), ("size", "Q")])
 
@@ -192,18 +195,21 @@ def test_what_is_no_plain_name_is_shown_in_full() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "protocol", "driver", "filename"),
+    ("name", "image", "driver", "filename"),
     [
-        ("base", "file", "file", "/images/base"),
-        ("/base", "file", "file", "/base"),
-        ("../base", "file", "file", "/images/../base"),
-        ("base", "memory", "memory", "/images/base"),
-        ("nbd://h/x", "file", "nbd", "nbd://h/x"),
+        ("base", "/images/top", "file", "/images/base"),
+        ("/base", "/images/top", "file", "/base"),
+        ("../base", "/images/top", "file", "/images/../base"),
+        ("base", "top", "file", "base"),
+        ("base", "memory:images/top", "memory", "memory:images/base"),
+        ("nbd://h/x", "/images/top", "nbd", "nbd://h/x"),
     ],
 )
-def test_references_are_relative_to_the_image(name: str, protocol: str, driver: str, filename: str) -> None:
-    found = relative_to(parse_name(name), "/images", protocol=protocol)
-    assert found == {"file": {"driver": driver, "filename": filename}}
+def test_references_are_relative_to_the_image(name: str, image: str, driver: str, filename: str) -> None:
+    registry = Registry()
+    registry.add(MemoryDriver())
+    found = relative_to(parse_name(name), place_named(image, None, registry))["file"]
+    assert (found["driver"], found["filename"]) == (driver, filename)
 
 
 # -- sizes

@@ -120,7 +120,7 @@ def _guarded(words: Sequence[str], session: Session) -> int:
     try:
         return _run(words, session)
     except DiskmillError as error:
-        session.error(str(error))
+        session.error(session.message(error))
         return error.exit_code
     except (BrokenPipeError, KeyboardInterrupt):
         raise

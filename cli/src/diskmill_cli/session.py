@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diskmill.contract.options import Option as DriverOption
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diskmill.contract.options import Option as DriverOption
+    from diskmill.contract.results import Creation
+    from diskmill.errors import DiskmillError
     from rich.console import Console
 
     from .arguments import Arguments
@@ -43,6 +50,24 @@ class Session:
     def guessed(self) -> Callable[[str], None] | None:
         """See :class:`~diskmill.contract.context.Context`: a warning like any other tells it."""
         return None
+
+    def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:
+        """What ``create`` prints about the image *made*, after its name and format.
+
+        :param given: the options as they were typed.
+        """
+        yield f"size={made.size}"
+        if made.backing_filename is not None:
+            yield f"backing_file={made.backing_filename.replace(',', ',,')}"
+            if made.backing_format:
+                yield f"backing_fmt={made.backing_format}"
+        for key, value in made.options.items():
+            text = "on" if value is True else "off" if value is False else str(value)
+            yield f"{key}={text.replace(',', ',,')}"
+
+    def message(self, error: DiskmillError) -> str:
+        """*error* in one line."""
+        return str(error)
 
     def completing(self, words: Sequence[str]) -> bool:
         """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill_cli import __version__
@@ -11,6 +11,8 @@ from diskmill_cli.session import Session
 
 if TYPE_CHECKING:
     from diskmill.contract.options import Option
+    from diskmill.contract.results import Creation
+    from diskmill.errors import DiskmillError
 
 FOLLOWS = "7.2.0"
 """The release of qemu-img whose commands, options and outputs these are; callers look for it in ``--version``."""
@@ -40,6 +42,18 @@ class QemuImg(Session):
             Option("preallocation", "str", "claim space for an empty file", choices=("off", "falloc", "full")),
             Option("extent_size_hint", "size", "how much space the file system shall claim at once"),
         )
+
+    def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:
+        """The options, order and spelling of the release that is followed."""
+        from .formatting import words
+
+        return words(made, given)
+
+    def message(self, error: DiskmillError) -> str:
+        """The phrases in it that programs search for."""
+        from .phrases import message
+
+        return message(error)
 
 
 def _tell_guess(name: str) -> None:

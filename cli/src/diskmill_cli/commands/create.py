@@ -44,14 +44,8 @@ def run(arguments: Arguments, session: Session) -> int:
 
         session.json(creation(made))
         return 0
-    words = [f"Formatting '{made.filename}', fmt={made.format}", f"size={made.size}"]
-    if made.backing_filename is not None:
-        words.append(f"backing_file={made.backing_filename.replace(',', ',,')}")
-        words += [f"backing_fmt={made.backing_format}"] if made.backing_format else []
-    for key, value in made.options.items():
-        text = "on" if value is True else "off" if value is False else str(value)
-        words.append(f"{key}={text.replace(',', ',,')}")
-    session.print(" ".join(words))
+    words = session.creation_words(made, options)
+    session.print(" ".join((f"Formatting '{made.filename}', fmt={made.format}", *words)))
     return 0
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from itertools import pairwise
 
 from ..contract import calls
 from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image
+from ..contract.place import Place
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import StorageError, UnsupportedError, UsageError
-from ..opening.graph import chain_of, open_image, refuse_unreadable, storage_of
-from ..opening.names import parse_name
+from ..errors import UnsupportedError, UsageError
+from ..opening.graph import chain_of, open_image, refuse_unreadable
+from ..opening.places import place_named, place_under, storage_of
 from .resize import refuse_size, set_size
 
 
@@ -31,7 +32,8 @@ def commit(
 ) -> None:
     """Write the data of the image *name* into its backing image, so that this reads as the image did.
 
-    :param base: an image further down the chain to write into, with all that lies between; the image is not emptied
+    :param base: an image further down the chain to write into, by the name that the image above it could use, with
+        all that lies between; the image is not emptied
         then, as the images between no longer fit their base.
     :param drop: empty the image afterwards; it reads the same.
     :param rate: bytes a second; 0: as fast as it goes.
@@ -42,7 +44,7 @@ def commit(
     with open_image(
         name, format, context=context, writable=True, writable_backing=True, image_opts=image_opts
     ) as image:
-        layers = _layers(image, base)
+        layers = _layers(image, base, context)
         target = layers[-1].backing
         assert target is not None
         counter = Progress(progress)
@@ -85,22 +87,28 @@ def _keep_zeros(layer: Image, start: int) -> None:
     layer.flush()
 
 
-def _layers(image: Image, base: str | None) -> list[Image]:
+def _layers(image: Image, base: str | None, context: Context) -> list[Image]:
     """The images above *base*, from the top."""
     chain = list(chain_of(image))
     if len(chain) == 1:
         raise UsageError("the image has no backing image", file=image.name)
     if base is None:
         return chain[:1]
+    # As each image of the chain would refer to it, from its own folder; else as it is from here.
+    for from_image in (True, False):
+        for depth, (above, one) in enumerate(pairwise(chain), 1):
+            wanted = _identity(base, place_under(above) if from_image else None, context)
+            if wanted is not None and wanted == storage_of(one).identity():
+                return chain[:depth]
+    raise UsageError(f"Did not find '{base}' in the backing chain of '{image.name}'")
+
+
+def _identity(name: str, place: Place | None, context: Context) -> object | None:
+    """Which file *name* is, seen from *place*; None, where there is no such file.
+
+    It is not opened: this process holds the locks of the whole chain.
+    """
     try:
-        # By its inode, not opened: this process holds the locks of the whole chain.
-        status = os.stat(str(parse_name(base).get("file", {}).get("filename", base)))
-    except OSError as error:
-        raise StorageError.from_os(error, base) from None
-    except ValueError:  # a NUL character, or one that no file name can hold
-        raise UsageError("it is not a possible file name", file=base) from None
-    identity = (status.st_dev, status.st_ino)
-    for depth, one in enumerate(chain):
-        if depth and storage_of(one).identity() == identity:
-            return chain[:depth]
-    raise UsageError(f"'{base}' is not in the backing chain", file=image.name)
+        return place_named(name, place, context.registry).identity()
+    except UnsupportedError:  # nothing lies beside it
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +20,9 @@ from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
-from ..opening.names import new_file, parse_name, relative_to
+from ..opening.names import parse_name, relative_to
+from ..opening.places import new_place
+from ..opening.registry import Registry
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
@@ -103,7 +104,7 @@ def convert(
             raise UsageError("there is nothing to convert: name at least one source image")
         if len(images) > 1 and (snapshot is not None or backing is not None):
             raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
-        refuse_self(images, output)
+        refuse_self(images, output, context.registry)
         for image in images:
             _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
         copied: list[Bitmap] = []
@@ -281,8 +282,7 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
     """The backing image *name* of *output*; a relative name is relative to the output's folder."""
     if name is None:
         return None
-    own = new_file(output).get("filename")
-    spec = relative_to(parse_name(name), os.path.dirname(str(own)))
+    spec = relative_to(parse_name(name), new_place(output, context.registry))
     return stack.enter_context(open_image(spec, format, context=context))
 
 
@@ -315,15 +315,11 @@ def _view(image: Image) -> tuple[object, ...]:
     return image.driver.name, image.size, image.window
 
 
-def refuse_self(images: Sequence[Image], output: str) -> None:
+def refuse_self(images: Sequence[Image], output: str, registry: Registry) -> None:
     """An image cannot be converted onto itself, nor onto one that it stands on."""
-    try:
-        info = os.stat(output)
-    except (OSError, ValueError):  # what is no possible name, too, is for making it to say
-        return
-    for image in images:
-        if (info.st_dev, info.st_ino) in set(_identities(image)):
-            raise UsageError("the output is also an input", file=output)
+    identity = new_place(output, registry).identity()
+    if identity is not None and any(identity in set(_identities(image)) for image in images):
+        raise UsageError("the output is also an input", file=output)
 
 
 def _identities(top: Node) -> Iterator[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ from ..contract.requests import Backing
 from ..errors import UnsupportedError, UsageError
 from ..opening.creation import create_image, split_options
 from ..opening.graph import open_image
-from ..opening.names import display, new_file, parse_name, relative_to
+from ..opening.names import display, parse_name, relative_to
+from ..opening.places import new_place
 from ..sizes import MAX_SIZE, parse_size
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def create(
     image.close()
     from ..contract.results import Creation
 
-    protocol: ProtocolDriver = context.registry.protocol(str(parse_name(name)["file"]["driver"]))
+    protocol: ProtocolDriver = new_place(name, context.registry).driver
     own, below = split_options(driver, protocol, rest, context.idle_options)
     settings = {**_settings(driver, own), **below}
     return Creation(name, format, size, settings, base.name if base else None, backing_format)
@@ -94,9 +94,9 @@ def _backing(name: str, backing: str, format: str | None, unsafe: bool, context:
     """The backing image, looked at if *unsafe* does not say otherwise."""
     if unsafe:
         return Backing(backing, format)
-    own = new_file(name).get("filename")
-    spec = relative_to(parse_name(backing), os.path.dirname(str(own)))
-    if own is not None and display(spec) == own:
+    own = new_place(name, context.registry)
+    spec = relative_to(parse_name(backing), own)
+    if display(spec) == own.display():
         raise UsageError("an image cannot be its own backing image", file=name)
     # Only its size and format are asked: what it stands on in turn is none of this command's business.
     with open_image(spec, format, context=context, shallow=True) as base:
@@ -122,7 +122,7 @@ def options_for(format: str, name: str | None = None, *, context: Context | None
     driver = context.registry.format(format)
     found = {option.name: option for option in declared(driver)}
     if name is not None:
-        protocol: ProtocolDriver = context.registry.protocol(str(new_file(name)["driver"]))
+        protocol: ProtocolDriver = new_place(name, context.registry).driver
         found = {option.name: option for option in protocol.options if "create" in option.when} | found
     return [found[key] for key in sorted(found)]
 

@@ -41,7 +41,7 @@ def dd(
         raise UsageError(f"the block size must be 1 to {2**31 - 1} bytes")
     other = output_format != "raw"
     with open_image(source, format, context=context, image_opts=image_opts, copied=other) as image:
-        refuse_self([image], output)
+        refuse_self([image], output, context.registry)
         start = min(skip * block, image.size)
         length = image.size - start if count is None else min(count * block, image.size - start)
         counter = Progress(progress)

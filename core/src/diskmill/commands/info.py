@@ -10,7 +10,10 @@ from ..contract.node import Image
 from ..contract.results import ImageInfo, Limits, Snapshot
 from ..errors import DiskmillError
 from ..opening.graph import open_image
-from ..opening.names import parse_name, parse_options
+from ..opening.names import parse_name, parse_options, relative_to
+from ..opening.places import place_of
+from ..opening.registry import Registry
+from ..opening.runtime import without_runtime
 from ..sizes import SECTOR
 
 
@@ -29,7 +32,7 @@ def info(
     """
     context = context or Context()
     with open_image(name, format, context=context, shallow=True, image_opts=image_opts) as image:
-        return describe(image, context, shown_name(name, image_opts), limits=limits)
+        return describe(image, context, shown_name(name, image_opts, context), limits=limits)
 
 
 def info_chain(
@@ -49,12 +52,17 @@ def info_chain(
     found = []
     with open_image(name, format, context=context, image_opts=image_opts) as top:
         image: Image | None = top
-        shown = shown_name(name, image_opts)
+        shown = shown_name(name, image_opts, context)
         while image is not None:
             one = describe(image, context, shown, limits=limits)
             found.append(one)
-            image, shown = image.backing, one.full_backing_filename
+            image, shown = image.backing, _plain(one.full_backing_filename)
     return found
+
+
+def _plain(name: str | None) -> str | None:
+    """The path that *name* means, where it says ``file:`` in front of it."""
+    return str(parse_name(name)["file"]["filename"]) if name is not None and name.startswith("file:") else name
 
 
 def describe(image: Image, context: Context, name: str | None = None, *, limits: bool = False) -> ImageInfo:
@@ -73,7 +81,7 @@ def describe(image: Image, context: Context, name: str | None = None, *, limits:
         dirty=image.dirty,
         encrypted=image.encrypted,
         backing_filename=backing.name if backing else None,
-        full_backing_filename=full_name(shown, backing.name) if backing else None,
+        full_backing_filename=full_name(shown, backing.name, context.registry) if backing else None,
         backing_filename_format=backing.format if backing else None,
         snapshots=snapshots,
         limits=_limits(image) if limits else None,
@@ -94,11 +102,11 @@ def _limits(image: Image) -> Limits:
     )
 
 
-def shown_name(name: str, image_opts: bool) -> str | None:
+def shown_name(name: str, image_opts: bool, context: Context) -> str | None:
     """What an image that is named by options is called: a ``json:`` name, unless a plain path says as much."""
     if not image_opts and not name.startswith("json:"):
         return None
-    spec = parse_options(name) if image_opts else parse_name(name)
+    spec = without_runtime(parse_options(name) if image_opts else parse_name(name), context.registry)
     if spec.get("backing", "") is None:  # says nothing about the image itself
         del spec["backing"]
     file = spec.get("file", spec)
@@ -113,16 +121,16 @@ def shown_name(name: str, image_opts: bool) -> str | None:
     return f"json:{json.dumps(ordered(spec))}"
 
 
-def full_name(image: str, reference: str) -> str | None:
+def full_name(image: str, reference: str, registry: Registry) -> str | None:
     """*reference*, a name that stands in the image called *image*, as it is from here; None where nobody can tell."""
     try:
-        target = parse_name(reference).get("file", {})
+        target = parse_name(reference)
+        if reference.startswith(("json:", "file:")):
+            return reference
         own = parse_name(image).get("file", {})
+        file = relative_to(target, place_of(own, registry)).get("file", {}) if "filename" in own else None
     except DiskmillError:
         return None
-    path = target.get("filename")
-    if reference.startswith("json:") or target.get("driver") != "file" or os.path.isabs(str(path)):
-        return reference
-    if own.get("driver") != "file" or "filename" not in own:
+    if file is None:
         return None
-    return os.path.join(os.path.dirname(str(own["filename"])), str(path))
+    return str(file["filename"]) if "place" in file else reference

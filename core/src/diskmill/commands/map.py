@@ -11,11 +11,14 @@ from ..contract import calls
 from ..contract.context import Context
 from ..contract.extents import Extent, Kind
 from ..contract.limits import allowed_work
-from ..contract.node import Image, Node
+from ..contract.node import Image, Node, Storage
 from ..contract.references import Reference
 from ..contract.results import MapEntry
 from ..engine.walk import walk
-from ..opening.graph import open_image, storage_of
+from ..errors import DiskmillError
+from ..opening.graph import open_image
+from ..opening.places import place_named, place_under, storage_of
+from ..opening.registry import Registry
 from .info import full_name
 
 
@@ -50,7 +53,9 @@ def entries(image: Image, start: int, end: int, context: Context) -> Iterator[Ma
     while above is not None:  # the names that a user knows, not those that the gate resolved
         names[depth] = shown
         backing = next((reference.name for reference in above.references if reference.role == "backing"), None)
-        shown = (backing and full_name(shown, backing)) or (above.backing.name if above.backing else "")
+        shown = (backing and full_name(shown, backing, context.registry)) or (
+            above.backing.name if above.backing else ""
+        )
         above, depth = above.backing, depth + 1
     return _merged(_entries(image, start, end, names, context))
 
@@ -66,6 +71,13 @@ class _Level(NamedTuple):
     sparse: bool
 
 
+class _Shown(NamedTuple):
+    """What the images of a chain are called, by their depth, and who knows the places of what they name."""
+
+    names: dict[int, str]
+    registry: Registry
+
+
 def _entries(top: Image, start: int, end: int, names: dict[int, str], context: Context) -> Iterator[MapEntry]:
     """Guest bytes *start* to *end* of *top*, neighbours not merged. Without recursion, as chains can be long."""
     asked: dict[int, bool] = {}
@@ -78,6 +90,7 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
         found = calls.map(context.registry, image, start, end - start)
         return _Level(iter(found), image, depth, shift, asked[id(image)])
 
+    shown = _Shown(names, context.registry)
     level = look(top, start, end, 0, 0)
     stack: list[_Level] = []
     work, most = 0, top.account.limits.work
@@ -106,13 +119,17 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                 moved = shift + extent.start - extent.offset
                 level = look(extent.node, extent.offset, extent.offset + extent.length, depth, moved)
                 break
-            elif extent.kind is Kind.DATA and extent.node is not None and (sparse or _is_extent(image, extent.node)):
+            elif (
+                extent.kind is Kind.DATA
+                and extent.node is not None
+                and (sparse or _is_extent(image, extent.node, shown.registry))
+            ):
                 moved = shift + extent.start - extent.offset
                 for part in walk(extent.node, extent.offset, extent.length):
                     work += 1
-                    yield _entry(part, image, depth, names, start=part.start + moved, hole=part.reads_as_zeros)
+                    yield _entry(part, image, depth, shown, start=part.start + moved, hole=part.reads_as_zeros)
             else:
-                yield _entry(extent, image, depth, names, start=extent.start + shift)
+                yield _entry(extent, image, depth, shown, start=extent.start + shift)
         else:
             if not stack:
                 return
@@ -124,9 +141,7 @@ def _beyond(extent: Extent, depth: int, shift: int) -> MapEntry:
     return MapEntry(extent.start + shift, extent.length, depth, present=False, zero=True, data=False)
 
 
-def _entry(
-    extent: Extent, image: Image, depth: int, names: dict[int, str], *, start: int, hole: bool = False
-) -> MapEntry:
+def _entry(extent: Extent, image: Image, depth: int, shown: _Shown, *, start: int, hole: bool = False) -> MapEntry:
     zero = hole or extent.reads_as_zeros
     encoded = extent.kind is Kind.ENCODED
     placed = extent.node is not None and not encoded
@@ -140,37 +155,36 @@ def _entry(
         data=not zero or hole and (image.window is None or bool(image.preallocated)),
         compressed=encoded and extent.unit > 0,
         offset=extent.offset if placed else None,
-        filename=_name(extent, image, names[depth]) if placed else None,
+        filename=_name(extent, image, shown.names[depth], shown.registry) if placed else None,
     )
 
 
-def _name(extent: Extent, image: Image, shown: str) -> str:
+def _name(extent: Extent, image: Image, shown: str, registry: Registry) -> str:
     """The name of the file that *extent* lives in: as the user named the image, or as the image names it."""
     node = extent.node
     assert node is not None
     if storage_of(image) is node:
         return shown
-    reference = _reference(image, node)
-    full = full_name(shown, reference.name) if reference else None
+    reference = _reference(image, node, registry)
+    full = full_name(shown, reference.name, registry) if reference else None
     return os.path.normpath(full) if full else node.name
 
 
-def _reference(image: Image, node: Node) -> Reference | None:
+def _reference(image: Image, node: Node, registry: Registry) -> Reference | None:
     """What *image* says about its child *node*, a file of its data."""
-    path = os.path.realpath(node.name)
+    identity, place = node.identity() if isinstance(node, Storage) else None, place_under(image)
     for reference in image.references:
-        full = full_name(image.name, reference.name)
-        if reference.role == "backing" or full is None:
+        if reference.role == "backing" or identity is None:
             continue
-        with suppress(ValueError, OSError):  # the user named another file: what the image says may be no name at all
-            if os.path.realpath(full) == path:
+        with suppress(DiskmillError):  # the user named another file: what the image says may be no name at all
+            if place_named(reference.name, place, registry).identity() == identity:
                 return reference
     return None
 
 
-def _is_extent(image: Image, node: Node) -> bool:
+def _is_extent(image: Image, node: Node, registry: Registry) -> bool:
     """Whether *node* is a file of plain data, whose holes are the guest's."""
-    reference = None if node is image.file else _reference(image, node)
+    reference = None if node is image.file else _reference(image, node, registry)
     return reference is not None and reference.role == "extent"
 
 

@@ -17,8 +17,9 @@ from ..engine.progress import Progress, Report
 from ..engine.walk import walk
 from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
-from ..opening.graph import folder_of, open_image, refuse_unreadable
+from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to
+from ..opening.places import place_under, storage_of
 from ..sizes import MiB, round_down, round_up
 
 
@@ -82,7 +83,7 @@ def rebase(
 def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | None, context: Context) -> Image | None:
     if not backing:
         return None
-    spec = relative_to(parse_name(backing), folder_of(image))
+    spec = relative_to(parse_name(backing), place_under(image))
     new: Image = stack.enter_context(open_image(spec, format, context=context))
     below: Image | None = new
     while below is not None:
@@ -93,8 +94,6 @@ def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | Non
 
 
 def _same(one: Image, other: Image) -> bool:
-    from ..opening.graph import storage_of
-
     identity = storage_of(one).identity()
     return identity is not None and identity == storage_of(other).identity()
 

@@ -57,6 +57,8 @@ class Node(ABC):
     writable: bool = False
     blank: bool = True
     """Of a newly made node: whether what was never written to it reads as zeros."""
+    discards: bool = True
+    """Whether space that is not needed goes back to where it came from (the run-time option ``discard``)."""
     driver: Driver
 
     @property
@@ -171,8 +173,6 @@ class Storage(Node):
 
     requests: Requests = Requests()
     """How it wants to be asked."""
-    folder: str | None = None
-    """Where it lies, for a file: the path, without links, of the folder that it was opened in. None: unknown."""
     place: Place | None = None
     """Where its bytes are; None where that has no name (a window, something in memory)."""
     conflict: StorageError | None = None
@@ -260,6 +260,8 @@ class Image(Node):
     cut_short: bool = False
     """Whether the file ends before the tables that its header names, so that nothing but the header can be told; only
     of images that were opened so (:meth:`OpenRequest.excuses`)."""
+    detect_zeroes: str = "off"
+    """``on``: zeros that are written are stored as zeros; ``unmap``: and their space is given back."""
     window: int | None = None
     """Set by formats that are a plain window onto ``file``: the byte offset of the guest's byte 0 in it. The engine
     then goes to ``file`` directly."""

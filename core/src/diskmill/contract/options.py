@@ -23,6 +23,8 @@ class Option:
     :param choices: the only values allowed, for ``str``.
     :param when: the operations that take it: of ``create``, ``amend``, ``open``, ``resize``.
     :param versions: which versions of the format allow it, for the docs; empty: all.
+    :param runtime: of ``open``: it says how the node is used, and nothing about what is read there, so it is no part
+        of the name that is shown.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Option:
     choices: tuple[str, ...] = ()
     when: tuple[str, ...] = ("create",)
     versions: str = ""
+    runtime: bool = False
 
     def parse(self, text: str | Value) -> Value:
         """The value that *text* stands for.

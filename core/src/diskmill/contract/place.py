@@ -31,6 +31,20 @@ class Place(ABC):
         """
         raise UnsupportedError(f"nothing lies beside a place of protocol '{self.driver.name}'", file=self.display())
 
+    def inside(self, name: str) -> Place:
+        """The file *name* in this place, which is a folder.
+
+        :raises UnsupportedError: there are no folders.
+        """
+        raise UnsupportedError(
+            f"there are no files below a place of protocol '{self.driver.name}'", file=self.display()
+        )
+
+    def objection(self) -> str | None:
+        """What speaks against opening it, which is resolved, for an image, wherever it lies: that it is a device, say,
+        which acts when it is opened. None: nothing."""
+        return None
+
     def resolved(self) -> Place:
         """The place that is opened where this one is: links followed. It is what is judged *and* what is opened.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .node import Node, Storage
     from .options import Value
+    from .place import Place
 
 
 @dataclass
@@ -30,6 +31,8 @@ class OpenRequest:
         believed.
     :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
         driver closes it.
+    :param place: for a protocol driver, where the bytes are, as its own :meth:`ProtocolDriver.place` told; the gate may
+        have resolved it.
     :param siblings: other files in the folder of ``file``, where that is open for writing: for formats of several
         files, which may need one more.
     """
@@ -44,6 +47,7 @@ class OpenRequest:
     guessed: bool = False
     child: Callable[[str], Node | None] = lambda role: None
     siblings: Siblings | None = None
+    place: Place | None = None
 
     def below(self) -> Node:
         """``file``, for drivers that stand on a node: the core always gives it to them."""
@@ -88,6 +92,7 @@ class CreateRequest:
     :param sibling: makes another output file, in the same folder, for formats of several files; it takes the
         name that the finished file will have.
     :param compressed: whether all data will be stored compressed (``convert -c``).
+    :param place: for a protocol driver, where the new bytes are to be.
     :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
         may bear the name now, or when the new one gets it.
     """
@@ -101,6 +106,7 @@ class CreateRequest:
     sibling: Callable[[str], Storage] | None = None
     compressed: bool = False
     like: Storage | None = None
+    place: Place | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from ..contract.node import Buffer, Image, Node, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
 from ..sizes import MiB, round_down, round_up
 from .walk import walk
-from .zeros import ZEROS
+from .zeros import ZEROS, is_zero
 
 
 def read_into(image: Image, offset: int, buffer: Buffer) -> None:
@@ -86,6 +86,9 @@ def write(image: Image, offset: int, data: ReadBuffer) -> None:
     view = memoryview(data).cast("B")
     _check_range(image, offset, len(view))
     if not len(view):
+        return
+    if image.detect_zeroes != "off" and is_zero(view):
+        zero(image, offset, len(view), unmap=image.detect_zeroes == "unmap")
         return
     with image.lock:
         write_phases(image, offset, view)

@@ -93,6 +93,8 @@ def copy(
     :raises CancelledError: *cancel* was set.
     """
     progress = progress or Progress()
+    if isinstance(target, Image) and target.detect_zeroes != "off" and not plan.sparse:
+        plan = replace(plan, sparse=CopyPlan.sparse)
     if not plan.zeroed and "zero" not in target.driver.capabilities:
         plan = replace(plan, sparse=0)  # zeros are written like data, so there is no use in looking for them
     if plan.compress:

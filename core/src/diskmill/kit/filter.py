@@ -32,7 +32,6 @@ class Filter(Storage):
             self.charged = file.charged
             self.requests = file.requests
             self.place = file.place
-            self.folder = file.folder
             self.conflict = file.conflict
             self.forward = file.forward
 

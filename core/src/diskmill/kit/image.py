@@ -21,7 +21,8 @@ class FormatImage(Image):
         access.write(self, offset, data)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        access.zero(self, offset, length, unmap=unmap)
+        access.zero(self, offset, length, unmap=unmap and self.discards)
 
     def discard(self, offset: int, length: int) -> None:
-        access.discard(self, offset, length)
+        if self.discards:
+            access.discard(self, offset, length)

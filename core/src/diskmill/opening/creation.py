@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,11 @@ from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.limits import Account
 from ..contract.node import Image, Storage
 from ..contract.options import Option, Value, validate
+from ..contract.place import Place
 from ..contract.requests import Backing, CreateRequest
 from ..errors import UnsupportedError, UsageError
 from ..sizes import SECTOR, round_up
-from .names import new_file
+from .places import new_place
 
 
 def create_image(
@@ -41,15 +41,13 @@ def create_image(
         raise UnsupportedError(f"format '{format}' can only be read", file=name)
     if backing is not None and "backing" not in driver.capabilities:
         raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
-    spec = new_file(name)
-    protocol = registry.protocol(str(spec["driver"]))
-    own, below = split_options(driver, protocol, options, context.idle_options)
-    storage = new_storage(protocol, str(spec["filename"]), below, context)
+    place = new_place(name, registry)
+    own, below = split_options(driver, place.driver, options, context.idle_options)
+    storage = new_storage(place, below, context)
     made = [storage]
 
     def sibling(path: str) -> Storage:
-        folder = os.path.dirname(str(spec["filename"]))
-        made.append(new_storage(protocol, os.path.join(folder, path), below, context))
+        made.append(new_storage(place.beside(path), below, context))
         return made[-1]
 
     try:
@@ -72,8 +70,7 @@ def create_image(
 
 
 def new_storage(
-    protocol: ProtocolDriver,
-    where: str,
+    place: Place,
     options: Mapping[str, Value],
     context: Context,
     *,
@@ -83,17 +80,21 @@ def new_storage(
 
     :param like: see :class:`~diskmill.contract.requests.CreateRequest`.
     """
+    protocol = place.driver
     if "create" not in protocol.capabilities:
-        raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=where)
+        raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=place.display())
     request = CreateRequest(
-        name=where,
+        name=place.display(),
         context=context,
         size=0,
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
+        place=place,
     )
     storage = calls.create_storage(context.registry, protocol, request)
     storage.charged = Account(context.budget)
+    if storage.place is None:
+        storage.place = place
     return storage
 
 

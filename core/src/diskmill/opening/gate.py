@@ -1,19 +1,19 @@
-"""The gate: every file that an *image* asks us to open passes here.
+"""The gate: everything that an *image* asks us to open passes here.
 
-A name that the user typed is theirs to give. A name that stands inside an image is a stranger's: a policy decides.
+A name that the user typed is theirs to give. A name that stands inside an image is a stranger's: a policy decides. It
+goes by places (:mod:`diskmill.contract.place`), so it holds for every protocol.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RefusedError
-from ..storages.file.paths import resolved, within
-from .names import CHILDREN
+from ..contract.place import Place
+from ..errors import DiskmillError, RefusedError, StorageError
+from .names import CHILDREN, new_file
+from .places import place_of
+from .registry import Registry
 
 OPTION = "--trust"
 _SHOWN = 200
@@ -21,19 +21,21 @@ _SHOWN = 200
 
 
 class Trust:
-    """Which files the references inside images may open.
+    """What the references inside images may open.
 
-    :param folders: the folders (with all that is below them) that may hold them; None: anything goes, any protocol.
+    :param folders: the folders, by name, that may hold it (with all that is below them): paths, or URLs of other
+        protocols; None: anything goes.
     :param own: whether the folder of the image that the user named counts as one of them.
     """
 
     def __init__(self, folders: Sequence[str] | None = (), *, own: bool = False) -> None:
-        self.folders = None if folders is None else [resolved(folder) for folder in folders]
+        self.folders = None if folders is None else tuple(folders)
         self.own = own
+        self._places: tuple[Place, ...] | None = None
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Trust:
-        """The policy that ``--trust`` values name: ``nothing``, ``folder``, ``anything``, or folders' paths."""
+        """The policy that ``--trust`` values name: ``nothing``, ``folder``, ``anything``, or folders' names."""
         if "anything" in texts:
             return ANYTHING
         folders = [text for text in texts if text not in ("nothing", "folder")]
@@ -44,74 +46,77 @@ class Trust:
         """Whether an image's word counts as the user's."""
         return self.folders is None
 
-    def admit(self, spec: Mapping[str, Any], *, image: str, reference: str, home: str | None) -> dict[str, Any]:
-        """*spec*, the parsed *reference* of the file *image*, with its file names resolved, if it may be opened.
+    def admit(
+        self, spec: Mapping[str, Any], *, image: str, reference: str, home: Place | None, registry: Registry
+    ) -> dict[str, Any]:
+        """*spec*, the parsed *reference* of the file *image*, with its places resolved, if it may be opened.
 
         Nothing is opened to find out.
 
-        :param home: the folder of the image that the user named, without links in its path.
+        :param home: the folder of the image that the user named, resolved.
         :raises RefusedError: the policy forbids it; the message names the reference and the option.
         """
         if self.folders is None:
             return dict(spec)
-        own = home if self.own else None
+        if self._places is None:  # resolved once: what their names lead to may change
+            self._places = tuple(place_of(new_file(name), registry).resolved() for name in self.folders)
         try:
-            return self._admitted(spec, own)
+            return self._admitted(spec, home if self.own else None, registry)
         except _Objection as why:
             shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
             raise RefusedError(
                 f"refers to '{shown}', which was not opened: {why} (allow it with {OPTION})", file=image
             ) from None
 
-    def _admitted(self, spec: Mapping[str, Any], own: str | None) -> dict[str, Any]:
-        """*spec*, with the names of its files as they were judged: they are resolved once, and opened as such.
+    def _admitted(self, spec: Mapping[str, Any], own: Place | None, registry: Registry) -> dict[str, Any]:
+        """*spec*, with its places as they were judged: they are resolved once, and opened as such.
 
         :raises _Objection: something speaks against opening a node of it.
         """
         result = dict(spec)
         if _is_opened(spec):
-            result.update(self._file(spec, own))
+            place = self._judged(spec, own, registry)
+            result.update(place=place, filename=place.display())
         for key, value in spec.items():
             if isinstance(value, Mapping):
-                result[key] = self._admitted(value, own)
+                result[key] = self._admitted(value, own, registry)
         return result
 
-    def _file(self, leaf: Mapping[str, Any], own: str | None) -> dict[str, Any]:
-        """How the file *leaf* is to be opened.
+    def _judged(self, leaf: Mapping[str, Any], own: Place | None, registry: Registry) -> Place:
+        """Where *leaf* is to be opened.
 
-        :raises _Objection: it is none, or may not be.
+        :raises _Objection: it may not be.
         """
         if any(isinstance(leaf.get(role), str) for role in CHILDREN):
             raise _Objection("a node is named without its protocol")
-        if leaf.get("driver", "file") != "file":
-            raise _Objection(f"protocol '{str(leaf.get('driver'))[:_SHOWN]}' is not trusted")
-        name = leaf.get("filename")
-        if not isinstance(name, str):
-            raise _Objection("it is not a file name")
+        protocols = {place.driver.name for place in self._places or ()} | ({own.driver.name} if own else set())
+        driver = str(leaf.get("driver", "file"))
         try:
-            path = resolved(name)
-        except ValueError:  # a NUL character, or one that no file name can hold
-            raise _Objection("it is not a possible file name") from None
-        except OSError as error:  # something on the way was exchanged just then
-            raise _Objection(f"it cannot be found: {error.strerror}") from None
-        if not self._inside(path, own):
+            place = place_of(leaf, registry)
+            if place.driver.name not in {"file", *protocols}:
+                raise _Objection(f"protocol '{driver[:_SHOWN]}' is not trusted")
+            if "place" not in leaf and place.driver.name == "file" and not isinstance(leaf.get("filename"), str):
+                raise _Objection("it is not a file name")
+            place = place.resolved()
+        except StorageError as error:
+            raise _Objection(error.cause) from None
+        except DiskmillError:
+            raise _Objection(f"protocol '{driver[:_SHOWN]}' is not trusted") from None
+        if not self._inside(place, own):
             raise _Objection("it lies outside the trusted folders")
-        try:
-            if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
-                raise _Objection("it is not a regular file")
-        except OSError as error:
-            # What is missing, or cannot be reached, is for opening it to say.
-            if error.errno == errno.ENAMETOOLONG:
-                raise _Objection("it is not a possible file name") from None
-        return {"filename": path, "follow": False}
+        why = place.objection()
+        if why is not None:
+            raise _Objection(why)
+        return place
 
-    def _inside(self, path: str, own: str | None) -> bool:
-        if own == "/":  # all the machine lies below: an image there may only name its neighbours
-            if os.path.dirname(path) == own:
+    def _inside(self, place: Place, own: Place | None) -> bool:
+        if own is not None and place.within(own):
+            if own.folder() is not None:
                 return True
-        elif own is not None and within(own, path):
-            return True
-        return any(within(folder, path) for folder in self.folders or ())
+            above = place.folder()  # all the machine, or all of a server, lies below: only neighbours may be named
+            if above is not None and above.display() == own.display():
+                return True
+        return any(place.within(folder) for folder in self._places or ())
 
 
 NOTHING = Trust()

@@ -6,8 +6,8 @@ Storage is opened first, a format driver on top, and then what the image refers 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..contract import calls
 from ..contract.context import Context
@@ -15,11 +15,14 @@ from ..contract.drivers import FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.limits import Account, LimitError
 from ..contract.node import Image, Node, Storage
 from ..contract.options import validate
+from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
 from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
-from .known import BUNDLES, PACKAGES, PROBE_BYTES, no_disk, recognise
-from .names import CHILDREN, Spec, child_options, display, flatten, parse_name, parse_options, relative_to
+from .known import BUNDLES, PROBE_BYTES, no_disk, recognise
+from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
+from .places import place_under, protocol_of, storage_of
+from .runtime import split_runtime
 
 if TYPE_CHECKING:
     from .siblings import Siblings
@@ -71,16 +74,9 @@ def open_image(
         copied=copied,
     )
     try:
-        return opener.graph(spec, writable=writable)
+        return opener.graph(spec, _Wish(context, writable))
     except RecursionError:
         raise ImageError("what it stands on is nested too deeply", file=display(spec)) from None
-
-
-def storage_of(node: Node) -> Storage:
-    """The storage at the bottom of *node*, following ``file``."""
-    while not isinstance(node, Storage):
-        node = cast(Image, node).file
-    return node
 
 
 def chain_of(image: Image | None) -> Iterator[Image]:
@@ -100,23 +96,6 @@ def refuse_unreadable(image: Image, context: Context, *, upto: Image | None = No
         if one is upto:
             return
         calls.preflight(context.registry, one, "read")
-
-
-def folder_of(node: Node) -> str | None:
-    """The folder of the file at the bottom of *node*; None where it is not a file with a name."""
-    storage = storage_of(node)
-    if storage.driver.name != "file":
-        return None
-    return os.path.dirname(os.path.abspath(storage.name))
-
-
-def _home(file: Node) -> str | None:
-    """The folder that *file* was opened in, resolved once: what its name leads to may change."""
-    folder = storage_of(file).folder
-    if folder is None:
-        named = folder_of(file)
-        folder = None if named is None else os.path.realpath(named)
-    return folder
 
 
 def inside_bundle(spec: Spec) -> Spec:
@@ -162,14 +141,30 @@ class _Above(NamedTuple):
     above: _Above | None
 
 
+class _Wish(NamedTuple):
+    """How a node is to be opened.
+
+    :ivar context: the settings, as the node above it hands them down.
+    :ivar depth: how deep it lies below the image that the user named.
+    :ivar above: what it is opened for.
+    :ivar purpose: what for, in words, for messages.
+    :ivar told: whether it is an image that says so, and not the user.
+    """
+
+    context: Context
+    writable: bool
+    depth: int = 0
+    above: _Above | None = None
+    purpose: str | None = None
+    told: bool = False
+
+
 class _Job(NamedTuple):
-    """An image whose references are still to be opened: what the user gave for it, how deep it lies, what for."""
+    """An image whose references are still to be opened: what the user gave for it, and how it was opened."""
 
     image: Image
     spec: Spec
-    depth: int
-    above: _Above | None
-    purpose: str | None
+    wish: _Wish
 
 
 class _Opener:
@@ -184,7 +179,7 @@ class _Opener:
         rehearse: bool,
         copied: bool,
     ) -> None:
-        self.context = context
+        self.registry = context.registry
         self.copied = copied
         self.repair = repair
         self.rehearse = rehearse
@@ -192,33 +187,27 @@ class _Opener:
         self.backing = backing
         self.writable_backing = writable_backing
         self.limits = context.budget.limits
-        self.home: str | None = None
+        self.home: Place | None = None
+        """The folder of the image that the user named, where it was opened."""
         self.files = 0
         self.jobs: list[_Job] = []
 
-    def graph(
-        self,
-        spec: Spec,
-        *,
-        writable: bool,
-        depth: int = 0,
-        above: _Above | None = None,
-    ) -> Image:
+    def graph(self, spec: Spec, wish: _Wish) -> Image:
         """The image, and all that it refers to. A chain of images is as long as it likes: nothing here recurses."""
         first = len(self.jobs)
-        top = self.image(spec, writable=writable, depth=depth, above=above)
+        top = self.image(spec, wish)
         try:
             while len(self.jobs) > first:
                 job = self.jobs.pop()
                 try:
                     self.attach(job)
                 except DiskmillError as error:
-                    if job.purpose is not None and error.place is None:
-                        error.place = job.purpose
+                    if job.wish.purpose is not None and error.place is None:
+                        error.place = job.wish.purpose
                     beyond = isinstance(error, LimitError)
-                    if not self.shallow or not job.depth and not beyond:
+                    if not self.shallow or not job.wish.depth and not beyond:
                         raise
-                    self.context.warn(str(error))  # what an image is can be told without its extents
+                    wish.context.warn(str(error))  # what an image is can be told without its extents
                     if beyond:
                         del self.jobs[first:]
         except BaseException:
@@ -226,26 +215,18 @@ class _Opener:
             raise
         return top
 
-    def image(
-        self,
-        spec: Spec,
-        *,
-        writable: bool,
-        depth: int = 0,
-        above: _Above | None = None,
-        purpose: str | None = None,
-        told: bool = False,
-    ) -> Image:
-        """The image, opened; what it refers to is a job for later. *told*: it is an image that says so."""
-        name = spec.get("driver")
-        registry = self.context.registry
+    def image(self, spec: Spec, wish: _Wish) -> Image:
+        """The image, opened; what it refers to is a job for later."""
+        name, registry = spec.get("driver"), self.registry
         if name is not None and not isinstance(name, str):
             raise UsageError("the option 'driver' takes a name")
         bare = name is not None and "file" not in spec and registry.has(ProtocolDriver.group, name)
         if bare or name is not None and registry.has(FilterDriver.group, name):
             spec = {"driver": "raw", "file": spec}  # a protocol or a filter without a format: its bytes as they are
             name = "raw"
-        options = flatten({key: value for key, value in spec.items() if key not in ("driver", *CHILDREN)})
+        options = _own_options(spec, FormatDriver.children)
+        runtime, options = split_runtime(options)
+        wish = wish._replace(context=runtime.context(wish.context))
         if spec.get("file") is not None:
             child = child_options(spec["file"])
         elif "filename" in options:
@@ -253,38 +234,17 @@ class _Opener:
             child.update({key: options.pop(key) for key in ("filename", "follow") if key in options})
         else:
             raise UsageError("the option 'file' is missing: name the file with file.filename=…")
-        if not depth:  # what an image names was judged by the gate as it is
+        if not wish.depth:  # what an image names was judged by the gate as it is
             child = inside_bundle(child)
+        runtime.allow(wish.writable, str(child.get("filename", "")))
         if name is not None:
             registry.format(name)  # before anything is opened
-        file = self.node(child, writable=writable, depth=depth, above=above)
+        file = self.node(child, wish)
         try:
-            if self.home is None:
-                self.home = _home(file)
-            if name is not None:
-                driver = registry.format(name)
-            else:
-                copied = self.copied and not depth
-                driver = guess_format(file, self.context, writable=writable, copied=copied)
-                if driver.name == "raw" and depth == 0 and writable and not self.rehearse:
-                    self.context.warn_of_guess(file.name)
-            request = OpenRequest(
-                name=file.name,
-                context=self.context,
-                file=file,
-                options=validate(driver.options, options, when="open", driver=driver.name),
-                writable=writable,
-                shallow=self.shallow,
-                repair="" if depth else self.repair,
-                guessed=name is None or (told and not self.context.trust.anything),
-                child=lambda role: self.given(spec, role, writable=writable, depth=depth),
-                siblings=self.siblings(file) if writable else None,
-            )
-            if writable and "write" not in driver.capabilities:
-                raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
-            if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
-                raise UnsupportedError(f"format '{driver.name}' cannot be read from a pipe", file=file.name)
-            image = calls.open_image(registry, driver, request)
+            if self.home is None and (place := place_under(file)) is not None:
+                self.home = place.folder()
+            image = self.opened(spec, name, options, file, wish)
+            image.discards, image.detect_zeroes = runtime.discards, runtime.detect_zeroes
         except BaseException:
             file.abandon()
             raise
@@ -294,74 +254,113 @@ class _Opener:
         except BaseException:
             image.abandon()
             raise
-        self.jobs.append(_Job(image, spec, depth, above, purpose))
+        self.jobs.append(_Job(image, spec, wish))
         return image
 
-    def siblings(self, file: Node) -> Siblings | None:
+    def opened(self, spec: Spec, name: str | None, options: Spec, file: Node, wish: _Wish) -> Image:
+        """The image in *file*, by the driver called *name*, or by the one that knows it."""
+        context, writable = wish.context, wish.writable
+        if name is not None:
+            driver = self.registry.format(name)
+        else:
+            driver = guess_format(file, context, writable=writable, copied=self.copied and not wish.depth)
+            if driver.name == "raw" and wish.depth == 0 and writable and not self.rehearse:
+                context.warn_of_guess(file.name)
+        request = OpenRequest(
+            name=file.name,
+            context=context,
+            file=file,
+            options=validate(driver.options, options, when="open", driver=driver.name),
+            writable=writable,
+            shallow=self.shallow,
+            repair="" if wish.depth else self.repair,
+            guessed=name is None or (wish.told and not context.trust.anything),
+            child=lambda role: self.given(spec, role, wish),
+            siblings=self.siblings(file, context) if writable else None,
+        )
+        if writable and "write" not in driver.capabilities:
+            raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
+        if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
+            raise UnsupportedError(f"format '{driver.name}' cannot be read from a pipe", file=file.name)
+        return calls.open_image(self.registry, driver, request)
+
+    def siblings(self, file: Node, context: Context) -> Siblings | None:
         if not isinstance(file, Storage):
             return None
         from .siblings import Siblings
 
-        return Siblings(file, self.context, rehearse=self.rehearse)
+        return Siblings(file, context, rehearse=self.rehearse)
 
-    def given(self, spec: Spec, role: str, *, writable: bool, depth: int) -> Node | None:
+    def given(self, spec: Spec, role: str, wish: _Wish) -> Node | None:
         """The node below that the user gave for *role*, opened without a format."""
         target = spec.get(role)
         if target is None:
             return None
         target = child_options(target)
-        return self.node(child_options(target.get("file", target)), writable=writable, depth=depth + 1)
+        return self.node(child_options(target.get("file", target)), wish._replace(depth=wish.depth + 1, above=None))
 
-    def node(self, spec: Spec, *, writable: bool, depth: int, above: _Above | None = None) -> Node:
-        registry = self.context.registry
+    def node(self, spec: Spec, wish: _Wish) -> Node:
+        """Storage, a filter, or an image, as *spec* says."""
         name = spec.get("driver")
         if name is None and "file" not in spec and "filename" in spec:
             name = "file"
-        if isinstance(name, str) and registry.has(FilterDriver.group, name):
-            return self.filter(spec, registry.filter(name), writable=writable, depth=depth, above=above)
+        if isinstance(name, str) and self.registry.has(FilterDriver.group, name):
+            return self.filter(spec, self.registry.filter(name), wish)
         if not isinstance(name, str) or "file" in spec:
-            return self.graph(spec, writable=writable, depth=depth, above=above)
-        try:
-            driver = registry.protocol(name)
-        except DriverError:
-            if name in PACKAGES:
-                raise
-            raise DriverError(f"unknown protocol '{name}'", file=str(spec.get("filename", ""))) from None
+            return self.graph(spec, wish)
+        return self.storage(spec, name, wish)
+
+    def storage(self, spec: Spec, name: str, wish: _Wish) -> Storage:
+        """The storage that the protocol called *name* has."""
+        driver = protocol_of(name, self.registry, shown=str(spec.get("filename", "")))
         self.files += 1
         if self.files > self.limits.files:
             raise LimitError(f"more than {self.limits.files} files are needed to open it (--limits files=… raises it)")
-        where = str(spec.get("filename", ""))
-        options = {key: value for key, value in spec.items() if key not in ("driver", "filename")}
+        runtime, options = split_runtime(_own_options(spec, ("place",)))
+        place = spec.get("place")
+        if not isinstance(place, Place):
+            place = driver.place(options)
+        options.pop("filename", None)
+        writable = wish.writable and not self.rehearse
+        runtime.allow(writable, place.display())
         request = OpenRequest(
-            name=where,
-            context=self.context,
-            options=validate(driver.options, options, when="open", driver=name),
-            writable=writable and not self.rehearse,
+            name=place.display(),
+            context=runtime.context(wish.context),
+            options=validate(driver.options, options, when="open", driver=driver.name),
+            writable=writable,
             shallow=self.shallow,
+            place=place,
         )
-        storage = calls.open_storage(registry, driver, request)
-        storage.charged = Account(self.context.budget)
-        if self.rehearse and writable:
+        storage = calls.open_storage(self.registry, driver, request)
+        storage.charged = Account(wish.context.budget)
+        storage.discards = runtime.discards
+        if storage.place is None:
+            storage.place = place
+        if self.rehearse and wish.writable:
             from ..storages.rehearsal import Rehearsal
 
             return Rehearsal(storage)
         return storage
 
-    def filter(self, spec: Spec, driver: FilterDriver, *, writable: bool, depth: int, above: _Above | None) -> Node:
+    def filter(self, spec: Spec, driver: FilterDriver, wish: _Wish) -> Node:
+        """The filter that *driver* puts over the node below."""
         if spec.get("file") is None:
             raise UsageError(f"filter '{driver.name}' needs the option 'file': the node that it stands on")
-        file = self.node(child_options(spec["file"]), writable=writable, depth=depth + 1, above=above)
+        runtime, options = split_runtime(_own_options(spec, driver.children))
+        context = runtime.context(wish.context)
+        runtime.allow(wish.writable, driver.name)
+        file = self.node(child_options(spec["file"]), wish._replace(context=context, depth=wish.depth + 1))
         try:
-            options = flatten({key: value for key, value in spec.items() if key not in ("driver", *driver.children)})
             request = OpenRequest(
                 name=file.name,
-                context=self.context,
+                context=context,
                 file=file,
                 options=validate(driver.options, options, when="open", driver=driver.name),
-                writable=writable,
+                writable=wish.writable,
                 shallow=self.shallow,
+                child=lambda role: self.given(spec, role, wish),
             )
-            return calls.open_storage(self.context.registry, driver, request)
+            return calls.open_storage(self.registry, driver, request)
         except BaseException:
             file.abandon()
             raise
@@ -369,9 +368,9 @@ class _Opener:
     def attach(self, job: _Job) -> None:
         """Open what an image refers to: what the user gave instead comes first."""
         image, spec = job.image, job.spec
-        above = self.standing_on(image, job.above)
+        wish = job.wish._replace(above=self.standing_on(image, job.wish.above))
         if self.shallow:
-            self.attach_extents(image, job.depth, above)
+            self.attach_extents(image, wish)
             return
         references = list(image.references)
         roles = {reference.role for reference in references}
@@ -388,8 +387,8 @@ class _Opener:
                     continue
                 target, told = parse_name(given) if isinstance(given, str) else child_options(given), False
             else:
-                target, told = self.admitted(image, reference), reference.role == "backing"
-            self.attached(image, reference, self.referred(image, reference, target, job.depth, above, told=told))
+                target, told = self.admitted(image, reference, wish), reference.role == "backing"
+            self.attached(image, reference, self.referred(image, reference, target, wish._replace(told=told)))
         self.jobs[first:] = reversed(self.jobs[first:])  # the first one is looked into first
 
     def attached(self, image: Image, reference: Reference, node: Node) -> None:
@@ -407,22 +406,23 @@ class _Opener:
             raise ImageError("the backing chain is a loop: the image stands on itself", file=image.name)
         return _Above(identity, above)
 
-    def attach_extents(self, image: Image, depth: int, above: _Above) -> None:
+    def attach_extents(self, image: Image, wish: _Wish) -> None:
         """Open the files that are part of *image* itself, as far as they can be: they too tell what it is."""
         for reference in image.references:
             if reference.role != "extent":
                 continue
             try:
-                node = self.referred(image, reference, self.admitted(image, reference), depth, above)
-                self.attached(image, reference, node)
+                target = self.admitted(image, reference, wish)
+                self.attached(image, reference, self.referred(image, reference, target, wish))
             except LimitError:
                 raise
             except DiskmillError as error:
-                if self.context.as_qemu_img:
+                if wish.context.as_qemu_img:
                     raise
-                self.context.warn(str(error))
+                wish.context.warn(str(error))
 
-    def admitted(self, image: Image, reference: Reference) -> Spec:
+    def admitted(self, image: Image, reference: Reference, wish: _Wish) -> Spec:
+        """What *reference* names, if the trust policy lets it be opened."""
         storage = storage_of(image.file)
         if storage.forward:
             raise ImageError(
@@ -430,43 +430,49 @@ class _Opener:
                 f"give that file too, with --image-opts and {reference.role}.file.filename=…",
                 file=image.name,
             )
-        folder = folder_of(storage)
-        if folder is None:
-            folder = os.path.dirname(storage.name)
         try:
-            target = relative_to(parse_name(reference.name), folder, protocol=storage.driver.name)
+            target = relative_to(parse_name(reference.name), storage.place)
         except DiskmillError as error:
             raise ImageError(f"{reference.role} file: {error.cause}", file=image.name) from None
-        return self.context.trust.admit(target, image=image.name, reference=reference.name, home=self.home)
+        return wish.context.trust.admit(
+            target, image=image.name, reference=reference.name, home=self.home, registry=self.registry
+        )
 
-    def referred(
-        self, image: Image, reference: Reference, target: Spec, depth: int, above: _Above, *, told: bool = False
-    ) -> Node:
+    def referred(self, image: Image, reference: Reference, target: Spec, wish: _Wish) -> Node:
+        """What *image* refers to, opened as *target* says; *wish* is that of the image."""
         backing = reference.role == "backing"
-        if depth >= self.limits.chain:
+        if wish.depth >= self.limits.chain:
             raise LimitError(
                 f"the backing chain is longer than {self.limits.chain} images (--limits chain=… raises it)",
                 file=image.name,
             )
-        writable = image.writable and (self.writable_backing if backing else reference.writable)
         purpose = f"needed as the {reference.role} file of '{image.name}'" if reference.name else None
+        wish = wish._replace(
+            writable=image.writable and (self.writable_backing if backing else reference.writable),
+            depth=wish.depth + 1,
+            purpose=purpose,
+        )
         try:
             if reference.storage:
-                child = child_options(target.get("file", target))
-                node = self.node(child, writable=writable, depth=depth + 1, above=above)
+                node = self.node(child_options(target.get("file", target)), wish)
             else:
                 if reference.format is not None:
                     target.setdefault("driver", reference.format)
-                node = self.image(target, writable=writable, depth=depth + 1, above=above, purpose=purpose, told=told)
+                node = self.image(target, wish)
         except DiskmillError as error:
             if purpose is not None and error.file != image.name and error.place is None:
                 error.place = purpose
             raise
         identity = storage_of(node).identity()
-        if reference.storage and identity is not None and _stands_on(above, identity):
+        if reference.storage and identity is not None and _stands_on(wish.above, identity):
             node.abandon()
             raise ImageError(f"the {reference.role} file is the image itself", file=image.name)
         return node
+
+
+def _own_options(spec: Spec, others: Sequence[str]) -> Spec:
+    """The options of a node itself, flat: without its driver and without *others*, which name the nodes below."""
+    return flatten({key: value for key, value in spec.items() if key != "driver" and key not in others})
 
 
 def _stands_on(above: _Above | None, identity: object) -> bool:

@@ -26,6 +26,13 @@ PACKAGES = {
 }
 """Driver name → the distribution that brings it."""
 
+_DEVICES = ("host_device", "host_cdrom")
+ALIASES = {
+    **{("diskmill.format", name): "raw" for name in ("file", *_DEVICES)},
+    **{("diskmill.protocol", name): "file" for name in _DEVICES},
+}
+"""Names of (group, driver) that QEMU's users write → what the driver is called here: a protocol alone is its bytes."""
+
 _MAGICS = (
     ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x02"),
     ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x03"),

@@ -11,10 +11,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..contract.options import HelpAsked, split
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..contract.place import Place
 
 Spec = dict[str, Any]
 
@@ -28,14 +31,23 @@ def parse_name(name: str) -> Spec:
     """
     if name.startswith("json:"):
         return _parse_json(name)
+    for device in DEVICES:
+        if name.startswith(f"{device}:"):
+            return {"file": {"driver": device, "filename": local_path(name[len(device) + 1 :])}}
     match = _PROTOCOL.match(name)
     if match is None:
         return {"file": {"driver": "file", "filename": name}}
     protocol = match.group(1)
     rest = name[match.end() :]
     if protocol == "file":
-        return {"file": {"driver": "file", "filename": rest.removeprefix("//") if rest.startswith("///") else rest}}
+        path = rest.removeprefix("//") if rest.startswith("///") else rest
+        return {"file": {"driver": "file", "filename": local_path(path)}}
     return {"file": {"driver": protocol, "filename": name}}
+
+
+def local_path(path: str) -> str:
+    """The *path* of a file as a name that is surely one: a protocol is what else ends with the first colon."""
+    return f"./{path}" if _PROTOCOL.match(path) else path
 
 
 def new_file(name: str) -> Spec:
@@ -61,12 +73,42 @@ def parse_options(text: str) -> Spec:
 
 def _parse_json(name: str) -> Spec:
     try:
-        value = json.loads(name[len("json:") :])
+        value = json.loads(_double_quoted(name[len("json:") :]), object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot parse the name '{name[:200]}': {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"cannot parse the name '{name[:200]}': it is not a JSON object")
     return nest(value.items())
+
+
+_STRING = re.compile(r"""("(?:[^"\\]|\\.)*")|'((?:[^'\\]|\\.)*)'""", re.DOTALL)
+_ESCAPED_OR_QUOTE = re.compile(r"""\\(.)|(")""", re.DOTALL)
+
+
+def _double_quoted(text: str) -> str:
+    """JSON *text*, in which strings may stand in single quotes, as QEMU's parser takes it, in the standard's form."""
+    if "'" not in text:
+        return text
+
+    def string(match: re.Match[str]) -> str:
+        inside = match[2] if match[2] is not None else match[1][1:-1]
+        return f'"{_ESCAPED_OR_QUOTE.sub(character, inside)}"'
+
+    def character(match: re.Match[str]) -> str:
+        return '\\"' if match[2] else "'" if match[1] == "'" else match[0]
+
+    return _STRING.sub(string, text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Spec:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key is there twice")
+    return result
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"'{name}' is no JSON value")
 
 
 def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
@@ -76,7 +118,7 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
     """
     result: Spec = {}
     for name, value in pairs:
-        *path, last = name.split(".") if name.split(".")[0] in CHILDREN else [name]
+        path, last = _path(name)
         if depth + len(path) > 32:
             raise UsageError(f"option '{name[:80]}' is nested too deeply")
         level = result
@@ -84,7 +126,9 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
             level = level.setdefault(part, {})
             if not isinstance(level, dict):
                 raise UsageError(f"option '{name}' and option '{part}' contradict each other")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value and last not in CHILDREN:
+            level.update(flatten(value, f"{last}."))
+        elif isinstance(value, Mapping):
             merged = level.setdefault(last, {})
             if not isinstance(merged, dict):
                 raise UsageError(f"option '{name}' is given twice")
@@ -93,6 +137,20 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
             level[last] = value
     return result
 
+
+def _path(name: str) -> tuple[list[str], str]:
+    """The children that the dotted *name* leads through, and the option that it names there, which may have dots."""
+    path = []
+    head, dot, rest = name.partition(".")
+    while dot and head in CHILDREN:
+        path.append(head)
+        name = rest
+        head, dot, rest = name.partition(".")
+    return path, name
+
+
+DEVICES = ("host_device", "host_cdrom")
+"""Other names of ``file``, which QEMU has for devices."""
 
 CHILDREN = ("file", "backing", "data-file", "header", "image")
 """Option names whose value is another node."""
@@ -111,21 +169,23 @@ def child_options(value: object) -> Spec:
     raise UsageError("a child node is given by its options, or by a name")
 
 
-def relative_to(reference: Spec, folder: str | None, *, protocol: str = "file") -> Spec:
-    """*reference*, a name out of an image, with relative paths taken from the image's *folder*.
+def relative_to(reference: Spec, place: Place | None) -> Spec:
+    """*reference*, a name out of an image at *place*, with relative names of files taken from there.
 
-    :param protocol: what holds the image: a relative path means something that it holds too.
+    What lies beside the image is held by the same protocol.
+
+    :raises UnsupportedError: nothing lies beside *place*.
     """
     result: Spec = {
-        key: relative_to(value, folder, protocol=protocol) if isinstance(value, dict) else value
-        for key, value in reference.items()
+        key: relative_to(value, place) if isinstance(value, dict) else value for key, value in reference.items()
     }
     path = result.get("filename")
-    is_file = result.get("driver", "file") == "file" and isinstance(path, str)
-    if is_file and folder is not None and not os.path.isabs(str(path)):
-        if protocol != "file":
-            result["driver"] = protocol
-        result["filename"] = os.path.join(folder, str(path))
+    is_file = result.get("driver", "file") in ("file", *DEVICES) and isinstance(path, str)
+    if is_file and place is not None and not os.path.isabs(str(path)):
+        beside = place.beside(str(path))
+        if result.get("driver") not in DEVICES:
+            result["driver"] = beside.driver.name
+        result["filename"], result["place"] = beside.display(), beside
     return result
 
 
@@ -134,12 +194,19 @@ def display(spec: Mapping[str, Any]) -> str:
     file = spec.get("file", spec)
     if (
         isinstance(file, Mapping)
-        and set(file) <= {"driver", "filename"}
-        and set(spec) <= {"driver", "file", "filename"}
+        and set(file) <= {"driver", "filename", "place"}
+        and set(spec) <= {"driver", "file", "filename", "place"}
         and "filename" in file
     ):
         return str(file["filename"])
-    return "json:" + json.dumps(spec)
+    return "json:" + json.dumps(_typed(spec))
+
+
+def _typed(spec: Mapping[str, Any]) -> Spec:
+    """*spec* without what the core has put in."""
+    return {
+        key: _typed(value) if isinstance(value, Mapping) else value for key, value in spec.items() if key != "place"
+    }
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> Spec:

@@ -15,7 +15,7 @@ from ..contract import calls, hookspecs
 from ..contract.drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
 from ..errors import DriverError
 from .discovery import EntryPoint, installed
-from .known import PACKAGES, recognise
+from .known import ALIASES, PACKAGES, recognise
 
 SURE = 100
 """What a driver's ``probe`` answers when it cannot be another's image."""
@@ -129,6 +129,7 @@ class Registry:
 
         :raises DriverError: it is not installed (the message says what to install) or broken.
         """
+        name = ALIASES.get((group, name), name)
         driver = self._drivers.get((group, name))
         if driver is None and group not in self._complete:
             self._add(group, [entry for entry in self._entries(group) if entry.name == name])

@@ -6,16 +6,14 @@ Their names must come from the image's own file name, and never out of an image:
 from __future__ import annotations
 
 import errno
-import os
-from typing import cast
 
 from ..contract import calls
 from ..contract.context import Context
-from ..contract.drivers import ProtocolDriver
 from ..contract.node import Storage
 from ..contract.options import validate
+from ..contract.place import Place
 from ..contract.requests import OpenRequest
-from ..errors import StorageError
+from ..errors import StorageError, UnsupportedError
 
 
 class Siblings:
@@ -26,10 +24,15 @@ class Siblings:
 
     def __init__(self, file: Storage, context: Context, *, rehearse: bool = False) -> None:
         # The folder that the file was opened in, whatever its name leads to by now.
-        self._folder = file.folder or os.path.dirname(file.name)
-        self._protocol = cast(ProtocolDriver, file.driver)
+        self._folder = None if file.place is None else file.place.folder()
+        self._file = file
         self._context = context
         self._rehearse = rehearse
+
+    def _place(self, name: str) -> Place:
+        if self._folder is None or not self._folder.driver.siblings:
+            raise UnsupportedError("there can be no other files beside it", file=self._file.name)
+        return self._folder.inside(name)
 
     def make(self, name: str, *, like: Storage) -> Storage:
         """A new, empty file, which gets its name when it is settled. It takes after *like*, and takes the place of
@@ -40,23 +43,23 @@ class Siblings:
         """
         from .creation import new_storage
 
-        made = new_storage(self._protocol, os.path.join(self._folder, name), {}, self._context, like=like)
-        return self._aside(made)
+        return self._aside(new_storage(self._place(name), {}, self._context, like=like))
 
     def open(self, name: str) -> Storage | None:
         """The file *name*, open for writing; None where there is none.
 
         :raises StorageError: it cannot be opened; a symbolic link cannot. LockedError: somebody uses it.
         """
-        options = {"follow": False} if any(option.name == "follow" for option in self._protocol.options) else {}
+        place = self._place(name)
         request = OpenRequest(
-            name=os.path.join(self._folder, name),
+            name=place.display(),
             context=self._context,
-            options=validate(self._protocol.options, options, when="open", driver=self._protocol.name),
+            options=validate(place.driver.options, {}, when="open", driver=place.driver.name),
             writable=not self._rehearse,
+            place=place,
         )
         try:
-            return self._aside(calls.open_storage(self._context.registry, self._protocol, request))
+            return self._aside(calls.open_storage(self._context.registry, place.driver, request))
         except StorageError as error:
             if error.errno == errno.ENOENT:
                 return None

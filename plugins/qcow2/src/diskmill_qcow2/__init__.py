@@ -20,6 +20,33 @@ if TYPE_CHECKING:
     from .image import Qcow2Image
 
 _BOTH = ("create", "amend")
+_OPEN = ("open",)
+_PARTS = (
+    *("main-header", "active-l1", "active-l2", "refcount-table", "refcount-block", "snapshot-table", "inactive-l1"),
+    *("inactive-l2", "bitmap-directory"),
+)
+_TEMPLATES = ("none", "constant", "cached", "all")
+_IDLE = "without effect: QEMU's own, for a virtual machine that runs"
+_RUNTIME = (
+    *(
+        Option(name, "size", _IDLE, when=_OPEN, runtime=True)
+        for name in ("cache-size", "l2-cache-size", "l2-cache-entry-size")
+    ),
+    Option("refcount-cache-size", "size", _IDLE, when=_OPEN, runtime=True),
+    Option("cache-clean-interval", "int", _IDLE, when=_OPEN, runtime=True),
+    *(
+        Option(name, "bool", _IDLE, when=_OPEN, runtime=True)
+        for name in (
+            *("lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other"),
+            *("discard-no-unref", *(f"overlap-check.{part}" for part in _PARTS)),
+        )
+    ),
+    *(
+        Option(name, "str", _IDLE, choices=_TEMPLATES, when=_OPEN, runtime=True)
+        for name in ("overlap-check", "overlap-check.template")
+    ),
+)
+"""Options to open an image that say how QEMU does its work: what they ask for has no meaning here."""
 
 
 class Qcow2Driver(FormatDriver):
@@ -88,6 +115,7 @@ class Qcow2Driver(FormatDriver):
         ),
         Option("encryption", "bool", "encrypt with format aes; the old name of encrypt.format=aes", default=False),
         *encrypt_options("aes", "luks"),
+        *_RUNTIME,
     )
 
     @hookimpl

@@ -1,7 +1,8 @@
 """New images.
 
-The layout: header, refcount table, L1 table, then whatever is allocated; refcount blocks and L2 tables come where
-they are first needed. Nothing but the size of the file says so before the image is flushed.
+The layout is the one that QEMU gives a new image, since tools know it: header, refcount table and first refcount block
+of a cluster each, the L1 table, then whatever is allocated. Further refcount blocks and L2 tables come where they are
+first needed. Nothing but the size of the file says so before the image is flushed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import c_qcow2 as c
 from .encryption import install, prepare
 from .header import Header
 from .image import Qcow2Image
-from .refcounts import Refcounts
+from .refcounts import FIRST_FREE, Refcounts
 
 if TYPE_CHECKING:
     from diskmill.contract.drivers import FormatDriver
@@ -146,9 +147,11 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
         first += -(-len(volume.header) // header.cluster_size)
     if file.size:
         file.truncate(0)
-    file.truncate(first * header.cluster_size)
+    # Up to the last L1 entry: what fills a table's last cluster need not be there.
+    end = (header.l1_table_offset or start * header.cluster_size) + header.l1_size * 8
+    file.truncate(end if first == start else first * header.cluster_size)
     image = Qcow2Image(driver, file, header, name=request.name, writable=True, fresh=True)
-    image.begin(Refcounts(file, header, request.name, first=first))
+    image.begin(Refcounts(file, header, request.name, first=first, expected=_reftable_entries(chosen, size)))
     if volume is not None:
         image.volume = volume
         image.unlocking = request.context, options
@@ -197,15 +200,17 @@ def _header(chosen: Parameters, size: int) -> Header:
 
 def _lay_out(header: Header, chosen: Parameters, size: int) -> int:
     """Give the refcount table and the L1 table their places; the first free cluster."""
+    cluster = header.cluster_size
+    header.refcount_table_offset = cluster
+    header.refcount_table_clusters = 1
+    header.l1_size = chosen.l1_entries(size)
+    header.l1_table_offset = FIRST_FREE * cluster if header.l1_size else 0
+    return FIRST_FREE + -(-header.l1_size * 8 // cluster)
+
+
+def _reftable_entries(chosen: Parameters, size: int) -> int:
+    """Entries of a refcount table that counts the image when it is full: one that grows becomes as large at once."""
     from .measure import fully_allocated
 
-    cluster = header.cluster_size
-    # A table that counts the image when it is full, so that it need not move while the image fills.
-    per_block = cluster * 8 // chosen.refcount_bits
-    blocks = -(-fully_allocated(0 if chosen.data_file else size, chosen) // cluster // per_block)
-    clusters = max(min(-(-(blocks + 1) * 8 // cluster), c.MAX_REFTABLE_BYTES // cluster), 1)
-    header.refcount_table_offset = cluster
-    header.refcount_table_clusters = clusters
-    header.l1_size = chosen.l1_entries(size)
-    header.l1_table_offset = (1 + clusters) * cluster
-    return 1 + clusters + -(-header.l1_size * 8 // cluster)
+    per_block = chosen.cluster_size * 8 // chosen.refcount_bits
+    return -(-fully_allocated(0 if chosen.data_file else size, chosen) // chosen.cluster_size // per_block) + 1

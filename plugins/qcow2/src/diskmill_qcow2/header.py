@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from diskmill.contract.node import Node
 
+_MOST_WITHOUT_NAMES = 4096
+"""Clusters of up to so many bytes are kept for the names of files."""
 _WORDS = {0: "incompatible", 1: "compatible", 2: "autoclear"}
 
 
@@ -139,8 +141,9 @@ class Header:
         return data
 
     def name_features(self) -> None:
-        """Add the feature name table, where there is room for it."""
-        if self.version > 2 and self.cluster_size > len(self.pack()) + len(feature_table()) + 8:
+        """Add the feature name table, where there is room for it, and QEMU would."""
+        room = self.cluster_size - len(self.pack()) - 8
+        if self.version > 2 and self.cluster_size > _MOST_WITHOUT_NAMES and len(feature_table()) < room:
             self.set_extension(c.EXT_FEATURE_TABLE, feature_table())
 
     def _length(self) -> int:

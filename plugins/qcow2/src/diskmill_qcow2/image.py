@@ -920,6 +920,16 @@ class Qcow2Image(FormatImage):
         for table, cluster in zip(homeless, places, strict=True):
             table.offset = cluster * self.unit
 
+    def place_table(self, at: int) -> None:
+        """In a new image, give the L2 table of guest cluster *at* its place now, ahead of the clusters that it names:
+        so QEMU lays out what is preallocated."""
+        if self.fresh:
+            index = at // self.mapping.count
+            table = self.mapping.update(index, lambda offset: None)
+            if not table.offset:
+                self._house([table])
+                self.mapping.link([index])
+
     def give_back(self) -> None:
         """Give back the clusters to which nothing points any more. The last step of a change."""
         refcounts = self.refcounts
@@ -930,7 +940,8 @@ class Qcow2Image(FormatImage):
         refcounts.write_blocks()
         self.barrier()
         for first, count in freed:
-            self.file.discard(first * self.unit, count * self.unit)
+            if self.discards:
+                self.file.discard(first * self.unit, count * self.unit)
         refcounts.offer(freed)
 
     def write_header(self) -> None:

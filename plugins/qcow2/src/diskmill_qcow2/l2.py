@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill.contract.limits import READ_PER_WORK, Meter
@@ -339,9 +339,9 @@ class Mapping:
         for table in homeless:
             table.origin = None
 
-    def link(self) -> None:
-        """Let the L1 table, in memory, name every table that changed."""
-        for index in self._dirty:
+    def link(self, indexes: Iterable[int] | None = None) -> None:
+        """Let the L1 table, in memory, name every table that changed, or those of *indexes*."""
+        for index in self._dirty if indexes is None else indexes:
             entry = self._tables[index].offset | c.COPIED
             if self.l1[index] != entry:
                 self.l1[index] = entry

@@ -30,6 +30,8 @@ CACHE_BYTES = 8 * MiB
 _MOST_SPARE = 1 << 16
 """Runs of freed clusters that are remembered; beyond, the refcount blocks are searched again."""
 _FOREVER = 1 << 62
+FIRST_FREE = 3
+"""Of a new image: the first cluster behind header, refcount table and first refcount block."""
 
 _CODES = {1: "B", 2: "B", 4: "B", 8: "B", 16: "H", 32: "I", 64: "Q"}
 
@@ -56,11 +58,12 @@ class Refcounts:
 
     Not thread-safe: callers hold the image's lock.
 
-    :param first: for an image that nobody has seen yet, the first free cluster; all after it are free. None: the
-        image is on disk.
+    :param first: for an image that nobody has seen yet, the first free cluster; all after it are free, and the third
+        one is for the first refcount block. None: the image is on disk.
+    :param expected: as many entries the refcount table is to have, at least, if it grows.
     """
 
-    def __init__(self, file: Node, header: Header, name: str, *, first: int | None = None) -> None:
+    def __init__(self, file: Node, header: Header, name: str, *, first: int | None = None, expected: int = 0) -> None:
         self.file = file
         self.header = header
         self.name = name
@@ -70,6 +73,7 @@ class Refcounts:
         self.per_block = self.cluster_size * 8 // self.bits
         count = header.refcount_table_clusters * self.cluster_size // 8
         self.offset = header.refcount_table_offset
+        self.expected = expected
         self.table_moved = False
         self.table_dirty: set[int] = set()
         self._blocks: OrderedDict[int, Block] = OrderedDict()
@@ -89,6 +93,7 @@ class Refcounts:
             self._search: Iterator[tuple[int, int]] = self._free_runs(0)
         else:
             self.table = tables.filled(count, 8)
+            self._new_block(0, FIRST_FREE - 1)
             self._taken.append([0, first])
             self._searched = first
             self._search = iter([(first, _FOREVER)])
@@ -386,7 +391,9 @@ class Refcounts:
             return self.block(index)
         if index >= len(self.table):
             self._grow_table(index + 1)
-        cluster = self.allocate(1)[0][0]
+        return self._new_block(index, self.allocate(1)[0][0])
+
+    def _new_block(self, index: int, cluster: int) -> Block:
         block = Block(array(_CODES[self.bits], bytes(self.per_block * max(self.bits // 8, 1))), 0, new=True)
         block.offset = cluster * self.cluster_size
         block.mark(0, self.per_block)
@@ -397,7 +404,7 @@ class Refcounts:
 
     def _grow_table(self, entries: int) -> None:
         """A longer refcount table, somewhere else; the old place is given back at the end."""
-        clusters = -(-max(entries, len(self.table) * 3 // 2) * 8 // self.cluster_size)
+        clusters = -(-max(entries, len(self.table) * 3 // 2, self.expected) * 8 // self.cluster_size)
         if clusters * self.cluster_size > c.MAX_REFTABLE_BYTES:
             clusters = -(-entries * 8 // self.cluster_size)
         if clusters * self.cluster_size > c.MAX_REFTABLE_BYTES:

@@ -162,13 +162,15 @@ def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
                 high = hole.end if hole.end == end else round_down(hole.end, image.unit)
                 if low >= high:
                     continue
+                image.place_table(low // image.unit)
                 placements = image.reserve(low, high - low)
                 for placement in placements:
                     stale = sizes[placement.node] - placement.offset
                     if stale > 0:  # space that is used again
                         placement.node.zero(placement.offset, min(stale, placement.length))
                     if placement.node is image.file:
-                        top = max(top, placement.offset + placement.length)
+                        length = min(placement.length, round_up(end - placement.start, image.subunit or image.unit))
+                        top = max(top, placement.offset + length)
                     if mode != "metadata" and isinstance(placement.node, Storage):
                         placement.node.allocate(placement.offset, placement.length, mode)
                 image.publish_places(placements)

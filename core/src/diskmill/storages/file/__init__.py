@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ...contract.drivers import ProtocolDriver, hookimpl
 from ...contract.options import Option
 
 if TYPE_CHECKING:
+    from ...contract.place import Place
     from ...contract.requests import CreateRequest, OpenRequest
     from .storage import FileStorage
 
@@ -29,8 +31,36 @@ class FileDriver(ProtocolDriver):
             default=True,
             when=("open",),
         ),
+        Option(
+            "locking",
+            "str",
+            "see to it that no other process uses the file: on, off or auto (on)",
+            default="auto",
+            choices=("on", "off", "auto"),
+            when=("open",),
+            runtime=True,
+        ),
+        Option(
+            "aio",
+            "str",
+            "without effect: how QEMU reads and writes",
+            choices=("threads", "native", "io_uring"),
+            when=("open",),
+            runtime=True,
+        ),
+        Option("pr-manager", "str", "without effect: who makes persistent reservations", when=("open",), runtime=True),
+        Option("drop-cache", "bool", "without effect: what happens to the page cache", when=("open",), runtime=True),
+        Option("x-check-cache-dropped", "bool", "without effect", when=("open",), runtime=True),
         Option("nocow", "bool", "no copy on write for the file (btrfs)", default=False),
     )
+
+    siblings = True
+
+    def place(self, options: Mapping[str, Any]) -> Place:
+        from .place import FilePlace
+
+        follow = options.get("follow", True) not in (False, "off")
+        return FilePlace(self, str(options.get("filename", "")), follow=follow)
 
     @hookimpl
     def open(self, request: OpenRequest) -> FileStorage:

@@ -15,6 +15,7 @@ from ...contract.node import Buffer, Node, ReadBuffer, Storage
 from ...errors import LockedError, StorageError
 from .locks import lock
 from .paths import let_go, open_named, open_resolved
+from .place import FilePlace
 
 if TYPE_CHECKING:
     from ...contract.drivers import ProtocolDriver
@@ -37,7 +38,8 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
     """
     name, context = request.name, request.context
     flags = _flags(context.cache) | os.O_NONBLOCK | (os.O_RDWR if request.writable else os.O_RDONLY)
-    follow = request.options.get("follow") is not False
+    place = request.place
+    follow = place.follow if isinstance(place, FilePlace) else request.options.get("follow") is not False
     try:
         expect = _expect_file if follow else _expect_regular
         expect(os.stat(name, follow_symlinks=follow), name)
@@ -52,7 +54,8 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
     try:
         expect(os.fstat(fd), name)  # what was looked at may have been exchanged
         try:
-            lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
+            if request.options.get("locking") != "off":
+                lock(fd, name, writable=request.writable, share=context.share, hold=not request.shallow)
         except LockedError as error:
             if not request.shallow or request.writable:
                 raise
@@ -62,7 +65,7 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
         let_go(fd)
         raise
     storage.conflict = conflict
-    storage.folder = folder
+    storage.place = FilePlace(driver, name, follow=follow, opened_in=folder)
     return storage
 
 
@@ -387,7 +390,7 @@ class FileStorage(Storage):
             if self._device:
                 self._zero_device(offset, end)
             else:
-                ways = (space.punch, space.zero_range) if unmap else (space.zero_range,)
+                ways = (space.punch, space.zero_range) if unmap and self.discards else (space.zero_range,)
                 if not any(way(self._fd, offset, length) for way in ways):
                     self._write_zeros(offset, end)
             self._synchronise()
@@ -424,6 +427,8 @@ class FileStorage(Storage):
     def discard(self, offset: int, length: int) -> None:
         from . import space
 
+        if not self.discards:
+            return
         end = min(offset + length, self.size)
         try:
             if self._device:

@@ -1,0 +1,69 @@
+"""From names and options to places: which protocol driver has them, and where it says that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..contract.drivers import ProtocolDriver
+from ..contract.node import Image, Node, Storage
+from ..contract.place import Place
+from ..errors import DriverError
+from .known import PACKAGES
+from .names import flatten, new_file, parse_name, relative_to
+from .registry import Registry
+
+
+def protocol_of(name: str, registry: Registry, *, shown: str = "") -> ProtocolDriver:
+    """The protocol driver called *name*, or that names with the prefix *name* belong to.
+
+    :param shown: the name of the node, for the message.
+    :raises DriverError: there is none, or it is broken.
+    """
+    found = registry.prefixed(name)
+    if found is not None:
+        return found
+    try:
+        return registry.protocol(name)
+    except DriverError:
+        if name in PACKAGES or name in registry.failures:
+            raise
+        raise DriverError(f"unknown protocol '{name}'", file=shown or None) from None
+
+
+def place_of(leaf: Mapping[str, Any], registry: Registry) -> Place:
+    """Where the protocol node with the options *leaf* is.
+
+    :raises DriverError: nobody knows its protocol. UsageError: it is no possible place.
+    """
+    given = leaf.get("place")
+    if isinstance(given, Place):
+        return given
+    driver = protocol_of(str(leaf.get("driver", "file")), registry, shown=str(leaf.get("filename", "")))
+    return driver.place(flatten({key: value for key, value in leaf.items() if key != "driver"}))
+
+
+def place_named(name: str, beside: Place | None, registry: Registry) -> Place:
+    """Where the file called *name* is, for an image at *beside*; None: from here.
+
+    :raises DriverError: nobody knows its protocol. UnsupportedError: nothing lies beside.
+    """
+    return place_of(relative_to(parse_name(name), beside).get("file", {}), registry)
+
+
+def new_place(name: str, registry: Registry) -> Place:
+    """Where an output called *name* is to be: a path, or ``protocol:…``."""
+    return place_of(new_file(name), registry)
+
+
+def storage_of(node: Node) -> Storage:
+    """The storage at the bottom of *node*, following ``file``."""
+    while not isinstance(node, Storage):
+        assert isinstance(node, Image)
+        node = node.file
+    return node
+
+
+def place_under(node: Node) -> Place | None:
+    """Where the storage at the bottom of *node* is; None where that has no place."""
+    return storage_of(node).place
