@@ -80,7 +80,8 @@ def reference(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def opened(trace: str) -> list[str]:
     """Names that were opened, or connected to, in an strace log (and not merely asked about)."""
-    calls = re.findall(r'\b(?:open|openat|creat|openat2)\((?:AT_FDCWD, )?"([^"]+)"', trace)
+    calls = re.findall(r'\b(?:open|openat|creat|openat2)\((?:(?:AT_FDCWD|\d+)<([^>]*)>, )?"([^"]+)"', trace)
+    calls = [os.path.join(folder, name) for folder, name in calls]
     return calls + re.findall(r"\b(connect\(.*)", trace)
 
 
@@ -101,7 +102,7 @@ def test_nothing_but_the_named_file_is_opened(tmp_path: Path, reference: str, ro
     log = tmp_path / "trace"
     program = Path(sys.executable).with_name("diskmill")
     done = run(
-        tool("strace"), "-f", "-qq", "-s", "4096", "-e", "trace=open,openat,openat2,creat,connect", "-o", log,
+        tool("strace"), "-f", "-y", "-qq", "-s", "4096", "-e", "trace=open,openat,openat2,creat,connect", "-o", log,
         program, *words, check=False, timeout=60,
     )  # fmt: skip
     names = opened(log.read_text(errors="replace"))

@@ -90,8 +90,10 @@ def test_it_is_answered_in_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").write_bytes(bytes(1 << 20))
     internal = []
-    for graph, spec in graphs(case).items():
-        for command, words in COMMANDS.items():
+    turn = list(FORMATS).index(case)
+    for number, (graph, spec) in enumerate(graphs(case).items()):
+        # Some of the commands for each, others for the next format: all of them for every kind of graph.
+        for command, words in list(COMMANDS.items())[(number + turn) % 7 :: 7]:
             for path in made.iterdir():
                 if path.name.startswith((case, "data")) or path.name in ("qcow2", f"{case}-flat.vmdk"):
                     shutil.copy(path, tmp_path / path.name)
@@ -111,15 +113,7 @@ def flat(spec: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return result
 
 
-NAMES = [
-    "\0",
-    "a\0b",
-    "\ud800",
-    "a\udcff\ud800",
-    "\n",
-    "x" * 300,
-    "",
-]
+NAMES = ["a\0b", "a\udcff\ud800", "\n", ""]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

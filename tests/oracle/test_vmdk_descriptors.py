@@ -13,6 +13,7 @@ from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageErro
 from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
 from diskmill.opening.graph import open_image
 from samples import KiB, MiB
+from tools import diskmill as command
 from tools import qemu_img, run, tool
 
 SECTOR = 512
@@ -265,3 +266,17 @@ def test_parents_pass_the_gate_too(hint: str, tmp_path: Path) -> None:
     with pytest.raises(DiskmillError) as caught:
         read_all(path)
     assert isinstance(caught.value, RefusedError), caught.value
+
+
+def test_info_tells_of_a_flat_extent_that_is_too_short(tmp_path: Path) -> None:
+    """And of the image what there is to tell, with qemu-img's exit status; nothing else opens it."""
+    qemu_img("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", tmp_path / "disk.vmdk", "1M")
+    os.truncate(tmp_path / "disk-flat.vmdk", 512 << 10)
+    assert qemu_img("info", tmp_path / "disk.vmdk").returncode == 0
+    done = command("info", tmp_path / "disk.vmdk")
+    assert "virtual size: 1 MiB" in done.stdout
+    assert done.stderr.count("\n") == 1
+    assert "disk-flat.vmdk': it has 524288 bytes" in done.stderr
+    done = command("convert", "-O", "raw", tmp_path / "disk.vmdk", tmp_path / "output", check=False)
+    assert done.returncode == 1
+    assert "it has 524288 bytes" in done.stderr

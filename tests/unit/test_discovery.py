@@ -51,6 +51,19 @@ def test_the_second_start_does_not_search(cache: Path) -> None:
     assert remembered(cache).stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("mask", [0, 0o077, 0o277])
+def test_new_folders_are_for_their_user_alone(tmp_path: Path, mask: int) -> None:
+    cache = tmp_path / "one" / "two"
+    old = os.umask(mask)
+    try:
+        assert start(cache)[-1] == "searched"
+    finally:
+        os.umask(old)
+    for folder in (tmp_path / "one", cache, cache / "diskmill"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert start(cache)[-1] == "remembered"
+
+
 def test_old_files_go_when_one_is_written(cache: Path, tmp_path: Path) -> None:
     start(cache)
     mine = remembered(cache)

@@ -192,7 +192,8 @@ def _page() -> Iterator[str]:
     yield ".SH ENVIRONMENT"
     yield ".TP"
     yield "DISKMILL_TRUST"
-    yield _roff("What references inside images may open, as --trust; several values are separated by colons.")
+    text = "What references inside images may open, as --trust; several values are separated by colons. Empty: nothing."
+    yield _roff(text)
     yield ".TP"
     yield "DISKMILL_TRACEBACK"
     yield _roff("When set, an internal error shows where it happened.")

@@ -392,8 +392,7 @@ class BlockImage(FormatImage):
                 elif kind is Kind.ENCODED:
                     extent = self.encoded(block, entry)
                     end = max(end, extent.offset + extent.stored)
-            if self.cleared:
-                assert isinstance(self.file, Storage)
+            if self.cleared and isinstance(self.file, Storage):  # on another image there is no end to cut off
                 self.cut(self.file, end)
             self.end = end
         return self.end

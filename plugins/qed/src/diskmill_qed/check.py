@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
 from diskmill.contract.results import CheckResult, Finding
+from diskmill.errors import ImageError
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qed as c
@@ -298,7 +299,8 @@ class _Leaks(_Check):
                 if kind is Kind.DATA:
                     for at in range(max(limit - entry // size, 0), count):
                         slot = self.seen.find(0, slot, limit)
-                        assert slot >= 0, "as many clusters are free before the limit as are used behind it"
+                        if slot < 0:  # as many are free before the limit as are used behind it, unless some are twice
+                            raise ImageError("clusters are used more than once", file=image.name)
                         self.relocate(entry // size + at, slot, 1)
                         self.levels.set(block + at, 1, slot * size, 0)
         return last

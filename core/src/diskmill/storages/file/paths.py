@@ -48,9 +48,9 @@ def open_resolved(path: str, flags: int) -> int:
 
 
 def open_named(name: str, flags: int) -> tuple[int, str | None]:
-    """Open what a user calls *name*, links and all, and tell in which folder: its path without links.
+    """Open what a user calls *name*, links and all, and tell in which folder it lies: a path without links.
 
-    The folder is the very one that the file was opened in, whatever its name leads to afterwards. None: nobody knows.
+    None: nobody knows.
 
     :raises OSError: it cannot be opened.
     """
@@ -59,13 +59,27 @@ def open_named(name: str, flags: int) -> tuple[int, str | None]:
         return os.open(name, flags | os.O_CLOEXEC), None
     folder = os.open(above or ".", _FOLDER)
     try:
-        fd = os.open(last, flags | os.O_CLOEXEC, dir_fd=folder)
+        fd = os.open(name, flags | os.O_CLOEXEC)
         try:
-            return fd, os.readlink(f"/proc/self/fd/{folder}")
-        except OSError:  # without /proc
-            return fd, os.path.realpath(above)
+            same = os.path.samestat(os.fstat(fd), os.stat(last, dir_fd=folder))
+            path = _path_of(folder, above)
+        except BaseException:
+            let_go(fd)
+            raise
+        if not same:  # the folder, or the file, was exchanged between the two: what counts is what lies in the folder
+            let_go(fd)
+            fd = os.open(last, flags | os.O_CLOEXEC, dir_fd=folder)
+        return fd, path
     finally:
         let_go(folder)
+
+
+def _path_of(folder: int, name: str) -> str:
+    """Where the open *folder*, which was called *name*, lies."""
+    try:
+        return os.readlink(f"/proc/self/fd/{folder}")
+    except OSError:  # without /proc
+        return os.path.realpath(name)
 
 
 def let_go(fd: int) -> None:
