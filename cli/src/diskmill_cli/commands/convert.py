@@ -27,7 +27,7 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.errors import UsageError
     from diskmill.options import HelpAsked
 
-    output_format = arguments.one("output_format") or "raw"
+    output_format = common.format_of(arguments, "output_format")
     context = common.context_of(arguments, session, key="source_cache")
     target_context = replace(common.context_of(arguments, session, cache="unsafe"), share=False)
     try:

@@ -109,6 +109,8 @@ def convert(
                 raise UsageError("Copying bitmaps only possible with single source")
             if "bitmaps" not in images[0].driver.capabilities:
                 raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
+            if not _can_have_bitmaps(images[0], context):
+                raise UnsupportedError("the source's version of the format has no persistent bitmaps", file=sources[0])
             if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
                 raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
             copied = _sound_bitmaps(images[0], skip_broken, context)
@@ -131,7 +133,7 @@ def convert(
                 for image in images:
                     refuse_unreadable(image, context)
                 _refuse_compression(compress, target)
-                _refuse_bitmaps(copied, target, context)
+                _refuse_bitmaps(bitmaps, copied, target, context)
             except BaseException:
                 target.close()
                 raise
@@ -154,6 +156,7 @@ def convert(
                 target.attach(Reference("backing", str(backing)), base)
         try:
             _refuse_compression(compress, target)
+            _refuse_bitmaps(bitmaps, copied, target, context)
             plan = CopyPlan(
                 sparse=sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
@@ -205,13 +208,24 @@ def _refuse_compression(compress: bool, target: Image) -> None:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
 
 
-def _refuse_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Refuse an image, which exists, that cannot have all of these bitmaps, before it is written."""
-    if copied and "bitmaps" not in target.driver.capabilities:
-        raise UnsupportedError(f"format '{target.driver.name}' does not support persistent bitmaps", file=target.name)
-    there = {one.name for one in bitmaps_of(target, context)} if copied else ()
+def _can_have_bitmaps(image: Image, context: Context) -> bool:
+    if "bitmaps" not in image.driver.capabilities:
+        return False
+    options = {"action": "add", "name": "", "options": {}}
+    able = context.registry.call(image.driver, "preflight", image=image, action="bitmap", options=options)
+    return able is not False
+
+
+def _refuse_bitmaps(wanted: bool, copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Refuse an image that cannot have all of these bitmaps, before it is written."""
+    if not wanted:
+        return
+    if not _can_have_bitmaps(target, context):
+        text = f"format '{target.driver.name}', or this version of it, does not support persistent bitmaps"
+        raise UnsupportedError(text, file=target.name)
+    there = {one.name for one in bitmaps_of(target, context)}
     for one in copied:
-        if one.size != target.size:  # nothing could be merged into it afterwards
+        if one.size != target.size:  # of an image that exists: nothing could be merged into it afterwards
             text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
             raise UsageError(text, file=target.name)
         if one.name in there:
@@ -219,7 +233,7 @@ def _refuse_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -
 
 
 def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+    """Empty bitmaps in *target*, which record nothing."""
     for one in copied:
         _bitmap(target, context, "add", one.name, granularity=one.granularity, disabled=True)
 

@@ -47,8 +47,10 @@ def rebase(
     :raises DriverError: there is no *backing_format*.
     """
     context = context or Context()
-    if backing_format:
+    if backing_format is not None:
         context.registry.format(backing_format)
+    if not backing:
+        backing_format = None
     with ExitStack() as stack:
         image = stack.enter_context(
             open_image(name, format, context=context, writable=True, backing=not unsafe, image_opts=image_opts)
