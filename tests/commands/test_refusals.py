@@ -484,7 +484,7 @@ def convert_bitmaps_that_are_there_already(folder: Path) -> tuple[str, Run]:
 def convert_bitmaps_to_version_2(folder: Path) -> tuple[str, Run]:
     source, out = image(folder, "disk", "qcow2", "1M"), image(folder, "out", "qcow2", "1M", "-o", "compat=0.10")
     with_bitmap(folder / "disk")
-    return "version of it", convert(source, out, "qcow2", bitmaps=True)
+    return "version 2", convert(source, out, "qcow2", bitmaps=True)
 
 
 # -- check -r --------------------------------------------------------------------------------------------------------

@@ -121,7 +121,9 @@ class Qcow2Driver(FormatDriver):
         elif action == "empty":
             return can_be_emptied(image)
         elif action == "bitmap":
-            return image.header.version > 2
+            from .dirty import refuse_version
+
+            refuse_version(image)
         else:
             return None
         return True
