@@ -31,6 +31,13 @@ def test_the_manual_page_is_sound_and_has_every_option(tmp_path: Path) -> None:
             assert example.line in section
 
 
+@pytest.mark.parametrize("command", ["create -f", "convert -O", "amend -f"])
+def test_quiet_or_not_options_are_listed(command: str) -> None:
+    words = (*command.split(), "qcow2", "-o", "help")
+    assert "lazy_refcounts" in diskmill(*words).stdout
+    assert diskmill(*words, "-q").stdout == diskmill(*words).stdout
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_shows_options_by_panel_and_examples(name: str) -> None:
     command = load(name)

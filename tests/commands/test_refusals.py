@@ -18,8 +18,10 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill.contract.context import Context
+from diskmill.errors import StorageError
 from diskmill.opening.gate import ANYTHING
 from diskmill.sizes import GiB, KiB, MiB
+from diskmill.storages.file.storage import FileStorage
 from tools import qemu_img, qemu_io, tool
 
 Run = Callable[[Context], object]
@@ -101,6 +103,19 @@ def commit_into_an_old_qcow2_with_snapshots(folder: Path) -> tuple[str, Run]:
 def commit_of_more_than_the_base_can_have(folder: Path) -> tuple[str, Run]:
     image(folder, "base", "vpc", "8M")
     return "", commit(overlay(folder, "over", "base", "vpc", "3T"))
+
+
+@case
+def commit_of_an_image_whose_tables_are_damaged(folder: Path) -> tuple[str, Run]:
+    """The damage comes after data that could be committed."""
+    image(folder, "base", "raw", "64M")
+    over = image(folder, "over", "qcow2", "64M", "-b", "base", "-F", "raw", "-o", "cluster_size=4k")
+    qemu_io("over", "write -P 1 0 64k", "write -P 2 40M 64k", format="qcow2", cwd=folder)
+    data = bytearray((folder / "over").read_bytes())
+    (l1,) = struct.unpack_from(">Q", data, 40)
+    struct.pack_into(">Q", data, l1 + 8 * 20, 1 << 63 | 1 << 40)  # the L2 table of 40M
+    (folder / "over").write_bytes(data)
+    return "", commit(over, format="qcow2")
 
 
 @case
@@ -499,6 +514,19 @@ def test_what_refuses_has_changed_nothing(name: str, tmp_path: Path) -> None:
         act(Context(trust=ANYTHING, warn=lambda text: None))
     assert contents(tmp_path) == before
     assert word in str(caught.value)
+
+
+def test_space_that_cannot_be_had_leaves_the_size_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = image(tmp_path, "disk", "raw", MiB)
+    before = contents(tmp_path)
+
+    def full(*arguments: object) -> None:
+        raise StorageError("No space left on device", file=path)
+
+    monkeypatch.setattr(FileStorage, "allocate", full)
+    with pytest.raises(StorageError):
+        diskmill.resize(path, 2 * MiB, preallocation="falloc", format="raw")
+    assert contents(tmp_path) == before
 
 
 @contextmanager

@@ -1,21 +1,19 @@
 """``convert`` onto a backing image, over random chains: the output reads as the source, whatever lies between.
 
-qemu-img and qemu-io make every image, and read every output. The scenarios are the same each time;
-``DISKMILL_SCENARIOS=SECONDS`` goes on with others for as long.
+qemu-img and qemu-io make every image, and read every output. See scenarios.py for longer runs.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diskmill
 import pytest
 from diskmill.sizes import KiB, MiB
+from scenarios import for_a_while
 from tools import qemu_img, qemu_io
 
 CHAINED = ("qcow2", "qed", "qcow", "vmdk")
@@ -165,7 +163,6 @@ class Scenario:
 
 def scenario(seed: int, folder: Path) -> None:
     """Fails with the steps that lead to the difference."""
-    folder.mkdir()
     one = Scenario(seed, folder)
     try:
         one.run()
@@ -176,20 +173,5 @@ def scenario(seed: int, folder: Path) -> None:
         raise
 
 
-def for_a_while(first: int, count: int, check: Callable[[int], None]) -> None:
-    """*count* seeds from *first* on, or as many as fit in the seconds of ``DISKMILL_SCENARIOS``."""
-    seconds = float(os.environ.get("DISKMILL_SCENARIOS", "0"))
-    start, seed = time.monotonic(), first
-    while seed < first + count or time.monotonic() - start < seconds:
-        check(seed)
-        seed += 1
-
-
 def test_the_copy_reads_as_the_source(tmp_path: Path) -> None:
-    import shutil
-
-    def check(seed: int) -> None:
-        scenario(seed, tmp_path / str(seed))
-        shutil.rmtree(tmp_path / str(seed))
-
-    for_a_while(int(os.environ.get("DISKMILL_SEED", "0")), 25, check)
+    for_a_while(25, scenario, tmp_path)

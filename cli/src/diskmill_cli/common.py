@@ -135,6 +135,12 @@ def _cache_mode(arguments: Arguments, cache: str, key: str) -> str:
     return mode
 
 
+def format_of(arguments: Arguments, key: str) -> str:
+    """The format that the option *key* names; raw where it is not given. A name that is empty is one all the same."""
+    given = arguments.one(key)
+    return "raw" if given is None else given
+
+
 def _asker(session: Session) -> Callable[[str], bytes] | None:
     """Who is asked for passphrases: a person at a terminal, once for each; nobody where the program is qemu-img."""
     if session.plain or sys.stdin is None or not sys.stdin.isatty():
@@ -176,7 +182,8 @@ def driver_options(arguments: Arguments) -> dict[str, str]:
 
 
 def show_options(options: list[DriverOption], title: str, session: Session) -> int:
-    """Print the table that ``-o help`` asks for."""
+    """Print the table that ``-o help`` asks for, with ``-q`` too."""
+    session.quiet = False
     kinds = {"bool": "bool (on/off)", "int": "num"}
     session.print(f"{title}:")
     for option in options:

@@ -27,7 +27,7 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
 
-    output_format = arguments.one("output_format") or "raw"
+    output_format = common.format_of(arguments, "output_format")
     context = common.context_of(arguments, session, key="source_cache")
     target_context = replace(common.other_side(context, arguments, cache="unsafe"), share=False)
     try:

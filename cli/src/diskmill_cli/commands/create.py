@@ -17,7 +17,7 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.errors import UsageError
     from diskmill.sizes import parse_size
 
-    format = arguments.one("format") or "raw"
+    format = common.format_of(arguments, "format")
     name, size, *more = [*arguments.operands, None, None][: max(len(arguments.operands), 2)]
     context = common.context_of(arguments, session)
     try:

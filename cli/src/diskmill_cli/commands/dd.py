@@ -34,7 +34,7 @@ def run(arguments: Arguments, session: Session) -> int:
             count=_number(values, "count", 0) if "count" in values else None,
             skip=_number(values, "skip", 0),
             format=arguments.one("format"),
-            output_format=arguments.one("output_format") or "raw",
+            output_format=common.format_of(arguments, "output_format"),
             image_opts=arguments.has("image_opts"),
             context=common.context_of(arguments, session),
             progress=report,

@@ -17,7 +17,7 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
 
-    format = arguments.one("output_format") or "raw"
+    format = common.format_of(arguments, "output_format")
     context = common.context_of(arguments, session)
     try:
         options = common.driver_options(arguments)

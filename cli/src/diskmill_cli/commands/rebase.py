@@ -30,7 +30,7 @@ def run(arguments: Arguments, session: Session) -> int:
         rebase(
             name,
             backing,
-            backing_format=arguments.one("backing_format") if backing else None,
+            backing_format=arguments.one("backing_format"),
             unsafe=arguments.has("unsafe"),
             compress=arguments.has("compress"),
             format=arguments.one("format"),

@@ -13,7 +13,7 @@ from ..contract.place import Place
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import UnsupportedError, UsageError
-from ..opening.graph import chain_of, open_image, refuse_unreadable
+from ..opening.graph import chain_of, open_image
 from ..opening.places import place_named, place_under, storage_of
 from .resize import refuse_size, set_size
 
@@ -66,7 +66,9 @@ def commit(
 
 def _foresee(layers: list[Image], target: Image, *, drop: bool, context: Context) -> None:
     """Refuse what can be known to fail, while nothing has been written."""
-    refuse_unreadable(layers[0], context, upto=target)
+    for layer in layers:  # damaged tables, and a VMDK whose parent has changed, are found by looking at all of them
+        for _ in layer.extents(0, layer.size):
+            pass
     if target.size < layers[0].size:
         refuse_size(target, layers[0].size, context)
     if not drop:

@@ -113,6 +113,8 @@ def convert(
                 raise UsageError("Copying bitmaps only possible with single source")
             if "bitmaps" not in images[0].driver.capabilities:
                 raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
+            if not _can_have_bitmaps(images[0], context):
+                raise UnsupportedError("the source's version of the format has no persistent bitmaps", file=sources[0])
             if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
                 raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
             copied = _sound_bitmaps(images[0], skip_broken, context)
@@ -135,7 +137,7 @@ def convert(
                 for image in images:
                     refuse_unreadable(image, context)
                 _refuse_compression(compress, target)
-                _refuse_bitmaps(copied, target, context)
+                _refuse_bitmaps(bitmaps, copied, target, context)
             except BaseException:
                 target.close()
                 raise
@@ -159,6 +161,7 @@ def convert(
         try:
             _refuse_compression(compress, target)
             _tell_sectors(images, target, context)
+            _refuse_bitmaps(bitmaps, copied, target, context)
             plan = CopyPlan(
                 sparse=sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
@@ -234,13 +237,23 @@ def _refuse_compression(compress: bool, target: Image) -> None:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
 
 
-def _refuse_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Refuse an image, which exists, that cannot have all of these bitmaps, before it is written."""
-    if copied and "bitmaps" not in target.driver.capabilities:
-        raise UnsupportedError(f"format '{target.driver.name}' does not support persistent bitmaps", file=target.name)
-    there = {one.name for one in calls.bitmaps(context.registry, target)} if copied else ()
+def _can_have_bitmaps(image: Image, context: Context) -> bool:
+    if "bitmaps" not in image.driver.capabilities:
+        return False
+    options = {"action": "add", "name": "", "options": {}}
+    return calls.preflight(context.registry, image, "bitmap", options) is not False
+
+
+def _refuse_bitmaps(wanted: bool, copied: Sequence[Bitmap], target: Image, context: Context) -> None:
+    """Refuse an image that cannot have all of these bitmaps, before it is written."""
+    if not wanted:
+        return
+    if not _can_have_bitmaps(target, context):
+        text = f"format '{target.driver.name}', or this version of it, does not support persistent bitmaps"
+        raise UnsupportedError(text, file=target.name)
+    there = {one.name for one in calls.bitmaps(context.registry, target)}
     for one in copied:
-        if one.size != target.size:  # nothing could be merged into it afterwards
+        if one.size != target.size:  # of an image that exists: nothing could be merged into it afterwards
             text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
             raise UsageError(text, file=target.name)
         if one.name in there:
@@ -248,7 +261,7 @@ def _refuse_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -
 
 
 def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Empty bitmaps in *target*, which record nothing: one that cannot have them is refused before data is copied."""
+    """Empty bitmaps in *target*, which record nothing."""
     for one in copied:
         calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
 

@@ -68,6 +68,8 @@ def create(
     if backing:
         if "backing" not in driver.capabilities:
             raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
+        if unsafe and backing_format is None:  # a guess, later, would be the guest's to make
+            raise UsageError("a backing image that is not looked at needs its format: name it with -F", file=name)
         base = _backing(name, backing, backing_format, unsafe, context)
         if size is None:
             size = base.size

@@ -49,8 +49,10 @@ def rebase(
     :raises DriverError: there is no *backing_format*.
     """
     context = context or Context()
-    if backing_format:
+    if backing_format is not None:
         context.registry.format(backing_format)
+    if not backing:
+        backing_format = None
     with ExitStack() as stack:
         image = stack.enter_context(
             open_image(name, format, context=context, writable=True, backing=not unsafe, image_opts=image_opts)
@@ -62,7 +64,7 @@ def rebase(
         if compress and "compression" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' does not support compression", file=name)
         options = {"backing_file": backing, "backing_fmt": backing_format or ""}
-        able = calls.preflight(context.registry, image, "amend", options=options, force=False)
+        able = calls.preflight(context.registry, image, "amend", {"options": options, "force": False})
         if not able and not hasattr(driver, "amend"):
             raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
         if not unsafe:

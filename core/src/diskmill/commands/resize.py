@@ -82,4 +82,5 @@ def refuse_size(image: Image, size: int, context: Context, preallocation: str = 
         raise UnsupportedError(
             f"format '{driver.name}' does not know the preallocation '{preallocation}'", file=image.name
         )
-    calls.preflight(context.registry, image, "resize", size=size, preallocation=preallocation)
+    arguments = {"size": size, "preallocation": preallocation}
+    calls.preflight(context.registry, image, "resize", arguments)

@@ -183,9 +183,11 @@ def measure(hooks: Hooks, driver: FormatDriver, request: MeasureRequest) -> Meas
     return _typed(answer, Measurement, driver, "measure")
 
 
-def preflight(hooks: Hooks, image: Image, action: PreflightAction, **options: Any) -> bool | None:
+def preflight(
+    hooks: Hooks, image: Image, action: PreflightAction, options: Mapping[str, Any] | None = None
+) -> bool | None:
     """Let the driver of *image* refuse now what *action*, with *options*, would refuse. None: it cannot tell."""
-    answer: bool | None = _ask(hooks, image.driver, "preflight", image=image, action=action, options=options)
+    answer: bool | None = _ask(hooks, image.driver, "preflight", image=image, action=action, options=options or {})
     return answer
 
 

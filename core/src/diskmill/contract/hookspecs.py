@@ -56,7 +56,7 @@ def create(request: CreateRequest) -> Node | None:
 def preflight(image: Image, action: PreflightAction, options: Mapping[str, Any]) -> bool | None:
     """*action* is to follow, after other writes: refuse now what it would refuse, and change nothing. True: it can be.
 
-    None is for drivers that cannot tell.
+    False: it is nothing that this image can do at all. None is for drivers that cannot tell.
 
     :param action: a hook that takes the image (``amend``, ``bitmap``, ``empty``, ``resize``) with these *options* as
         its other arguments, or ``read``: all of the image's extents will be asked for.

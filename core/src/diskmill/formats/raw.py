@@ -147,7 +147,11 @@ class RawDriver(FormatDriver):
             image.head.judge_size(size)
         file.truncate(size)
         if preallocation != "off" and size > old:
-            file.allocate(old, size - old, preallocation)
+            try:
+                file.allocate(old, size - old, preallocation)
+            except BaseException:  # no space, most likely: as it was
+                file.truncate(old)
+                raise
         image.size = round_up(size, SECTOR)
         return True
 

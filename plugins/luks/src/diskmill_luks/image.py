@@ -107,7 +107,11 @@ class LuksImage(FormatImage):
         old, end = file.size, self.volume.payload_offset + size
         file.truncate(end)
         if preallocation != "off" and end > old:
-            file.allocate(old, end - old, preallocation)
+            try:
+                file.allocate(old, end - old, preallocation)
+            except BaseException:  # no space, most likely: as it was
+                file.truncate(old)
+                raise
         self.size = size
 
 

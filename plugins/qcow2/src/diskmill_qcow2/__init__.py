@@ -139,7 +139,7 @@ class Qcow2Driver(FormatDriver):
 
     @hookimpl
     def preflight(self, image: Qcow2Image, action: str, options: Mapping[str, Any]) -> bool | None:
-        """Another backing file, another size, and whether there is a backing image to show."""
+        """Other options, another size, whether there can be bitmaps, and a backing image that shows."""
         from .amend import can_be_emptied, refuse
         from .resize import refuse_size
 
@@ -149,6 +149,10 @@ class Qcow2Driver(FormatDriver):
             refuse_size(image, options["size"], options["preallocation"], image.header.version)
         elif action == "empty":
             return can_be_emptied(image)
+        elif action == "bitmap":
+            from .dirty import refuse_version
+
+            refuse_version(image)
         else:
             return None
         return True

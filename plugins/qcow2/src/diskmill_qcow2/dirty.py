@@ -334,8 +334,7 @@ class Bitmaps:
         image = self.image
         granularity = options.get("granularity") or min(max(image.unit, 4 * KiB), 64 * KiB)
         bits = granularity.bit_length() - 1
-        if image.header.version < 3:
-            raise UsageError("version 2 (compat=0.10) has no persistent bitmaps", file=image.name)
+        refuse_version(image)
         if not image.size:  # a table without entries, which no reader takes
             raise UsageError("a disk of 0 bytes has nothing that a bitmap could record", file=image.name)
         if not name:
@@ -434,6 +433,15 @@ class Bitmaps:
             bitmap.entry.flags_offset = at + c.BITMAP.offsets["flags"]
             at += len(disk.pack_directory([bitmap.entry]))
         disk.set_directory(image.header, len(self.all), start, len(directory))
+
+
+def refuse_version(image: Qcow2Image) -> None:
+    """Refuse a version that has no bitmaps.
+
+    :raises UsageError: it is version 2.
+    """
+    if image.header.version < 3:
+        raise UsageError("version 2 (compat=0.10) has no persistent bitmaps", file=image.name)
 
 
 def act(image: Qcow2Image, action: str, name: str, options: Mapping[str, Any]) -> list[Shown]:
