@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,10 @@ def _dmg() -> Iterator[Attack]:
     one = b"<dict><key>Data</key><data>%s</data></dict>"
     yield "dmg plist: one large table", partial(_plist, document=lambda: data % (one % (b"A" * (15 * MiB))))
     yield "dmg plist: small tables", partial(_plist, document=lambda: data % ((one % b"AAAA") * 14_000))
+    empty = b64encode(b"mish" + struct.pack(">I", 1) + bytes(196))
+    yield "dmg plist: tables without chunks", partial(_plist, document=lambda: data % ((one % empty) * 14_000))
+    yield "dmg fork: tables without chunks", partial(_fork, each=b"mish" + struct.pack(">I", 1) + bytes(196))
+    yield "dmg fork: tables in one place", partial(_fork, each=b"", count=65535)
 
 
 def _lazy(root: str, size: int, body: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -88,6 +93,20 @@ def _plist(path: Path, *, document: Callable[[], bytes]) -> None:
     trailer[0xD8:0xE8] = struct.pack(">QQ", 0, len(text))
     trailer[492:500] = struct.pack(">Q", 2048)
     path.write_bytes(text + trailer)
+
+
+def _fork(path: Path, *, each: bytes, count: int = 60_000) -> None:
+    """A resource fork with so many tables: those of no bytes share a place."""
+    data = b"".join(struct.pack(">I", len(each)) + each for _ in range(count if each else 1))
+    step = 4 + len(each) if each else 0
+    references = b"".join(struct.pack(">hHII", 0, 0, 0x50 << 24 | at * step & 0xFFFFFF, 0) for at in range(count))
+    types = struct.pack(">H4sHH", 0, b"blkx", count - 1, 10) + references
+    head = struct.pack(">IIII", 256, 256 + len(data), len(data), 28 + len(types))
+    fork = head.ljust(256, b"\0") + data + head + bytes(8) + struct.pack(">HH", 28, 0) + types
+    trailer = bytearray(struct.pack(">4sII", b"koly", 4, 512).ljust(512, b"\0"))
+    trailer[0x28:0x38] = struct.pack(">QQ", 0, len(fork))
+    trailer[492:500] = struct.pack(">Q", 2048)
+    path.write_bytes(fork + trailer)
 
 
 # LUKS2

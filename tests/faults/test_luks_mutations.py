@@ -192,3 +192,13 @@ def test_the_limit_is_the_users_to_raise() -> None:
         open_image({**spec, "kdf-limit": 0}, context=machine.context)
     with open_image({**spec, "kdf-limit": 30}, context=machine.context) as opened:
         assert opened.size == DISK
+
+
+def test_the_limit_of_memory_is_the_users_to_set() -> None:
+    machine = Machine()
+    machine.create("disk", "luks", DISK, {"version": "2", "pbkdf-memory": 2048, **QUICK})
+    spec = {"driver": "luks", "key-secret": "key", "file": {"driver": "memory", "filename": "memory:disk"}}
+    with pytest.raises(ImageError, match=r"takes 2 MiB of memory.*kdf-memory"):
+        open_image({**spec, "kdf-memory": "1M"}, context=machine.context)
+    with open_image({**spec, "kdf-memory": "2M"}, context=machine.context) as opened:
+        assert opened.size == DISK
