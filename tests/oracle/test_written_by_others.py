@@ -8,6 +8,7 @@ import io
 import lzma
 import struct
 import tarfile
+import tomllib
 import uuid
 import zipfile
 from pathlib import Path
@@ -371,6 +372,11 @@ def test_blocks_of_a_vhdx_image_with_large_sectors_are_where_they_are(tmp_path: 
     assert diskmill.compare(str(disk), str(image), format_a="raw").identical
 
 
+def test_all_brings_what_reads_lzfse() -> None:
+    core = tomllib.loads((Path(__file__).parents[2] / "core" / "pyproject.toml").read_text())["project"]
+    assert "diskmill-dmg[lzfse]" in core["optional-dependencies"]["all"]
+
+
 # -- what is no disk -------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +415,13 @@ def test_what_is_no_disk_is_not_made_one(tmp_path: Path, what: str, data: bytes)
     diskmill.convert([str(source)], str(out), format="raw", output_format="qcow2")
     diskmill.convert([str(source)], str(tmp_path / "copy"), context=said)  # as raw it stays what it is
     assert (tmp_path / "copy").read_bytes().startswith(data)
+
+
+def test_a_flat_piece_of_a_vmdk_is_no_disk(tmp_path: Path) -> None:
+    qemu_img("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", tmp_path / "whole.vmdk", "3G")
+    with pytest.raises(DriverError, match="one piece"):
+        diskmill.convert([str(tmp_path / "whole-f001.vmdk")], str(tmp_path / "out"), output_format="qcow2")
+    diskmill.convert([str(tmp_path / "whole.vmdk")], str(tmp_path / "out"), output_format="qcow2")
 
 
 def test_a_disk_that_begins_like_bzip2_is_one(tmp_path: Path) -> None:

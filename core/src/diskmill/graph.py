@@ -123,7 +123,7 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
             if writable:
                 raise DriverError(f"it looks like {looks} (-f raw writes it as it is): {why}", file=node.name)
             context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
-        other = no_disk(data)
+        other = no_disk(data, node.name)
         if other is not None:
             if (writable or copied) and not context.as_qemu_img:
                 raise DriverError(f"it is {other}, and no disk (-f raw takes its bytes as they are)", file=node.name)
