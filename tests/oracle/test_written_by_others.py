@@ -284,6 +284,9 @@ def test_what_a_parallels_table_does_not_cover_is_zeros(tmp_path: Path) -> None:
     expected = disk.read_bytes()[: 3 * MiB].ljust(5 * MiB, b"\0")
     with diskmill.open(str(image)) as opened:
         assert opened.read(0, 5 * MiB) == expected
+    with diskmill.open(str(image), writable=True) as opened, pytest.raises(UnsupportedError, match="resize"):
+        opened.write(4 * MiB, b"new")
+    diskmill.resize(str(image), 5 * MiB)
     with diskmill.open(str(image), writable=True) as opened:
         opened.write(4 * MiB, b"new")
     assert diskmill.check(str(image)).corruptions == 0
