@@ -8,6 +8,7 @@ import io
 import lzma
 import struct
 import tarfile
+import tomllib
 import uuid
 import zipfile
 from pathlib import Path
@@ -283,6 +284,9 @@ def test_what_a_parallels_table_does_not_cover_is_zeros(tmp_path: Path) -> None:
     expected = disk.read_bytes()[: 3 * MiB].ljust(5 * MiB, b"\0")
     with diskmill.open(str(image)) as opened:
         assert opened.read(0, 5 * MiB) == expected
+    with diskmill.open(str(image), writable=True) as opened, pytest.raises(UnsupportedError, match="resize"):
+        opened.write(4 * MiB, b"new")
+    diskmill.resize(str(image), 5 * MiB)
     with diskmill.open(str(image), writable=True) as opened:
         opened.write(4 * MiB, b"new")
     assert diskmill.check(str(image)).corruptions == 0
@@ -371,6 +375,11 @@ def test_blocks_of_a_vhdx_image_with_large_sectors_are_where_they_are(tmp_path: 
     assert diskmill.compare(str(disk), str(image), format_a="raw").identical
 
 
+def test_all_brings_what_reads_lzfse() -> None:
+    core = tomllib.loads((Path(__file__).parents[2] / "core" / "pyproject.toml").read_text())["project"]
+    assert "diskmill-dmg[lzfse]" in core["optional-dependencies"]["all"]
+
+
 # -- what is no disk -------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +418,13 @@ def test_what_is_no_disk_is_not_made_one(tmp_path: Path, what: str, data: bytes)
     diskmill.convert([str(source)], str(out), format="raw", output_format="qcow2")
     diskmill.convert([str(source)], str(tmp_path / "copy"), context=said)  # as raw it stays what it is
     assert (tmp_path / "copy").read_bytes().startswith(data)
+
+
+def test_a_flat_piece_of_a_vmdk_is_no_disk(tmp_path: Path) -> None:
+    qemu_img("create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentFlat", tmp_path / "whole.vmdk", "3G")
+    with pytest.raises(DriverError, match="one piece"):
+        diskmill.convert([str(tmp_path / "whole-f001.vmdk")], str(tmp_path / "out"), output_format="qcow2")
+    diskmill.convert([str(tmp_path / "whole.vmdk")], str(tmp_path / "out"), output_format="qcow2")
 
 
 def test_a_disk_that_begins_like_bzip2_is_one(tmp_path: Path) -> None:

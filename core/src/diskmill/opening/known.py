@@ -74,8 +74,10 @@ _NO_DISKS = (
 """What holds disks, or is made of them, and is none."""
 
 
-def no_disk(data: bytes) -> str | None:
+def no_disk(data: bytes, filename: str = "") -> str | None:
     """What a file beginning with *data* is, in words, if that is known to be no disk."""
+    if filename.endswith(".vmdk") and filename[-10:-8] == "-f" and filename[-8:-5].isdigit():
+        return "one piece of a VMDK disk in several"  # a flat one: it has no header
     for what, offset, magic in _NO_DISKS:
         if data.startswith(magic, offset) and (magic != b"BZh" or data[4:10] in _BZIP2):
             return what

@@ -96,6 +96,12 @@ class ParallelsImage(BlockImage):
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         self.begin()
+        if offset + length > self.covered:
+            # Not lengthened here: a header may tell of any size, and a table for it may take gigabytes.
+            raise UnsupportedError(
+                f"its table ends at byte {self.covered} of the disk: resize it before writing behind that",
+                file=self.name,
+            )
         return super().reserve(offset, length)
 
     def discard_units(self, offset: int, length: int) -> None:
@@ -122,17 +128,14 @@ class ParallelsImage(BlockImage):
             self.header.flags &= ~EMPTY_FLAG
             self.write_header()
             self.barrier()
-            if self.short:
-                self.grow(self.size, "off")  # every cluster gets an entry
 
     @property
-    def short(self) -> bool:
-        """Whether the table has fewer entries than the disk has clusters."""
-        return len(self.table) * self.block_size < self.size
+    def covered(self) -> int:
+        """Guest bytes for which the table has entries; those behind are not there."""
+        return len(self.table) * self.block_size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        covered = len(self.table) * self.block_size
-        end = offset + length
+        covered, end = self.covered, offset + length
         if end <= covered:
             return super().extents(offset, length)
         return self._beyond(offset, end, max(offset, covered))

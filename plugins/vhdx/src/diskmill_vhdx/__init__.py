@@ -38,8 +38,7 @@ class VhdxDriver(FormatDriver):
         Option(
             "logical_sector_size",
             "int",
-            "bytes in a sector of the guest disk: 512 or 4096",
-            default=512,
+            "bytes in a sector of the guest disk: 512, the default, or 4096",
         ),
         Option("log_size", "size", "bytes of the log, whole MiB", default=1 << 20),
         Option(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskmill.errors import UnsupportedError, UsageError
-from diskmill.sizes import GiB, MiB, TiB, round_up
+from diskmill.sizes import SECTOR, GiB, MiB, TiB, round_up
 
 from .bat import WIDTH, chunk_ratio, entries
 from .c_vhdx import (
@@ -72,7 +72,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(size: int, options: Mapping[str, Value], name: str | None) -> _Layout:
-    sector = int(options["logical_sector_size"])
+    sector = int(options.get("logical_sector_size", SECTOR))
     if sector not in (512, 4096):
         raise UsageError(f"the logical_sector_size must be 512 or 4096, not {sector}")
     size = round_up(size, sector)
