@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from .context import Context
@@ -25,6 +26,7 @@ def create_image(
     context: Context,
     backing: Backing | None = None,
     compressed: bool = False,
+    inputs: Iterable[object] = (),
 ) -> Image:
     """A new, empty image, open for writing, whose files do not have their names yet.
 
@@ -32,6 +34,8 @@ def create_image(
 
     :param size: the guest disk's size in bytes; it is rounded up to whole sectors.
     :param options: the format's and the protocol's ``create`` options, as typed or as values.
+    :param inputs: identities (:meth:`Storage.identity`) of files that are read for it, which no output may replace.
+    :raises UsageError: an output is one of those, or two outputs would be one file.
     """
     registry = context.registry
     driver = registry.format(format)
@@ -42,15 +46,39 @@ def create_image(
     spec = new_file(name)
     protocol = registry.protocol(str(spec["driver"]))
     own, below = split_options(driver, protocol, options, context.idle_options)
-    storage = new_storage(protocol, str(spec["filename"]), below, context)
-    made = [storage]
+    read, taken = frozenset(inputs), set[object]()
+    made: list[Storage] = []
+
+    def expect_free(places: Collection[object], where: str) -> None:
+        if not read.isdisjoint(places):
+            raise UsageError("the output is also an input", file=where)
+        if not taken.isdisjoint(places):
+            raise UsageError("it would be two files of the new image at once", file=where)
+
+    def output(where: str) -> Storage:
+        if protocol.name == "file":  # where it is locked already, it would say so, and not why
+            with suppress(OSError, ValueError):
+                info = os.stat(where)
+                expect_free([(info.st_dev, info.st_ino)], where)
+        main = made[0] if made else None
+        storage = new_storage(protocol, where, below, context, main=main)
+        made.append(storage)
+        places = storage.places()
+        expect_free(places, where)
+        taken.update(places)
+        if main is not None and main.replaces and storage.in_place and not main.in_place:
+            raise UnsupportedError(
+                f"it is written in place, and '{main.name}', which may stand on it, would be replaced only afterwards: "
+                "remove that first",
+                file=where,
+            )
+        return storage
 
     def sibling(path: str) -> Storage:
-        folder = os.path.dirname(str(spec["filename"]))
-        made.append(new_storage(protocol, os.path.join(folder, path), below, context))
-        return made[-1]
+        return output(os.path.join(os.path.dirname(str(spec["filename"])), path))
 
     try:
+        storage = output(str(spec["filename"]))
         request = CreateRequest(
             name=name,
             context=context,
@@ -78,10 +106,11 @@ def new_storage(
     context: Context,
     *,
     like: Storage | None = None,
+    main: Storage | None = None,
 ) -> Storage:
     """A new file, empty, which gets its name when it is settled.
 
-    :param like: see :class:`~diskmill.requests.CreateRequest`.
+    :param like: see :class:`~diskmill.requests.CreateRequest`, like *main*.
     """
     if "create" not in protocol.capabilities:
         raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=where)
@@ -91,6 +120,7 @@ def new_storage(
         size=0,
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
+        main=main,
     )
     return cast(Storage, context.registry.call(protocol, "create", request=request))
 

@@ -142,13 +142,38 @@ class Storage(Node):
         """Bytes of disk space it takes; None where nobody can tell."""
         return None
 
-    def settle(self) -> None:
-        """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
+    in_place: bool = False
+    """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
+
+    def settle(self, others: Sequence[Storage] = ()) -> None:
+        """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name.
+
+        :param others: the other new files of the image whose main file this is. They get their names with it, all of
+            them or none, and in such an order that what bears the main file's name never stands on files that are
+            not its own.
+        """
+        for other in others:
+            other.settle()
 
     @property
     def settled(self) -> bool:
         """Whether it has its name: all has but a new output that was not settled."""
         return True
+
+    @property
+    def replaces(self) -> bool:
+        """Of a new output: whether it will take the place of something that is there."""
+        return False
+
+    def places(self) -> frozenset[object]:
+        """Of a new output: what it takes the place of. No two outputs may have any of that in common."""
+        return frozenset()
+
+    def withhold(self, offset: int, length: int) -> None:
+        """Of a new output: the range is what makes it an image, so it shall be written last.
+
+        Where the file has no name before it is whole, that is given. The first 64 KiB need not be named.
+        """
 
     def remove(self) -> None:
         """Take its name away, so that nothing is left once it is closed."""
@@ -333,9 +358,19 @@ class Image(Node):
     def settle(self) -> None:
         """The image, made by ``create``, is whole: flush it, and let its files have their names, the main one last."""
         self.flush()
-        for child in reversed(list(self.children())):
-            if child is not self.backing and isinstance(child, Storage | Image):
-                child.settle()
+        main, *others = self._files()
+        if others:
+            main.settle(others)
+        else:
+            main.settle()
+
+    def _files(self) -> Iterator[Storage]:
+        """The image's own files, its backing image's not counted: the main one first."""
+        for child in self.children():
+            if isinstance(child, Storage):
+                yield child
+            elif child is not self.backing and isinstance(child, Image):
+                yield from child._files()
 
     def children(self) -> Iterator[Node]:
         """The nodes right below: ``file`` first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .extents import Extent, Kind
 from .node import Buffer, ReadBuffer, Storage
@@ -92,7 +92,7 @@ class Rehearsal(Storage):
     def flush(self) -> None:
         """Nothing of it is meant to last."""
 
-    def settle(self) -> None:
+    def settle(self, others: Sequence[Storage] = ()) -> None:
         """A new file gets no name: it goes when it is closed."""
         self._settled = True
 

@@ -70,6 +70,8 @@ class CreateRequest:
     :param compressed: whether all data will be stored compressed (``convert -c``).
     :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
         may bear the name now, or when the new one gets it.
+    :param main: for a protocol driver, the main file of the image that the new one is to be another file of. What is
+        there ends with the main file, before anything is written to the others.
     """
 
     name: str
@@ -81,6 +83,7 @@ class CreateRequest:
     sibling: Callable[[str], Storage] | None = None
     compressed: bool = False
     like: Storage | None = None
+    main: Storage | None = None
 
 
 @dataclass

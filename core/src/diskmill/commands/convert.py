@@ -133,6 +133,7 @@ def convert(
                 if base is None
                 else Backing(str(backing), backing_format or base.driver.name, base.size, base.details()),
                 compressed=compress,
+                inputs=identities([*images, *([base] if base is not None else ())]),
             )
             if base is not None:  # what a unit of the target holds beside the source's data comes from there
                 target.attach(Reference("backing", str(backing)), base)
@@ -239,9 +240,13 @@ def refuse_self(images: Sequence[Image], output: str) -> None:
         info = os.stat(output)
     except OSError:
         return
-    for image in images:
-        if (info.st_dev, info.st_ino) in set(_identities(image)):
-            raise UsageError("the output is also an input", file=output)
+    if (info.st_dev, info.st_ino) in identities(images):
+        raise UsageError("the output is also an input", file=output)
+
+
+def identities(images: Sequence[Image]) -> set[object]:
+    """The identities of all files that *images* stand on."""
+    return {one for image in images for one in _identities(image) if one is not None}
 
 
 def _identities(node: Node) -> Iterator[object]:

@@ -8,6 +8,7 @@ from ..drivers import ProtocolDriver, hookimpl
 from ..options import Option
 
 if TYPE_CHECKING:
+    from ..node import Storage
     from ..requests import CreateRequest, OpenRequest
     from .storage import FileStorage
 
@@ -33,7 +34,7 @@ class FileDriver(ProtocolDriver):
         return open_file(self, request)
 
     @hookimpl
-    def create(self, request: CreateRequest) -> FileStorage:
+    def create(self, request: CreateRequest) -> Storage:
         """A new file, which gets its name when it is settled."""
         from .storage import create_file
 

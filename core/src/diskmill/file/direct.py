@@ -34,7 +34,7 @@ class DirectStorage(FileStorage):
     def __init__(self, driver: ProtocolDriver, name: str, fd: int, *, writable: bool, cache: str) -> None:
         super().__init__(driver, name, fd, writable=writable, cache=cache)
         self.align = _BLOCK
-        if self._device:
+        if self.is_device:
             from .space import device_sector
 
             self.align = device_sector(fd)
@@ -174,9 +174,9 @@ class DirectStorage(FileStorage):
         with self._growing, self._partial:
             super().truncate(size)
 
-    def settle(self) -> None:
+    def _finish(self) -> None:
         self._trim()
-        super().settle()
+        super()._finish()
 
     def close(self) -> None:
         try:
@@ -187,6 +187,6 @@ class DirectStorage(FileStorage):
 
     def _trim(self) -> None:
         """Nothing is being written any more: cut off what was written only to fill the last block."""
-        if self._padded and not self._device:
+        if self._padded and not self.is_device:
             self._padded = False
             self.truncate(self.size)
