@@ -88,6 +88,17 @@ SNAPSHOT = Option(
     panel=_IMAGE,
 )
 
+OVERWRITE = (
+    Option(
+        "in_place",
+        ("--in-place",),
+        "Write into the file that is there, which keeps its inode; what makes it an image comes last.",
+        panel=_TARGET,
+    ),
+    Option("no_clobber", ("--no-clobber",), "Refuse a file that is there.", panel=_TARGET),
+)
+"""What becomes of a file that bears the output's name; else it is replaced."""
+
 ACCESS = (OBJECT, SHARE, TRUST)
 """What every command that opens images takes."""
 
@@ -113,10 +124,18 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         secrets=secrets,
         cache=mode,
         share=arguments.has("share"),
+        overwrite=_overwrite(arguments, session),
         warn=session.warn,
         idle_options=session.idle_options(),
         ask=_asker(session),
     )
+
+
+def _overwrite(arguments: Arguments, session: Session) -> str:
+    """What becomes of a file that bears the output's name: the option's word, or the program's own way."""
+    if arguments.has("in_place") and arguments.has("no_clobber"):
+        raise UsageError("--in-place and --no-clobber contradict each other")
+    return "in-place" if arguments.has("in_place") else "refuse" if arguments.has("no_clobber") else session.overwrite
 
 
 def _asker(session: Session) -> Callable[[str], bytes] | None:

@@ -95,6 +95,13 @@ class PipeStorage(Storage):
             fd, self._fd = self._fd, -1
             os.close(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            import warnings
+
+            self.close()
+            warnings.warn(f"'{self.name}' was dropped without being closed", ResourceWarning, 2, source=self)
+
 
 class PipeDriver(ProtocolDriver):
     """``pipe``, shipped with the core."""

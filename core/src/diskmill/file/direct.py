@@ -6,6 +6,7 @@ through a buffer that fits, and where a block is covered in part, the rest of it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import StorageError
 from ..node import Buffer, ReadBuffer
 from ..sizes import MiB, round_down, round_up
 from .storage import FileStorage
@@ -184,6 +186,11 @@ class DirectStorage(FileStorage):
                 self._trim()
         finally:
             super().close()
+
+    def _release(self) -> None:
+        with contextlib.suppress(StorageError):  # a file that fails has told so before
+            self._trim()
+        super()._release()
 
     def _trim(self) -> None:
         """Nothing is being written any more: cut off what was written only to fill the last block."""

@@ -574,6 +574,25 @@ class FileStorage(Storage):
         if self._fd >= 0:
             self._release()
 
+    def __del__(self) -> None:
+        """Dropped without being closed: give the locks back, and say so.
+
+        Tables that an image above has in memory are not written. Objects that go together go in any order, and an
+        image is as good as at its last flush at any time.
+        """
+        if getattr(self, "_fd", -1) < 0:
+            return
+        kept = self.writable and self._output is None
+        with contextlib.suppress(StorageError):
+            self._release()
+        import warnings
+
+        text = f"'{self.name}' was dropped without being closed"
+        if kept:  # of this everybody is told, and not only who asks for warnings of resources
+            warnings.warn(f"{text}: what was written to it since the last flush may be lost", RuntimeWarning, 2)
+        else:
+            warnings.warn(text, ResourceWarning, 2, source=self)
+
     def _release(self) -> None:
         if self._used is not None:
             self._used = None
