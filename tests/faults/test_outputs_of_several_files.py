@@ -8,75 +8,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diskmill
 import pytest
-from diskmill.context import Context
 from diskmill.errors import DiskmillError
 from diskmill.file import output
+from replacements import LONG, GiB, KiB, Kind, killed_at
 from tools import qemu_img
 
-KiB, GiB = 1 << 10, 1 << 30
 CHANGES = ("rename", "link", "unlink")
-LONG = 64 * KiB
-
-
-@dataclass
-class Kind:
-    """A format of several files, and where its guest disks hold data."""
-
-    format: str
-    options: Mapping[str, Any]
-    main: str
-    size: int = 256 * KiB
-    probes: tuple[int, ...] = (0, 128 * KiB)
-    header: str | None = None
-
-    def context(self) -> Context:
-        return Context(cache="writeback", secrets={"key": b"passphrase"})
-
-    def make(self, folder: Path, byte: bytes) -> None:
-        """Make the image, or replace it, so that it holds *byte* at each probe."""
-        source = folder.parent / f"source-{byte.hex()}"
-        if not source.exists():
-            with source.open("wb") as file:
-                file.truncate(self.size)
-                for at in self.probes:
-                    file.seek(at)
-                    file.write(byte * LONG)
-        diskmill.convert(
-            [str(source)],
-            str(folder / self.main),
-            format="raw",
-            output_format=self.format,
-            options=self.options,
-            context=self.context(),
-            target_context=self.context(),
-        )
-
-    def state(self, folder: Path) -> str:
-        """What opens under the main file's name: ``old``, ``new``, or ``none``."""
-        spec: dict[str, Any] = {"driver": self.format, "file": {"driver": "file", "filename": str(folder / self.main)}}
-        if self.header is not None:
-            spec["key-secret"] = "key"
-            spec["header"] = {"driver": "file", "filename": str(folder / self.header)}
-        try:
-            with diskmill.open(spec, context=self.context()) as image:
-                found = {bytes(image.read(at, LONG)) for at in self.probes}
-        except DiskmillError:
-            return "none"
-        for name, byte in (("old", b"A"), ("new", b"B")):
-            if found == {byte * LONG}:
-                return name
-        return f"garbage: {[one[:8] for one in found]}"
-
 
 KINDS = {
     "qcow2": Kind("qcow2", {"data_file": "data.raw"}, "disk.qcow2"),
@@ -142,43 +87,11 @@ def expect_no_mix(kind: Kind, folder: Path, when: str) -> str:
     return state
 
 
-def killed_at(number: int, work: Callable[[], None]) -> bool:
-    """Do *work* in a child that is killed right before its change *number*; False: it made fewer."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any, **keywords: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **keywords)
-
-            return call
-
-        for name in CHANGES:
-            setattr(os, name, counting(getattr(os, name)))
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
-
-
 def test_a_kill_at_any_change_of_a_folder_leaves_no_mix(
     kind: Kind, folders: Callable[[], Path], way: None, tmp_path: Path
 ) -> None:
     folder, number, states = folders(), 1, []
-    while killed_at(number, partial(kind.make, folder, b"B")):
+    while killed_at(CHANGES, number, partial(kind.make, folder, b"B")):
         states.append(expect_no_mix(kind, folder, f"killed at change {number}"))
         folder, number = folders(), number + 1
     assert states[0] == "old"
@@ -193,7 +106,7 @@ def test_the_old_files_of_a_killed_replacement_are_still_there(
     """Before the new main file has its name, nobody has lost anything that cannot be found by hand."""
     folder, number = folders(), 1
     before = sorted((folder / name).stat().st_size for name in os.listdir(folder))
-    while killed_at(number, partial(kind.make, folder, b"B")):
+    while killed_at(CHANGES, number, partial(kind.make, folder, b"B")):
         if kind.state(folder) == "none":
             kept = {name for name in os.listdir(folder) if name.endswith(".old")}
             names = {name for name in os.listdir(folder) if not name.startswith(".diskmill-")}
@@ -252,7 +165,7 @@ def test_each_step_reaches_the_disk_before_the_next(
             result = function(*arguments, **keywords)
             if name == "fsync":
                 steps.append("fsync")
-            elif arguments[-1 if name == "unlink" else 0] == kind.main or arguments[-1] == kind.main:
+            elif (kind.header or kind.main) in arguments:
                 steps.append("main")
             elif not str(arguments[0]).endswith(".old"):
                 steps.append("other")

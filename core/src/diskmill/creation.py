@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from .context import Context
@@ -60,22 +61,24 @@ def create_image(
             with suppress(OSError, ValueError):
                 info = os.stat(where)
                 expect_free([(info.st_dev, info.st_ino)], where)
-        main = made[0] if made else None
-        storage = new_storage(protocol, where, below, context, main=main)
+        storage = new_storage(protocol, where, below, context)
         made.append(storage)
         places = storage.places()
         expect_free(places, where)
         taken.update(places)
-        if main is not None and main.replaces and storage.in_place and not main.in_place:
-            raise UnsupportedError(
-                f"it is written in place, and '{main.name}', which may stand on it, would be replaced only afterwards: "
-                "remove that first",
-                file=where,
-            )
         return storage
 
-    def sibling(path: str) -> Storage:
-        return output(os.path.join(os.path.dirname(str(spec["filename"])), path))
+    def beside(path: str, *, leads: bool = False) -> Storage:
+        file = output(os.path.join(os.path.dirname(str(spec["filename"])), path))
+        first, second = (file, storage) if leads else (storage, file)
+        if first.replaces and second.in_place and not first.in_place:
+            raise UnsupportedError(
+                f"it is written in place, and '{first.name}', which may go with it, would be replaced only afterwards: "
+                "remove that first",
+                file=second.name,
+            )
+        second.follow(first)
+        return file
 
     try:
         storage = output(str(spec["filename"]))
@@ -86,7 +89,8 @@ def create_image(
             options=validate(driver.options, own, when="create", driver=format),
             file=storage,
             backing=backing,
-            sibling=sibling,
+            sibling=beside,
+            header=partial(beside, leads=True),
             compressed=compressed,
         )
         image = cast("Image | None", registry.call(driver, "create", request=request))
@@ -106,11 +110,10 @@ def new_storage(
     context: Context,
     *,
     like: Storage | None = None,
-    main: Storage | None = None,
 ) -> Storage:
     """A new file, empty, which gets its name when it is settled.
 
-    :param like: see :class:`~diskmill.requests.CreateRequest`, like *main*.
+    :param like: see :class:`~diskmill.requests.CreateRequest`.
     """
     if "create" not in protocol.capabilities:
         raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=where)
@@ -120,7 +123,6 @@ def new_storage(
         size=0,
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
-        main=main,
     )
     return cast(Storage, context.registry.call(protocol, "create", request=request))
 

@@ -148,9 +148,9 @@ class Storage(Node):
     def settle(self, others: Sequence[Storage] = ()) -> None:
         """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name.
 
-        :param others: the other new files of the image whose main file this is. They get their names with it, all of
-            them or none, and in such an order that what bears the main file's name never stands on files that are
-            not its own.
+        :param others: the other new files of the image, which nobody opens without this one. They get their names with
+            it, all of them or none, and in such an order that what bears this one's name never stands on files that
+            are not its own.
         """
         for other in others:
             other.settle()
@@ -168,6 +168,11 @@ class Storage(Node):
     def places(self) -> frozenset[object]:
         """Of a new output: what it takes the place of. No two outputs may have any of that in common."""
         return frozenset()
+
+    def follow(self, first: Storage) -> None:
+        """Of a new output: it goes with *first*, another, and what is there shall not end before what is at *first*
+        has: nobody would open that with what is written here.
+        """
 
     def withhold(self, offset: int, length: int) -> None:
         """Of a new output: the range is what makes it an image, so it shall be written last.
@@ -358,19 +363,19 @@ class Image(Node):
     def settle(self) -> None:
         """The image, made by ``create``, is whole: flush it, and let its files have their names, the main one last."""
         self.flush()
-        main, *others = self._files()
+        main, *others = self.files()
         if others:
             main.settle(others)
         else:
             main.settle()
 
-    def _files(self) -> Iterator[Storage]:
-        """The image's own files, its backing image's not counted: the main one first."""
+    def files(self) -> Iterator[Storage]:
+        """The image's own files, its backing image's not counted: the one without which nobody opens it first."""
         for child in self.children():
             if isinstance(child, Storage):
                 yield child
             elif child is not self.backing and isinstance(child, Image):
-                yield from child._files()
+                yield from child.files()
 
     def children(self) -> Iterator[Node]:
         """The nodes right below: ``file`` first."""

@@ -66,12 +66,11 @@ class CreateRequest:
     :param options: the driver's ``create`` options, validated.
     :param file: for a format driver, the empty storage to make it in.
     :param sibling: makes another output file, in the same folder, for formats of several files; it takes the
-        name that the finished file will have.
+        name that the finished file will have. Asked for before anything is written.
+    :param header: as *sibling*, for the file that will have the header in place of ``file``.
     :param compressed: whether all data will be stored compressed (``convert -c``).
     :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
         may bear the name now, or when the new one gets it.
-    :param main: for a protocol driver, the main file of the image that the new one is to be another file of. What is
-        there ends with the main file, before anything is written to the others.
     """
 
     name: str
@@ -81,9 +80,9 @@ class CreateRequest:
     file: Storage | None = None
     backing: Backing | None = None
     sibling: Callable[[str], Storage] | None = None
+    header: Callable[[str], Storage] | None = None
     compressed: bool = False
     like: Storage | None = None
-    main: Storage | None = None
 
 
 @dataclass

@@ -24,34 +24,35 @@ _PAGE = 4096
 
 
 class InPlace(Storage):
-    """*base*, open for writing, as the empty file that an output begins with.
-
-    :param main: the main file of the same image, where that is another.
-    """
+    """*base*, open for writing, as the empty file that an output begins with."""
 
     in_place = True
 
-    def __init__(self, base: FileStorage, main: Storage | None = None) -> None:
+    def __init__(self, base: FileStorage) -> None:
         self.base = base
         self.driver = base.driver
         self.name = base.name
         self.writable = True
         self.align = base.align
         self.size = 0
-        self._main = main if isinstance(main, InPlace) else None
+        self._first: InPlace | None = None
         self._begun = False
         self._settled = False
         self._withheld: list[tuple[int, bytearray]] = [(0, bytearray(HEAD))]
         self._lock = threading.RLock()
 
     def begin(self) -> None:
-        """End what was there before, the image's main file first."""
+        """End what was there before, and before that, what is at the file that this one goes with."""
         with self._lock:
             if not self._begun:
-                if self._main is not None:
-                    self._main.begin()
+                if self._first is not None:
+                    self._first.begin()
                 self.base.begin_anew()
                 self._begun = True
+
+    def follow(self, first: Storage) -> None:
+        if isinstance(first, InPlace):
+            self._first = first
 
     def withhold(self, offset: int, length: int) -> None:
         if not self._settled and offset >= HEAD:

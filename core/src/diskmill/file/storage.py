@@ -100,7 +100,7 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> Storage:
         return storage
     from .inplace import InPlace
 
-    return InPlace(storage, request.main)
+    return InPlace(storage)
 
 
 def _place_of(storage: Storage) -> int | str:
