@@ -140,8 +140,8 @@ COMMAND = Command(
         *common.ACCESS,
     ),
     run,
-    about="The output gets its name when it is whole; whatever happens before, a file of that name stays as it was. "
-    "Several images are put one after the other.",
+    about="The output gets its name when it is whole; whatever happens before, a file of that name stays as it was, "
+    "unless it is to be written --in-place. Several images are put one after the other.",
     examples=(
         Example("diskmill convert -p -O qcow2 disk.img disk.qcow2", "raw to qcow2, with a progress bar"),
         Example("diskmill convert -c -O qcow2 -o compression_type=zstd disk.img disk.qcow2", "compressed"),
