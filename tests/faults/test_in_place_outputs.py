@@ -96,9 +96,7 @@ def test_kill_at_random_moments(kind: Kind, tmp_path: Path) -> None:
         fresh()
         killed = killed_at(WRITES, number, partial(kind.make, work, b"B"))
         state = kind.state(work)
-        assert state == "none" or not killed and state == "new" or state == "new" and number > total // 2, (
-            f"killed at write {number}"
-        )
+        assert state in ("none", "new"), f"killed at write {number}"
         seen.add(state)
         if killed and state == "none":
             info = qemu_img("info", "--output=json", work / kind.main, check=False)
