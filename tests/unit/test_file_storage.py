@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -456,3 +458,13 @@ def test_a_failed_open_drops_nothing(tmp_path: Path) -> None:
         with pytest.raises(DiskmillError):
             diskmill.open(str(path), "qcow2")
         gc.collect()
+
+
+def test_an_image_that_is_open_when_python_ends_is_told_of(tmp_path: Path) -> None:
+    program = "import diskmill, sys; image = diskmill.open(sys.argv[1], writable=True)"
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "disk"], capture_output=True, text=True, check=True
+    )
+    assert "was dropped without being closed" in done.stderr
+    assert "Traceback" not in done.stderr

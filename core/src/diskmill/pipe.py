@@ -6,6 +6,7 @@ Only formats that can be read from their first byte to their last make use of it
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -97,8 +98,6 @@ class PipeStorage(Storage):
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            import warnings
-
             self.close()
             warnings.warn(f"'{self.name}' was dropped without being closed", ResourceWarning, 2, source=self)
 

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import threading
+import warnings  # not when it is needed: that may be while Python ends, when nothing can be imported any more
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -585,8 +586,6 @@ class FileStorage(Storage):
         kept = self.writable and self._output is None
         with contextlib.suppress(StorageError):
             self._release()
-        import warnings
-
         text = f"'{self.name}' was dropped without being closed"
         if kept:  # of this everybody is told, and not only who asks for warnings of resources
             warnings.warn(f"{text}: what was written to it since the last flush may be lost", RuntimeWarning, 2)
