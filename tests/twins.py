@@ -219,7 +219,8 @@ class MemoryStorage(Storage):
         if self.journal is None or self.journal[-1:] != [("barrier",)]:
             self._record("barrier")
 
-    def settle(self) -> None:
+    def settle(self, others: Sequence[Storage] = ()) -> None:
+        super().settle(others)
         if self.new:
             self._claim(0, 0)
             key = file_key(self.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from crashes import Change, crash_states, spoilt_states
 from diskmill.contract.node import Image
+from diskmill.opening.graph import open_image
 from diskmill.sizes import SECTOR, MiB
 from formats import Machine
 from twins import Content, MemoryStorage
@@ -109,3 +110,40 @@ def test_either_footer_tells_of_a_whole_image(change: str) -> None:
             state.write(0, last)
             reads(machine, state, model)
     assert len(lasts) == (1 if change == "repair" else 2)
+
+
+def test_a_fixed_image_that_is_killed_while_it_grows_says_so_when_it_is_opened() -> None:
+    chance = random.Random(6)
+    machine = Machine()
+    warnings: list[str] = []
+    machine.context.warn = warnings.append
+    machine.create("disk", "vpc", MiB, {"subformat": "fixed", "force_size": True})
+    model = chance.randbytes(MiB)
+    with machine.open("disk", "vpc", writable=True) as image:
+        image.write(0, model)
+    before, journal = changed(machine, grow(2 * MiB))
+    told = 0
+    for _, state in crash_states(before, journal, chance, 40):
+        machine.files["state"] = state
+        warnings.clear()
+        with machine.open("state", "vpc") as image:
+            assert image.read(0, image.size) == model.ljust(image.size, b"\0")
+        if warnings:
+            told += 1
+            assert f"old footer still lies over the disk, at offset {MiB}" in warnings[0]
+            with pytest.raises(AssertionError, match="old footer"):
+                machine.check("state", "vpc")
+        two = state.size > MiB + SECTOR and state.read(MiB, 8) == b"conectix"
+        assert bool(warnings) == two
+        for mend in ("", "all"):
+            machine.files["state"] = state.copy()
+            spec = {"file": {"driver": "memory", "filename": "memory:state"}}
+            with open_image(spec, "vpc", context=machine.context, writable=True, repair=mend) as image:
+                if mend:
+                    check(machine, image, mend)
+            warnings.clear()
+            with machine.open("state", "vpc") as image:
+                assert image.window == 0
+                assert image.read(0, image.size) == model.ljust(image.size, b"\0")
+            assert not warnings
+    assert told

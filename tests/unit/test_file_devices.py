@@ -23,6 +23,7 @@ from tools import qemu_img
 
 MiB = 1 << 20
 SIZE = 32 * MiB
+KEY = {"key-secret": "key", "iter-time": 10}
 
 
 @pytest.fixture
@@ -127,3 +128,45 @@ def test_an_output_that_is_not_finished_leaves_nothing_that_looks_like_an_image(
         )
     with device.open("rb") as file:
         assert file.read(65536) == bytes(65536)
+
+
+@pytest.mark.parametrize("format", ["qcow2", "luks"])
+def test_an_old_file_that_would_go_with_what_the_device_gets_is_refused(
+    device: Path, tmp_path: Path, format: str
+) -> None:
+    """The device changes at once, the file only when all is whole: whoever is killed between had both, and garbage."""
+    beside, before = tmp_path / "beside", device.read_bytes()
+    main, options = (
+        (beside, {"data_file": str(device)}) if format == "qcow2" else (device, {"header": str(beside)} | KEY)
+    )
+    context = Context(secrets={"key": b"passphrase"})
+    beside.write_bytes(b"old")
+    with pytest.raises(DiskmillError, match=r"it is written in place, and '.*beside'.*remove that first"):
+        diskmill.create(str(main), MiB, format=format, options=options, context=context)
+    assert device.read_bytes() == before
+    assert beside.read_bytes() == b"old"
+    beside.unlink()
+    diskmill.create(str(main), MiB, format=format, options=options, context=context)
+    assert device.read_bytes() != before
+    assert beside.stat().st_size > 3
+
+
+def test_the_header_reaches_a_device_last(device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the process is killed: there is no image on the device before all of it is there."""
+    source, context = scattered_file(tmp_path / "source", 4 * MiB, seed=3), Context(overwrite="in-place")
+    seen = []
+    pwrite = FileStorage.write
+
+    def write(self: FileStorage, offset: int, data: bytes) -> None:
+        if self.name == str(device):
+            with device.open("rb") as file:
+                seen.append((offset, file.read(4)))
+        pwrite(self, offset, data)
+
+    monkeypatch.setattr(FileStorage, "write", write)
+    diskmill.convert([str(source)], str(device), format="raw", output_format="qcow2", context=context)
+    assert [offset for offset, _ in seen][-1] == 0
+    blanked = next(at for at, (_, head) in enumerate(seen) if head == bytes(4))
+    assert all(head == bytes(4) for _, head in seen[blanked:])
+    with device.open("rb") as file:
+        assert file.read(4) == b"QFI\xfb"

@@ -16,8 +16,9 @@ import pytest
 from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import LockedError, StorageError
-from diskmill.storages.file import driver, output
+from diskmill.storages.file import driver, inheritance, output
 from diskmill.storages.file.storage import FileStorage
+from tools import tool
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -73,6 +74,174 @@ def test_the_new_file_inherits_mode_owner_and_group(tmp_path: Path, kind: str) -
     after = path.stat()
     assert path.read_bytes() == b"new"
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def access(path: Path) -> list[str]:
+    done = subprocess.run([tool("getfacl"), "-cpn", path], check=True, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+ACL = "u::rw-,u:1234:rw-,u:1235:---,g::---,g:2345:r--,m::rw-,o::r--"
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a list", "no list"])
+@pytest.mark.parametrize("default", [True, False], ids=["the folder gives one", "the folder gives none"])
+def test_the_new_file_has_the_old_ones_access_control_list_and_no_other(
+    tmp_path: Path, kind: str, there: bool, default: bool
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    if there:
+        subprocess.run([tool("setfacl"), "--set", ACL, path], check=True)
+    before = access(path)
+    assert (len(before) > 3) == there
+    if default:
+        subprocess.run([tool("setfacl"), "-d", "--set", "u::rwx,u:99:rwx,g::rwx,m::rwx,o::rwx", tmp_path], check=True)
+    with create(path) as storage:
+        storage.write(0, b"new")
+        storage.settle()
+    assert path.read_bytes() == b"new"
+    assert access(path) == before
+
+
+def test_the_new_file_has_the_old_ones_extended_attributes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    os.setxattr(path, "user.checksum", b"1234")
+    path.chmod(0o444)
+    with create(path) as storage:
+        storage.settle()
+    assert os.getxattr(path, "user.checksum") == b"1234"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+@pytest.mark.parametrize("lost", ["user.checksum", inheritance.ACL])
+def test_what_the_new_file_could_not_have_is_told_before_anything_is_written(
+    tmp_path: Path, kind: str, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    os.setxattr(path, "user.checksum", b"1234")
+    subprocess.run([tool("setfacl"), "--set", ACL, path], check=True)
+    real = os.setxattr
+
+    def setxattr(file: int, name: str, value: bytes) -> None:
+        if name == lost:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        real(file, name, value)
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    with pytest.raises(StorageError, match=rf"{lost}.*--in-place"):
+        create(path)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("acl", "mode"),
+    [
+        ("u::rw-,g::rw-,o::r--", 0o664),
+        ("u::rw-,u:1234:rw-,g::---,m::rw-,o::---", 0o600),  # the mode of the old file says 0660
+        ("u::rw-,u:1235:---,g::rw-,m::rw-,o::r--", 0o600),  # who is shut out by name stays so
+        ("u::rw-,u:1234:rwx,g::rw-,m::r--,o::r--", 0o644),
+        ("u::rw-,g:2345:r--,g::rw-,m::rw-,o::rw-", 0o644),
+    ],
+)
+def test_without_a_list_nobody_gets_more_than_the_list_gave(
+    tmp_path: Path, acl: str, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"")
+    subprocess.run([tool("setfacl"), "--set", acl, old], check=True)
+
+    def setxattr(file: int, name: str, value: bytes) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    with new.open("wb") as file:
+        assert inheritance.inherit(file.fileno(), str(old)) == (
+            [inheritance.ACL] if ":12" in acl or ":23" in acl else []
+        )
+    assert stat.S_IMODE(new.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("acl", ["u::rw-,g::rw-,o::r--", "u::rw-,u:1234:rw-,g::rw-,m::rw-,o::r--"])
+def test_another_group_gets_no_more_than_others(
+    tmp_path: Path, kind: str, acl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 2345)
+    subprocess.run([tool("setfacl"), "--set", acl, path], check=True)
+
+    def fchown(*arguments: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    with create(path) as storage:
+        storage.settle()
+    assert path.stat().st_gid != 2345
+    assert "group::r--" in access(path)
+    assert [one for one in access(path) if one.startswith("user:1234")] == (["user:1234:rw-"] if "1234" in acl else [])
+
+
+def test_what_cannot_be_replaced_says_so_at_once_and_offers_to_be_written_into(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    (tmp_path / "other").hardlink_to(path)
+    with pytest.raises(StorageError, match=r"2 names \(hard links\).*--in-place"):
+        create(path)
+    (tmp_path / "other").unlink()
+    mounts = iter(("mnt_id: 1", "mnt_id: 2"))
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_mount", lambda fd: next(mounts))
+        with pytest.raises(StorageError, match=r"mount point.*--in-place"):
+            create(path)
+
+    def make(self: object, flags: int) -> int:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(output.Output, "_make", make)
+    with pytest.raises(StorageError, match=r"Permission denied.*--in-place"):
+        create(path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_that_is_mounted_is_a_mount_point(tmp_path: Path) -> None:
+    """The kernel's own word, as far as a test may mount: what is mounted here differs from its folder."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        point = next(line.split()[4] for line in mounts if line.split()[4] == "/proc")
+    one, other = os.open(point, os.O_RDONLY), os.open("/", os.O_RDONLY)
+    again = os.open("/usr", os.O_RDONLY)
+    try:
+        assert output._mount(one) != output._mount(other)
+        assert output._mount(other) == output._mount(again) is not None
+    finally:
+        for fd in (one, other, again):
+            os.close(fd)
+
+
+def test_a_name_that_is_taken_can_be_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+
+    def refusing() -> FileStorage:
+        return driver.create(CreateRequest(str(path), Context(cache="writeback", overwrite="refuse"), 0))
+
+    storage = refusing()
+    path.write_bytes(b"somebody's")
+    with pytest.raises(StorageError, match="File exists"):
+        storage.settle()
+    storage.abandon()
+    with pytest.raises(StorageError, match="File exists"):
+        refusing()
+    assert path.read_bytes() == b"somebody's"
+    path.unlink()
+    with refusing() as storage:
+        storage.settle()
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_new_file_has_the_mode_that_qemu_img_gives(tmp_path: Path, kind: str) -> None:

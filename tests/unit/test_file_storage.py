@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import subprocess
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diskmill
 import pytest
 from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.extents import Kind
+from diskmill.contract.node import Node
 from diskmill.contract.requests import CreateRequest, OpenRequest
-from diskmill.errors import StorageError
+from diskmill.errors import DiskmillError, StorageError
 from diskmill.storages.file import driver, space
 from diskmill.storages.file.direct import DirectStorage
 from diskmill.storages.file.storage import FileStorage
@@ -395,3 +401,70 @@ def test_a_new_file_has_space_for_what_was_written_and_no_more(
     for at, letter in ((4, b"a"), (8, b"b"), (9, b"c"), (16, b"d")):
         expected[at * MiB : (at + 1) * MiB] = letter * MiB
     assert path.read_bytes() == expected
+
+
+def drop(held: list[Node]) -> None:
+    """Let go of the only reference to a node."""
+    held.clear()
+    gc.collect()
+
+
+def test_a_file_that_is_dropped_gives_its_lock_back_and_says_so(tmp_path: Path, cache: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 1000)
+    before = len(os.listdir("/proc/self/fd"))
+    for writable, kind in ((False, ResourceWarning), (True, RuntimeWarning)):
+        storage = opened(path, cache=cache, writable=writable)
+        if writable:
+            storage.write(998, b"yyyy")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            del storage
+            gc.collect()
+        assert [one.category for one in caught] == [kind]
+        assert f"'{path}' was dropped without being closed" in str(caught[0].message)
+        assert len(os.listdir("/proc/self/fd")) == before
+        opened(path, cache=cache).close()
+    assert path.read_bytes() == b"x" * 998 + b"yyyy"
+
+
+def test_an_output_that_is_dropped_leaves_nothing(tmp_path: Path) -> None:
+    held: list[Node] = [created(tmp_path / "file")]
+    held[0].write(0, b"x")
+    with pytest.warns(ResourceWarning, match="dropped"):
+        drop(held)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_image_that_is_dropped_is_as_it_was_at_its_last_flush(tmp_path: Path) -> None:
+    path = str(tmp_path / "disk.qcow2")
+    diskmill.create(path, 4 * MiB, format="qcow2")
+    held: list[Node] = [diskmill.open(path, writable=True)]
+    held[0].write(0, b"flushed" * KiB)
+    held[0].flush()
+    held[0].write(2 * MiB, b"not flushed")
+    with pytest.warns(RuntimeWarning, match="dropped without being closed: what was written .* may be lost"):
+        drop(held)
+    with diskmill.open(path, writable=True) as image:
+        assert image.read(0, 7 * KiB) == b"flushed" * KiB
+    assert diskmill.check(path).corruptions == 0
+
+
+def test_a_failed_open_drops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"QFI\xfb" + bytes(1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DiskmillError):
+            diskmill.open(str(path), "qcow2")
+        gc.collect()
+
+
+def test_an_image_that_is_open_when_python_ends_is_told_of(tmp_path: Path) -> None:
+    program = "import diskmill, sys; image = diskmill.open(sys.argv[1], writable=True)"
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "disk"], capture_output=True, text=True, check=True
+    )
+    assert "was dropped without being closed" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -89,6 +89,17 @@ SNAPSHOT = Option(
     panel=_IMAGE,
 )
 
+OVERWRITE = (
+    Option(
+        "in_place",
+        ("--in-place",),
+        "Write into the file that is there, which keeps its inode; what makes it an image comes last.",
+        panel=_TARGET,
+    ),
+    Option("no_clobber", ("--no-clobber",), "Refuse a file that is there.", panel=_TARGET),
+)
+"""What becomes of a file that bears the output's name; else it is replaced."""
+
 ACCESS = (OBJECT, SHARE, TRUST)
 """What every command that opens images takes."""
 
@@ -111,6 +122,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         secrets=secrets,
         cache=_cache_mode(arguments, cache, key),
         share=arguments.has("share"),
+        overwrite=_overwrite(arguments, session),
         warn=session.warn,
         guessed=session.guessed,
         idle_options=session.idle_options(),
@@ -139,6 +151,13 @@ def format_of(arguments: Arguments, key: str) -> str:
     """The format that the option *key* names; raw where it is not given. A name that is empty is one all the same."""
     given = arguments.one(key)
     return "raw" if given is None else given
+
+
+def _overwrite(arguments: Arguments, session: Session) -> str:
+    """What becomes of a file that bears the output's name: the option's word, or the program's own way."""
+    if arguments.has("in_place") and arguments.has("no_clobber"):
+        raise UsageError("--in-place and --no-clobber contradict each other")
+    return "in-place" if arguments.has("in_place") else "refuse" if arguments.has("no_clobber") else session.overwrite
 
 
 def _asker(session: Session) -> Callable[[str], bytes] | None:

@@ -26,12 +26,17 @@ class Session:
 
     :param program: the name in front of messages.
     :param trust: the trust policy where neither option nor environment name one.
+    :param overwrite: what becomes of a file that bears an output's name where no option says; see
+        :class:`~diskmill.contract.context.Context`.
     :param plain: print what qemu-img prints even on a terminal.
     """
 
-    def __init__(self, program: str = "diskmill", *, trust: str = "folder", plain: bool = False) -> None:
+    def __init__(
+        self, program: str = "diskmill", *, trust: str = "folder", overwrite: str = "replace", plain: bool = False
+    ) -> None:
         self.program = program
         self.trust = trust
+        self.overwrite = overwrite
         self.plain = plain
         self.quiet = False
 

@@ -19,10 +19,10 @@ FOLLOWS = "7.2.0"
 
 
 class QemuImg(Session):
-    """Messages, trust and versions as qemu-img has them."""
+    """Messages, trust, outputs and versions as qemu-img has them."""
 
     def __init__(self) -> None:
-        super().__init__("qemu-img", trust="anything", plain=True)
+        super().__init__("qemu-img", trust="anything", overwrite="in-place", plain=True)
 
     @property
     def version(self) -> str:

@@ -98,6 +98,8 @@ def _check(arguments: Arguments) -> None:
         ("offload", "compress", "cannot offload copying when compressing (-C and -c)"),
         ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),
         ("offload", "salvage", "cannot offload copying with --salvage"),
+        ("existing", "in_place", "--in-place makes an image anew, and -n writes into one that exists"),
+        ("existing", "no_clobber", "--no-clobber refuses the image that -n writes into"),
     ):
         if arguments.has(one) and arguments.has(other):
             raise UsageError(text)
@@ -122,6 +124,7 @@ COMMAND = Command(
         common.BACKING_FORMAT,
         Option("existing", ("-n", "--no-create"), "Write into an image that exists.", panel=_TARGET),
         Option("target_zero", ("--target-is-zero",), "That image reads as zeros throughout.", panel=_TARGET),
+        *common.OVERWRITE,
         Option("bitmaps", ("--bitmaps",), "Copy the persistent bitmaps, too.", panel=_TARGET),
         Option("skip_broken", ("--skip-broken-bitmaps",), "Leave out inconsistent bitmaps.", panel=_TARGET),
         Option("sparse", ("-S", "--sparse-size"), "The shortest run of zeros to leave out; 4k.", "SIZE", panel=_COPY),
@@ -137,8 +140,8 @@ COMMAND = Command(
         *common.ACCESS,
     ),
     run,
-    about="The output gets its name when it is whole; whatever happens before, a file of that name stays as it was. "
-    "Several images are put one after the other.",
+    about="The output gets its name when it is whole; whatever happens before, a file of that name stays as it was, "
+    "unless it is to be written --in-place. Several images are put one after the other.",
     examples=(
         Example("diskmill convert -p -O qcow2 disk.img disk.qcow2", "raw to qcow2, with a progress bar"),
         Example("diskmill convert -c -O qcow2 -o compression_type=zstd disk.img disk.qcow2", "compressed"),

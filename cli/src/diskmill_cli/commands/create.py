@@ -64,6 +64,7 @@ COMMAND = Command(
             "Do not look whether the backing image is there.",
             panel="The output",
         ),
+        *common.OVERWRITE,
         common.OUTPUT,
         common.QUIET,
         *common.ACCESS[:1],
@@ -71,7 +72,8 @@ COMMAND = Command(
     ),
     run,
     about="SIZE takes the suffixes k, M, G, T, P and E. With a backing image it may be left out: the backing image's "
-    "size holds. The image gets its name when it is whole; an image of that name is replaced.",
+    "size holds. The image gets its name when it is whole; an image of that name is replaced, which can be told "
+    "otherwise (--in-place, --no-clobber).",
     examples=(
         Example("diskmill create -f qcow2 disk.qcow2 20G", "an image that grows up to 20 GiB"),
         Example("diskmill create -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2", "an overlay: what differs from its base"),

@@ -62,6 +62,7 @@ COMMAND = Command(
         common.FORMAT,
         common.IMAGE_OPTS,
         common.TARGET_FORMAT._replace(flags=("-O", "--output-format", "--target-format")),
+        *common.OVERWRITE,
         common.PROGRESS,
         common.QUIET,
         *common.ACCESS,

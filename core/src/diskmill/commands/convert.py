@@ -155,6 +155,7 @@ def convert(
                 if base is None
                 else Backing(str(backing), backing_format or base.driver.name, base.size, base.details()),
                 compressed=compress,
+                inputs=identities([*images, *([base] if base is not None else ())]),
             )
             if base is not None:  # what a unit of the target holds beside the source's data comes from there
                 target.attach(Reference("backing", str(backing)), base)
@@ -331,8 +332,13 @@ def _view(image: Image) -> tuple[object, ...]:
 def refuse_self(images: Sequence[Image], output: str, registry: Registry) -> None:
     """An image cannot be converted onto itself, nor onto one that it stands on."""
     identity = new_place(output, registry).identity()
-    if identity is not None and any(identity in set(_identities(image)) for image in images):
+    if identity is not None and identity in identities(images):
         raise UsageError("the output is also an input", file=output)
+
+
+def identities(images: Sequence[Image]) -> set[object]:
+    """The identities of all files that *images* stand on."""
+    return {one for image in images for one in _identities(image) if one is not None}
 
 
 def _identities(top: Node) -> Iterator[object]:

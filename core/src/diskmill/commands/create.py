@@ -64,20 +64,20 @@ def create(
     driver = context.registry.format(format)
     if backing_format is not None:
         context.registry.format(backing_format)
-    base = None
+    base, inputs = None, set[object]()
     if backing:
         if "backing" not in driver.capabilities:
             raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
         if unsafe and backing_format is None:  # a guess, later, would be the guest's to make
             raise UsageError("a backing image that is not looked at needs its format: name it with -F", file=name)
-        base = _backing(name, backing, backing_format, unsafe, context)
+        base = _backing(name, backing, backing_format, unsafe, context, inputs)
         if size is None:
             size = base.size
     if size is None:
         raise UsageError("a new image needs a size", file=name)
     if not 0 <= size <= MAX_SIZE:
         raise UsageError(f"the size must be 0 to {MAX_SIZE} bytes", file=name)
-    image = create_image(name, format, size, rest, context=context, backing=base)
+    image = create_image(name, format, size, rest, context=context, backing=base, inputs=inputs)
     try:
         image.settle()
     except BaseException:
@@ -92,20 +92,25 @@ def create(
     return Creation(name, format, size, settings, base.name if base else None, backing_format)
 
 
-def _backing(name: str, backing: str, format: str | None, unsafe: bool, context: Context) -> Backing:
-    """The backing image, looked at if *unsafe* does not say otherwise."""
+def _backing(
+    name: str, backing: str, format: str | None, unsafe: bool, context: Context, inputs: set[object]
+) -> Backing:
+    """The backing image, looked at if *unsafe* does not say otherwise; its files are added to *inputs*."""
     if unsafe:
         return Backing(backing, format)
     own = new_place(name, context.registry)
     spec = relative_to(parse_name(backing), own)
     if display(spec) == own.display():
         raise UsageError("an image cannot be its own backing image", file=name)
+    from .convert import identities
+
     # Only its size and format are asked: what it stands on in turn is none of this command's business.
     with open_image(spec, format, context=context, shallow=True) as base:
         if format is None:
             raise UsageError(
                 f"the backing image is given without its format: '{base.driver.name}' was detected", file=name
             )
+        inputs.update(identities([base]))
         return Backing(backing, format, base.size, base.details())
 
 

@@ -12,7 +12,7 @@ from ..engine.progress import Progress, Report
 from ..errors import UsageError
 from ..opening.creation import create_image
 from ..opening.graph import open_image
-from .convert import refuse_self
+from .convert import identities, refuse_self
 
 
 def dd(
@@ -46,7 +46,8 @@ def dd(
         length = image.size - start if count is None else min(count * block, image.size - start)
         counter = Progress(progress)
         counter.expect(length)
-        target = create_image(output, output_format, length, options or {}, context=context)
+        inputs = identities([image])
+        target = create_image(output, output_format, length, options or {}, context=context, inputs=inputs)
         try:
             plan = CopyPlan(zeroed=target.blank)
             copy(image, target, plan, source_offset=start, length=length, progress=counter, cancel=cancel)

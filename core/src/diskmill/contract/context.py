@@ -14,6 +14,9 @@ from .options import Option
 CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
 """What ``-t`` and ``-T`` take, with qemu-img's meanings."""
 
+OVERWRITES = ("replace", "in-place", "refuse")
+"""See :class:`Context`."""
+
 
 @dataclass
 class Context:
@@ -22,6 +25,8 @@ class Context:
     :param trust: which references inside images may be opened.
     :param secrets: secret id → bytes (``--object secret,id=…``).
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
+    :param overwrite: what becomes of a file that bears the name of a new output, one of :data:`OVERWRITES`: it is
+        replaced when the output is whole, written into, or left alone and the output refused.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
     :param guessed: takes the name of an image that is opened for writing, and whose format was guessed to be raw; None:
@@ -38,6 +43,7 @@ class Context:
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
     cache: str = "writeback"
     share: bool = False
+    overwrite: str = "replace"
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
     guessed: Callable[[str], None] | None = None

@@ -183,6 +183,8 @@ class Storage(Node):
     """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
     what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
+    in_place: bool = False
+    """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
     charged: Account = FREE
     """What tables that are read from it are charged to; the core sets it where a command opens it."""
 
@@ -209,10 +211,40 @@ class Storage(Node):
         """Dirty bitmaps that the storage keeps of itself (an NBD export may)."""
         return []
 
+    def settle(self, others: Sequence[Storage] = ()) -> None:
+        """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name.
+
+        :param others: the other new files of the image, which nobody opens without this one. They get their names with
+            it, all of them or none, and in such an order that what bears this one's name never stands on files that
+            are not its own.
+        """
+        for other in others:
+            other.settle()
+
     @property
     def settled(self) -> bool:
         """Whether it has its name: all has but a new output that was not settled."""
         return True
+
+    @property
+    def replaces(self) -> bool:
+        """Of a new output: whether it will take the place of something that is there."""
+        return False
+
+    def places(self) -> frozenset[object]:
+        """Of a new output: what it takes the place of. No two outputs may have any of that in common."""
+        return frozenset()
+
+    def follow(self, first: Storage) -> None:
+        """Of a new output: it goes with *first*, another, and what is there shall not end before what is at *first*
+        has: nobody would open that with what is written here.
+        """
+
+    def withhold(self, offset: int, length: int) -> None:
+        """Of a new output: the range is what makes it an image, so it shall be written last.
+
+        Where the file has no name before it is whole, that is given. The first 64 KiB need not be named.
+        """
 
     def remove(self) -> None:
         """Take its name away, so that nothing is left once it is closed."""
@@ -384,9 +416,19 @@ class Image(Node):
     def settle(self) -> None:
         """The image, made by ``create``, is whole: flush it, and let its files have their names, the main one last."""
         self.flush()
-        for child in reversed(list(self.children())):
-            if child is not self.backing and isinstance(child, Storage | Image):
-                child.settle()
+        main, *others = self.files()
+        if others:
+            main.settle(others)
+        else:
+            main.settle()
+
+    def files(self) -> Iterator[Storage]:
+        """The image's own files, its backing image's not counted: the one without which nobody opens it first."""
+        for child in self.children():
+            if isinstance(child, Storage):
+                yield child
+            elif child is not self.backing and isinstance(child, Image):
+                yield from child.files()
 
     def children(self) -> Iterator[Node]:
         """The nodes right below: ``file`` first."""

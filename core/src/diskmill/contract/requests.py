@@ -90,7 +90,8 @@ class CreateRequest:
     :param options: the driver's ``create`` options, validated.
     :param file: for a format driver, the empty storage to make it in.
     :param sibling: makes another output file, in the same folder, for formats of several files; it takes the
-        name that the finished file will have.
+        name that the finished file will have. Asked for before anything is written.
+    :param header: as *sibling*, for the file that will have the header in place of ``file``.
     :param compressed: whether all data will be stored compressed (``convert -c``).
     :param place: for a protocol driver, where the new bytes are to be.
     :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
@@ -104,6 +105,7 @@ class CreateRequest:
     file: Storage | None = None
     backing: Backing | None = None
     sibling: Callable[[str], Storage] | None = None
+    header: Callable[[str], Storage] | None = None
     compressed: bool = False
     like: Storage | None = None
     place: Place | None = None

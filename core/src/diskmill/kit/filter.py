@@ -82,8 +82,11 @@ class Filter(Storage):
     def allocated(self) -> int | None:
         return self.file.allocated()
 
-    def settle(self) -> None:
-        self.file.settle()
+    def settle(self, others: Sequence[Storage] = ()) -> None:
+        if isinstance(self.file, Storage):
+            self.file.settle(others)
+        else:
+            self.file.settle()
 
     @property
     def settled(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..contract import calls
@@ -27,6 +28,7 @@ def create_image(
     context: Context,
     backing: Backing | None = None,
     compressed: bool = False,
+    inputs: Iterable[object] = (),
 ) -> Image:
     """A new, empty image, open for writing, whose files do not have their names yet.
 
@@ -34,6 +36,8 @@ def create_image(
 
     :param size: the guest disk's size in bytes; it is rounded up to whole sectors.
     :param options: the format's and the protocol's ``create`` options, as typed or as values.
+    :param inputs: identities (:meth:`Storage.identity`) of files that are read for it, which no output may replace.
+    :raises UsageError: an output is one of those, or two outputs would be one file.
     """
     registry = context.registry
     driver = registry.format(format)
@@ -43,14 +47,40 @@ def create_image(
         raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
     place = new_place(name, registry)
     own, below = split_options(driver, place.driver, options, context.idle_options)
-    storage = new_storage(place, below, context)
-    made = [storage]
+    read, taken = frozenset(inputs), set[object]()
+    made: list[Storage] = []
 
-    def sibling(path: str) -> Storage:
-        made.append(new_storage(place.beside(path), below, context))
-        return made[-1]
+    def expect_free(places: Collection[object], where: str) -> None:
+        if not read.isdisjoint(places):
+            raise UsageError("the output is also an input", file=where)
+        if not taken.isdisjoint(places):
+            raise UsageError("it would be two files of the new image at once", file=where)
+
+    def output(where: Place) -> Storage:
+        identity = where.identity()
+        if identity is not None:  # where it is locked already, it would say so, and not why
+            expect_free([identity], where.display())
+        storage = new_storage(where, below, context)
+        made.append(storage)
+        places = storage.places()
+        expect_free(places, where.display())
+        taken.update(places)
+        return storage
+
+    def beside(path: str, *, leads: bool = False) -> Storage:
+        file = output(place.beside(path))
+        first, second = (file, storage) if leads else (storage, file)
+        if first.replaces and second.in_place and not first.in_place:
+            raise UnsupportedError(
+                f"it is written in place, and '{first.name}', which may go with it, would be replaced only afterwards: "
+                "remove that first",
+                file=second.name,
+            )
+        second.follow(first)
+        return file
 
     try:
+        storage = output(place)
         request = CreateRequest(
             name=name,
             context=context,
@@ -58,7 +88,8 @@ def create_image(
             options=validate(driver.options, own, when="create", driver=format),
             file=storage,
             backing=backing,
-            sibling=sibling,
+            sibling=beside,
+            header=partial(beside, leads=True),
             compressed=compressed,
         )
         image = calls.create_image(registry, driver, request)

@@ -86,15 +86,12 @@ def chain_of(image: Image | None) -> Iterator[Image]:
         image = image.backing
 
 
-def refuse_unreadable(image: Image, context: Context, *, upto: Image | None = None) -> None:
+def refuse_unreadable(image: Image, context: Context) -> None:
     """Refuse an image that cannot be read to its end, as far as drivers know beforehand.
 
-    :param upto: the image of the chain that need not be looked at, nor what lies below it.
     :raises ImageError: a VMDK does not stand on the parent that it was made for, say.
     """
     for one in chain_of(image):
-        if one is upto:
-            return
         calls.preflight(context.registry, one, "read")
 
 
@@ -124,7 +121,7 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
             if writable:
                 raise DriverError(f"it looks like {looks} (-f raw writes it as it is): {why}", file=node.name)
             context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
-        other = no_disk(data)
+        other = no_disk(data, node.name)
         if other is not None:
             if (writable or copied) and not context.as_qemu_img:
                 raise DriverError(f"it is {other}, and no disk (-f raw takes its bytes as they are)", file=node.name)

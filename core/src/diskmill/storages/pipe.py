@@ -6,6 +6,7 @@ Only formats that can be read from their first byte to their last make use of it
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -96,6 +97,11 @@ class PipeStorage(Storage):
             fd, self._fd = self._fd, -1
             with suppress(OSError):  # it was only read
                 os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+            warnings.warn(f"'{self.name}' was dropped without being closed", ResourceWarning, 2, source=self)
 
 
 class PipeDriver(ProtocolDriver):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..contract.extents import Extent, Kind
 from ..contract.node import Buffer, ReadBuffer, Storage
@@ -98,7 +98,7 @@ class Rehearsal(Filter):
     def barrier(self) -> None:
         """Nothing of it is meant to last."""
 
-    def settle(self) -> None:
+    def settle(self, others: Sequence[Storage] = ()) -> None:
         """A new file gets no name: it goes when it is closed."""
         self._settled = True
 

@@ -74,6 +74,13 @@ class LuksImage(FormatImage):
         if self.header is not None:
             yield self.header
 
+    def files(self) -> Iterator[Storage]:
+        """The header first: without it, nobody opens the payload."""
+        if isinstance(self.header, Storage):
+            yield self.header
+        if isinstance(self.file, Storage):
+            yield self.file
+
     def release(self, *, abandon: bool = False) -> None:
         self.volume.close()
         super().release(abandon=abandon)
@@ -182,8 +189,8 @@ def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
     header: Storage | None = None
     try:
         if options.get("header"):
-            assert request.sibling is not None
-            header = request.sibling(str(options["header"]))
+            assert request.header is not None
+            header = request.header(str(options["header"]))
         _install(volume.header, file if header is None else header)
         if alone:
             size = 0

@@ -145,6 +145,10 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
         pointer = c.CRYPTO_HEADER.new(offset=start * header.cluster_size, length=len(volume.header))
         header.set_extension(c.EXT_CRYPTO_HEADER, c.CRYPTO_HEADER.pack(pointer))
         first += -(-len(volume.header) // header.cluster_size)
+    data = None
+    if chosen.data_file is not None:  # before anything is written: what is there may be that very file
+        assert request.sibling is not None
+        data = request.sibling(chosen.data_file)
     if file.size:
         file.truncate(0)
     # Up to the last L1 entry: what fills a table's last cluster need not be there.
@@ -158,9 +162,7 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
         image.blank = chosen.preallocation == "off"  # space that nobody wrote decrypts to noise
         install(image, start * header.cluster_size)
     image.write_header()
-    if chosen.data_file is not None:
-        assert request.sibling is not None
-        data = request.sibling(chosen.data_file)
+    if data is not None:
         data.truncate(size)
         image.data = data
     if chosen.preallocation != "off":

@@ -77,11 +77,11 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
         file.write(DESCRIPTOR_AT * SECTOR, text)
         parts.append(HostedPart(file, read_header(file, name=request.name), 0, name=request.name))
     else:
+        assert request.sibling is not None
+        nodes = [request.sibling(line.name) for line in lines]  # before anything is written: two may be one file
         file.write(0, text)
         start = 0
-        for index, line in enumerate(lines):
-            assert request.sibling is not None
-            node = request.sibling(line.name)
+        for index, (line, node) in enumerate(zip(lines, nodes, strict=True)):
             image.adopt(index, node)
             parts.append(make_part(node, line, start, zeroed=zeroed))
             start = parts[-1].end

@@ -44,6 +44,10 @@ FOOTER = Structure(
     ],
 )
 
+GROWING = b"diskmill:growing"
+"""Begins the reserved bytes of a fixed image's footer while the image grows: there are two footers then. Eight bytes
+follow, big-endian: the file offset of the old one. Readers of VHD images do not look at reserved bytes."""
+
 HEADER = Structure(
     "Dynamic Disk Header",
     ">",

@@ -64,6 +64,7 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
     )
     if fixed:
         file.truncate(size)
+        file.withhold(size, SECTOR)
         file.write(size, sealed(FOOTER, footer))
         return FixedVpcImage(driver, file, footer, name=request.name, size=size, writable=True)
     header = HEADER.new(

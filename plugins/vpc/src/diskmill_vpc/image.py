@@ -30,6 +30,7 @@ from .c_vhd import (
     FIXED,
     FOOTER,
     GEOMETRY_CREATORS,
+    GROWING,
     HEADER,
     HEADER_COOKIE,
     MAX_GEOMETRY,
@@ -60,17 +61,48 @@ _KNOWN = 1 << 17
 class FixedVpcImage(FormatImage):
     """A fixed image: the guest disk, then the footer."""
 
-    window: int
-
     def __init__(self, driver: VpcDriver, file: Node, footer: Record, *, name: str, size: int, writable: bool) -> None:
         super().__init__(driver, file, name=name, size=size, writable=writable)
         self.footer = footer
-        self.window = 0
+        self.unfinished = self._old_footer()
+        """Where the footer is that a resize which did not end left in the disk; the guest has zeros there."""
+        if self.unfinished is None:
+            self.window = 0
         self.preallocated = True
         self.blank = file.blank
 
+    def _old_footer(self) -> int | None:
+        reserved = bytes(self.footer.reserved)
+        if not reserved.startswith(GROWING):
+            return None
+        at = int.from_bytes(reserved[len(GROWING) : len(GROWING) + 8], "big")
+        if not 0 <= at <= self.size - SECTOR:
+            return None
+        old = FOOTER.unpack(self.file.read(at, SECTOR))
+        mine = old.cookie == COOKIE and old.checksum == checksum(FOOTER, old) and old.unique_id == self.footer.unique_id
+        return at if mine and old.disk_type == FIXED and old.current_size == at else None
+
+    def finish(self) -> None:
+        """Take away what a resize that did not end left."""
+        if self.unfinished is not None:
+            self.file.zero(self.unfinished, SECTOR, unmap=False)
+            self.file.barrier()
+            self.unfinished = None
+            self.window = 0
+        if bytes(self.footer.reserved).startswith(GROWING):
+            self.footer.reserved = bytes(len(self.footer.reserved))
+            self.file.write(self.size, sealed(FOOTER, self.footer))
+            self.file.barrier()
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        yield Extent(offset, length, Kind.DATA, self.file, offset)
+        if self.unfinished is None:
+            yield Extent(offset, length, Kind.DATA, self.file, offset)
+            return
+        low, high, end = self.unfinished, self.unfinished + SECTOR, offset + length
+        for start, stop, kind in ((0, low, Kind.DATA), (low, high, Kind.ZERO), (high, self.size, Kind.DATA)):
+            start, stop = max(start, offset), min(stop, end)
+            if start < stop:
+                yield Extent(start, stop - start, kind, self.file, start)
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         return [Placement(offset, length, self.file, offset)]
@@ -88,8 +120,10 @@ class FixedVpcImage(FormatImage):
         """Make the guest disk at least *size* bytes: as large as its geometry can tell."""
         footer = copy(self.footer)
         size = resized(footer, size, self.size, self.name)
-        old = self.size
-        # The new footer goes behind the new end before the old one, which the guest would see, goes.
+        old, reserved = self.size, footer.reserved
+        if size > old:
+            footer.reserved = (GROWING + old.to_bytes(8, "big")).ljust(len(reserved), b"\0")
+        # The new footer goes behind the new end before the old one, which the guest would see, goes. It says so.
         self.file.write(size, sealed(FOOTER, footer))
         self.flush()
         if size > old:
@@ -101,13 +135,23 @@ class FixedVpcImage(FormatImage):
                 raise
             if preallocation != "off" and isinstance(self.file, Storage):
                 self.file.allocate(old, size - old, preallocation)
+            self.flush()
+            footer.reserved = reserved
+            self.file.write(size, sealed(FOOTER, footer))
         self.footer, self.size = footer, size
         self.flush()
 
     def check(self, repair: str) -> CheckResult:
-        """A fixed image has nothing but the footer, which was read when it was opened."""
+        """A fixed image has nothing but the footer, which was read when it was opened, and sometimes an old one."""
         blocks = -(-self.size // MiB)
-        return CheckResult(image_end_offset=self.size + SECTOR, total_clusters=blocks, allocated_clusters=blocks)
+        result = CheckResult(image_end_offset=self.size + SECTOR, total_clusters=blocks, allocated_clusters=blocks)
+        if self.unfinished is not None:
+            if repair == "all":
+                self.finish()
+                result.corruptions_fixed = 1
+            else:
+                result.found("corruption", f"the old footer, at offset {self.unfinished}, lies over the disk")
+        return result
 
 
 class VpcImage(BlockImage):
@@ -379,7 +423,15 @@ def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     if footer.disk_type == FIXED:
         if size > file.size - (SECTOR - 1):
             raise ImageError(f"truncated: the disk has {size} bytes, the file {file.size}", file=name)
-        return FixedVpcImage(driver, file, footer, name=name, size=size, writable=request.writable)
+        fixed = FixedVpcImage(driver, file, footer, name=name, size=size, writable=request.writable)
+        if fixed.unfinished is not None:
+            at = f"a resize of it did not end: its old footer still lies over the disk, at offset {fixed.unfinished}"
+            mends = request.writable and not request.repair
+            does = "it is taken away" if mends else "the disk reads as zeros there (check -r all takes it away)"
+            request.context.warn(f"'{name}': {at}; {does}")
+        if request.writable and not request.repair:
+            fixed.finish()
+        return fixed
     if footer.disk_type not in (DYNAMIC, DIFFERENCING):
         raise UnsupportedError(f"VHD images of type {footer.disk_type} are not supported", file=name)
     header = _header(file, footer, size, name)

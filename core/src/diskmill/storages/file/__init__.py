@@ -9,6 +9,7 @@ from ...contract.drivers import ProtocolDriver, hookimpl
 from ...contract.options import Option
 
 if TYPE_CHECKING:
+    from ...contract.node import Storage
     from ...contract.place import Place
     from ...contract.requests import CreateRequest, OpenRequest
     from .storage import FileStorage
@@ -70,7 +71,7 @@ class FileDriver(ProtocolDriver):
         return open_file(self, request)
 
     @hookimpl
-    def create(self, request: CreateRequest) -> FileStorage:
+    def create(self, request: CreateRequest) -> Storage:
         """A new file, which gets its name when it is settled."""
         from .storage import create_file
 

@@ -6,6 +6,7 @@ through a buffer that fits, and where a block is covered in part, the rest of it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...contract.node import Buffer, ReadBuffer, Requests
+from ...errors import StorageError
 from ...sizes import MiB, round_down, round_up
 from .storage import FileStorage
 
@@ -34,7 +36,7 @@ class DirectStorage(FileStorage):
     def __init__(self, driver: ProtocolDriver, name: str, fd: int, *, writable: bool, cache: str) -> None:
         super().__init__(driver, name, fd, writable=writable, cache=cache)
         self._align = _BLOCK
-        if self._device:
+        if self.is_device:
             from .space import device_sector
 
             self._align = device_sector(fd)
@@ -175,9 +177,9 @@ class DirectStorage(FileStorage):
         with self._growing, self._partial:
             super().truncate(size)
 
-    def settle(self) -> None:
+    def _finish(self) -> None:
         self._trim()
-        super().settle()
+        super()._finish()
 
     def close(self) -> None:
         try:
@@ -186,8 +188,13 @@ class DirectStorage(FileStorage):
         finally:
             super().close()
 
+    def _release(self) -> None:
+        with contextlib.suppress(StorageError):  # a file that fails has told so before
+            self._trim()
+        super()._release()
+
     def _trim(self) -> None:
         """Nothing is being written any more: cut off what was written only to fill the last block."""
-        if self._padded and not self._device:
+        if self._padded and not self.is_device:
             self._padded = False
             self.truncate(self.size)

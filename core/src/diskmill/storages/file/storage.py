@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import threading
+import warnings  # not when it is needed: that may be while Python ends, when nothing can be imported any more
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ _DIRECT = ("none", "directsync")
 _SYNC = ("writethrough", "directsync")
 _AHEAD = 65536
 """Bytes of a write from which it pays to ask for its space first."""
-_HEAD = 65536
-"""Bytes at the start of a block device that hold every format's header: zero until an output on it is whole."""
+HEAD = 65536
+"""Bytes at the start that hold every format's header: zero on a device, or a file, until an output on it is whole."""
 
 
 def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
@@ -69,31 +70,32 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
     return storage
 
 
-def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
-    """A new, empty file, which gets its name when it is settled; or the block device of that name, emptied.
+def create_file(driver: ProtocolDriver, request: CreateRequest) -> Storage:
+    """A new, empty file, which gets its name when it is settled; or the block device, or the file where the context
+    says so, that bears the name, emptied at the first write.
 
     :raises StorageError: it cannot be made. LockedError: another process uses what bears the name.
     """
     from .output import Output
 
-    name, cache = request.name, request.context.cache
-    flags = _flags(cache) | os.O_RDWR
+    name, context = request.name, request.context
+    flags = _flags(context.cache) | os.O_RDWR
     output = None
     try:
-        if request.like is None and _is_device(name):
-            fd = os.open(name, flags)
+        if request.like is None and (_is_device(name) or context.overwrite == "in-place" and os.path.exists(name)):
+            fd = os.open(name, flags | os.O_NONBLOCK)
         else:
-            output = Output(name, flags, None if request.like is None else _stat_of(request.like))
+            clobber = context.overwrite != "refuse"
+            output = Output(name, flags, None if request.like is None else _place_of(request.like), clobber=clobber)
             fd = output.fd
     except (OSError, ValueError) as error:
         raise _open_error(error, name, flags) from None
     try:
+        _expect_file(os.fstat(fd), name)
         lock(fd, name, writable=True)
-        storage = _class(cache)(driver, name, fd, writable=True, cache=cache)
+        storage = _class(context.cache)(driver, name, fd, writable=True, cache=context.cache)
         storage._output = output
-        if output is None:
-            storage._begin_anew()
-        else:
+        if not storage.is_device:
             from . import space
 
             storage._ahead = space.gains_by_allocation(fd)
@@ -104,11 +106,16 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> FileStorage:
         if output is not None:
             output.forget()
         raise
-    return storage
+    if output is not None:
+        return storage
+    from .inplace import InPlace
+
+    return InPlace(storage)
 
 
-def _stat_of(storage: Storage) -> os.stat_result:
-    return os.fstat(storage._fd) if isinstance(storage, FileStorage) else os.stat(storage.name)
+def _place_of(storage: Storage) -> int | str:
+    fd = storage.fileno()
+    return storage.name if fd is None else fd
 
 
 def _flags(cache: str) -> int:
@@ -177,10 +184,11 @@ class FileStorage(Storage):
         self._ahead = False
         """Whether to ask for space before each larger write."""
         info = os.fstat(fd)
-        self._device = stat.S_ISBLK(info.st_mode)
-        self._identity = (info.st_rdev,) if self._device else (info.st_dev, info.st_ino)
-        self.size = self._capacity = os.lseek(fd, 0, os.SEEK_END) if self._device else info.st_size
-        self.blank = not self._device
+        self.is_device = stat.S_ISBLK(info.st_mode)
+        """Whether it is a block device: its size is given, and it holds what was there before."""
+        self._identity = (info.st_rdev,) if self.is_device else (info.st_dev, info.st_ino)
+        self.size = self._capacity = os.lseek(fd, 0, os.SEEK_END) if self.is_device else info.st_size
+        self.blank = not self.is_device
         self._growing = threading.RLock()
         self._reaching: list[int] = []
         """Where the writes will end that are under way beyond the file's end."""
@@ -253,7 +261,7 @@ class FileStorage(Storage):
 
     def _expect_whole(self, offset: int) -> None:
         """Where the end was met at *offset*: fail if the file, which nobody should change, was longer when opened."""
-        if not self.writable and offset < self.size and os.fstat(self._fd).st_size < self.size and not self._device:
+        if not self.writable and offset < self.size and os.fstat(self._fd).st_size < self.size and not self.is_device:
             raise StorageError("it has become shorter while it was read", file=self.name, place=f"offset {offset}")
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -345,7 +353,7 @@ class FileStorage(Storage):
             if self._used is not None:
                 self._clear(offset)
                 self._used = max(self._used, end)
-            if end > self.size and (self._used is not None or not self._device):
+            if end > self.size and (self._used is not None or not self.is_device):
                 self.size = end
             self._reaching.append(end)
 
@@ -355,7 +363,7 @@ class FileStorage(Storage):
         Who believed it longer would let a table name what is beyond its end.
         """
         with self._growing:
-            if not self._device and self._fd >= 0:
+            if not self.is_device and self._fd >= 0:
                 others = [one for one in self._reaching if one != end]
                 self.size = min(self.size, max(os.fstat(self._fd).st_size, *others, 0))
 
@@ -384,10 +392,10 @@ class FileStorage(Storage):
                 end = min(end, self._used)  # the rest is zeros already
             if offset >= end:
                 return
-        if end > self.size and not self._device:
+        if end > self.size and not self.is_device:
             self._extend(end)
         try:
-            if self._device:
+            if self.is_device:
                 self._zero_device(offset, end)
             else:
                 ways = (space.punch, space.zero_range) if unmap and self.discards else (space.zero_range,)
@@ -431,7 +439,7 @@ class FileStorage(Storage):
             return
         end = min(offset + length, self.size)
         try:
-            if self._device:
+            if self.is_device:
                 low, high = self._sectors(offset, end)
                 if low < high:
                     space.device_discard(self._fd, low, high - low)
@@ -445,7 +453,7 @@ class FileStorage(Storage):
             self._change = object()
 
     def truncate(self, size: int) -> None:
-        if self._device:
+        if self.is_device:
             if size > self._capacity:
                 raise StorageError(
                     f"the device has {self._capacity} bytes, too few for {size}", file=self.name, errno=errno.ENOSPC
@@ -482,7 +490,7 @@ class FileStorage(Storage):
             self._write_zeros(offset, offset + length)
             self.flush()
             return
-        if self._device:
+        if self.is_device:
             if self._used is not None:
                 self.truncate(max(self.size, offset + length))
             return  # its space is there
@@ -531,28 +539,50 @@ class FileStorage(Storage):
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        self._clear(self.size)
-        self._used = None
-        output = self._output
-        if output is None:
-            return
+    def settle(self, others: Sequence[Storage] = ()) -> None:
+        named = [self, *(one for one in others if isinstance(one, FileStorage))]
+        for one in named:
+            one._finish()
+        for other in others:
+            if other not in named:
+                other.settle()
+        outputs = [one._output for one in named if one._output is not None]
+        durable = self.cache != "unsafe"
         try:
-            output.settle(durable=self.cache != "unsafe")
+            if len(outputs) > 1 and self._output is not None:
+                from .output import settle_together
+
+                settle_together(outputs, durable)
+            else:
+                for output in reversed(outputs):
+                    output.settle(durable)
         except OSError as error:
             raise StorageError.from_os(error, self.name, "give the finished output its name") from None
         finally:
-            if output.named:
-                self._output = None
-                output.forget()
+            for one in named:
+                if one._output is not None and one._output.named:
+                    one._output.forget()
+                    one._output = None
+
+    def _finish(self) -> None:
+        """What makes it whole, before it gets its name."""
+        self._clear(self.size)
+        self._used = None
 
     @property
     def settled(self) -> bool:
         return self._output is None
 
+    @property
+    def replaces(self) -> bool:
+        return self._output is not None and self._output.replaces
+
+    def places(self) -> frozenset[object]:
+        return frozenset((self._identity,)) if self._output is None else self._output.places()
+
     def remove(self) -> None:
         try:
-            if self._device or not os.path.samestat(os.lstat(self.name), os.fstat(self._fd)):
+            if self.is_device or not os.path.samestat(os.lstat(self.name), os.fstat(self._fd)):
                 raise StorageError("it is another file by now", file=self.name, place="remove")
             os.unlink(self.name)
         except OSError as error:
@@ -571,6 +601,23 @@ class FileStorage(Storage):
         if self._fd >= 0:
             self._release()
 
+    def __del__(self) -> None:
+        """Dropped without being closed: give the locks back, and say so.
+
+        Tables that an image above has in memory are not written. Objects that go together go in any order, and an
+        image is as good as at its last flush at any time.
+        """
+        if getattr(self, "_fd", -1) < 0:
+            return
+        kept = self.writable and self._output is None
+        with contextlib.suppress(StorageError):
+            self._release()
+        text = f"'{self.name}' was dropped without being closed"
+        if kept:  # of this everybody is told, and not only who asks for warnings of resources
+            warnings.warn(f"{text}: what was written to it since the last flush may be lost", RuntimeWarning, 2)
+        else:
+            warnings.warn(text, ResourceWarning, 2, source=self)
+
     def _release(self) -> None:
         if self._used is not None:
             self._used = None
@@ -585,15 +632,19 @@ class FileStorage(Storage):
         except OSError as error:
             raise StorageError.from_os(error, self.name, "close") from None
 
-    def _begin_anew(self) -> None:
-        """Take the device for an empty file that grows."""
-        self._blank_head()
-        self.size = self._used = 0
-        self.blank = True
+    def begin_anew(self) -> None:
+        """Let a file be empty, or take a device for an empty file that grows."""
+        if self.is_device:
+            self._blank_head()
+            self.size = self._used = 0
+            self.blank = True
+        else:
+            self.truncate(0)
+            self.flush()
 
     def _blank_head(self) -> None:
         """Let nothing on the device look like an image."""
-        self._write_zeros(0, min(_HEAD, self._capacity))
+        self._write_zeros(0, min(HEAD, self._capacity))
         self.flush()
 
     def _error(self, error: OSError | OverflowError, place: str) -> StorageError:
