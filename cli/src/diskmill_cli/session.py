@@ -29,6 +29,8 @@ class Session:
         self.trust = trust
         self.plain = plain
         self.quiet = False
+        self.count_includes_skipped = False
+        """Whether the blocks that ``dd`` skips are among those that it counts, as in qemu-img 7.2."""
 
     @property
     def version(self) -> str:
