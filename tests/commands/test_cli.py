@@ -179,3 +179,13 @@ def test_an_option_without_effect_is_taken_under_the_name_qemu_img_only(tmp_path
     assert done.returncode == 1 and f"no option '{option.partition('=')[0]}'" in done.stderr
     run(Path(sys.executable).with_name("qemu-img"), *words, cwd=tmp_path)
     assert (tmp_path / "disk.vpc").exists()
+
+
+def test_dd_counts_what_it_copies(tmp_path: Path) -> None:
+    """As the manual says; the drop-in counts as release 7.2 does (cases.txt)."""
+    data = bytes(range(256)) * 16
+    (tmp_path / "in").write_bytes(data)
+    diskmill(
+        "dd", "-f", "raw", "-O", "raw", "bs=512", "count=3", "skip=2", f"if={tmp_path / 'in'}", f"of={tmp_path / 'out'}"
+    )
+    assert (tmp_path / "out").read_bytes() == data[1024:2560]

@@ -39,6 +39,8 @@ class Session:
         self.overwrite = overwrite
         self.plain = plain
         self.quiet = False
+        self.count_includes_skipped = False
+        """Whether the blocks that ``dd`` skips are among those that it counts, as in qemu-img 7.2."""
 
     @property
     def version(self) -> str:

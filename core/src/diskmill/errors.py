@@ -16,6 +16,8 @@ class DiskmillError(Exception):
     """
 
     exit_code = 1
+    opening: str | None = None
+    """The name of the image that could not be opened, where that is what failed, as the user gave it."""
 
     def __init__(self, cause: str, *, file: str | None = None, place: str | None = None) -> None:
         super().__init__(cause)

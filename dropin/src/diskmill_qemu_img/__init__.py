@@ -23,6 +23,7 @@ class QemuImg(Session):
 
     def __init__(self) -> None:
         super().__init__("qemu-img", trust="anything", overwrite="in-place", plain=True)
+        self.count_includes_skipped = True
 
     @property
     def version(self) -> str:

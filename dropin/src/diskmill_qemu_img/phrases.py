@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 
-from diskmill.errors import DiskmillError, LockedError, StorageError
+from diskmill.errors import DiskmillError, printable
 
+_LOCKED = 'Failed to get "write" lock. Is another process using the image?'
 _PHRASES = (
     (r"'[^']*': format '([^']+)' does not support checks", r"This image format does not support checks ('\1')"),
     (r"unknown format '([^']*)'", r"Unknown file format '\1', Unknown driver '\1'"),
     (r"unknown protocol '([^']*)'", r"Unknown protocol '\1'"),
-    (r"('[^']*'): needs features that are not supported: ", r"Could not open \1: Unsupported qcow2 feature(s): "),
+    (r"needs features that are not supported: ", "Unsupported qcow2 feature(s): "),
+    (r"not a qcow2 image", "Image is not in qcow2 format"),
     (
-        r"('[^']*'): not an? (\w+)\b",
-        lambda match: f"Could not open {match[1]}: Image is not in {match[2].lower()} format",
+        r"the output is also an input",
+        'the output is also an input (Failed to get "write" lock. Is another process using the image?)',
     ),
     (r"the image has no backing image", "Image does not have a backing file"),
     (r"format '([^']*)' does not support compression", r"Compression not supported for this file format ('\1')"),
@@ -26,22 +28,18 @@ _PHRASES = (
     (r"command not found: '([^']*)'", r"Command not found: \1"),
     (r": is another process using the image", ". Is another process using the image"),
 )
-_NEEDED = re.compile(r"needed as the backing file of ('.*')$", re.DOTALL)
+_BACKING = "needed as the backing file of "
 
 
 def message(error: DiskmillError) -> str:
     """What the drop-in says of *error*."""
     text = str(error)
-    if isinstance(error, StorageError) and error.file is not None:
-        needed = _NEEDED.match(error.place or "")
-        if needed:
-            text = f"Could not open {needed[1]}: Could not open backing file: Could not open {_without_place(error)}"
-        elif error.place is None and (error.errno or isinstance(error, LockedError)):
-            text = f"Could not open {text}"
+    if error.opening is not None:
+        if (error.place or "").startswith(_BACKING):
+            text = f"Could not open backing file: Could not open {type(error)(error.cause, file=error.file)}"
+        elif error.file == error.opening:
+            text = ": ".join(part for part in (error.place, error.cause) if part)
+        text = printable(f"Could not open '{error.opening}': {text}")
     for pattern, phrase in _PHRASES:
         text = re.sub(pattern, phrase, text, count=1)
     return text
-
-
-def _without_place(error: StorageError) -> str:
-    return str(StorageError(error.cause, file=error.file))

@@ -41,7 +41,8 @@ def run(arguments: Arguments, session: Session) -> int:
     existing = arguments.has("existing")
     if existing and options:
         raise UsageError("-o has no effect with -n: the output exists already")
-    if arguments.has("backing") and not (arguments.has("backing_format") or options.get("backing_fmt")):
+    named = arguments.has("backing_format") or options.get("backing_fmt")
+    if arguments.has("backing") and not named and not existing:  # which says itself what it stands on
         raise UsageError("a backing image needs its format: name it with -F")
     damage: list[DiskmillError] = []
 

@@ -26,13 +26,17 @@ def run(arguments: Arguments, session: Session) -> int:
         values[key] = value
     if "if" not in values or "of" not in values:
         raise UsageError("must specify both input and output file names (if= and of=)")
+    skip = _number(values, "skip", 0)
+    count = _number(values, "count", 0) if "count" in values else None
+    if count is not None and session.count_includes_skipped:
+        count = max(count - skip, 0)
     with shown(arguments, session, "dd") as report:
         dd(
             values["if"],
             values["of"],
             block=_number(values, "bs", 512, low=1),
-            count=_number(values, "count", 0) if "count" in values else None,
-            skip=_number(values, "skip", 0),
+            count=count,
+            skip=skip,
             format=arguments.one("format"),
             output_format=common.format_of(arguments, "output_format"),
             image_opts=arguments.has("image_opts"),

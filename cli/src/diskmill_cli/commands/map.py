@@ -67,13 +67,18 @@ def lines(entries: Iterable[MapEntry]) -> Iterator[str]:
     """
     from diskmill.errors import UnsupportedError
 
-    yield f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File"
+    heading: str | None = f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File"
     for entry in entries:
         if not entry.data or entry.zero:
             continue
         if entry.offset is None:
             raise UnsupportedError("the image has compressed, encrypted or external data: use --output=json")
+        if heading:  # only now: what cannot be mapped prints nothing that looks like a map
+            yield heading
+            heading = None
         yield f"{_hex(entry.start)}{_hex(entry.length)}{_hex(entry.offset)}{entry.filename}"
+    if heading:
+        yield heading
 
 
 def _hex(value: int) -> str:

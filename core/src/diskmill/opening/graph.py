@@ -54,6 +54,30 @@ def open_image(
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
+    shown = name if isinstance(name, str) else display(name)
+    try:
+        spec = _spec(name, format, image_opts)
+        if writable and not rehearse and context.share:
+            raise UsageError("an image that other processes may write (-U) can only be read", file=display(spec))
+        opener = _Opener(
+            context,
+            shallow=shallow,
+            backing=backing,
+            writable_backing=writable_backing,
+            repair=repair,
+            rehearse=rehearse,
+            copied=copied,
+        )
+        return opener.graph(spec, _Wish(context, writable))
+    except RecursionError:
+        raise ImageError("what it stands on is nested too deeply", file=shown) from None
+    except DiskmillError as error:
+        error.opening = shown
+        raise
+
+
+def _spec(name: str | Mapping[str, Any], format: str | None, image_opts: bool) -> Spec:
+    """The node options of the image *name*, whose format is *format*."""
     if isinstance(name, str):
         spec = parse_options(name) if image_opts else parse_name(name)
     else:
@@ -62,21 +86,7 @@ def open_image(
         if spec.get("driver", format) != format:
             raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
         spec["driver"] = format
-    if writable and not rehearse and context.share:
-        raise UsageError("an image that other processes may write (-U) can only be read", file=display(spec))
-    opener = _Opener(
-        context,
-        shallow=shallow,
-        backing=backing,
-        writable_backing=writable_backing,
-        repair=repair,
-        rehearse=rehearse,
-        copied=copied,
-    )
-    try:
-        return opener.graph(spec, _Wish(context, writable))
-    except RecursionError:
-        raise ImageError("what it stands on is nested too deeply", file=display(spec)) from None
+    return spec
 
 
 def chain_of(image: Image | None) -> Iterator[Image]:
