@@ -67,6 +67,13 @@ TRUST = Option(
     "WHAT",
     panel=_ACCESS,
 )
+LIMITS = Option(
+    "limits",
+    ("--limits",),
+    "What opening images may cost, for instance memory=1G,work=10M,chain=2000,files=10000.",
+    "LIMITS",
+    panel=_ACCESS,
+)
 PROGRESS = Option(
     "progress",
     ("-p", "--progress"),
@@ -88,7 +95,7 @@ SNAPSHOT = Option(
     panel=_IMAGE,
 )
 
-ACCESS = (OBJECT, SHARE, TRUST)
+ACCESS = (OBJECT, SHARE, TRUST, LIMITS)
 """What every command that opens images takes."""
 
 
@@ -99,6 +106,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     :raises UsageError: a bad cache mode, trust or object.
     """
     from diskmill.context import Context
+    from diskmill.limits import Budget, Limits
 
     mode = arguments.one(key) or cache
     if mode not in CACHE_MODES:
@@ -116,7 +124,13 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         warn=session.warn,
         idle_options=session.idle_options(),
         ask=_asker(session),
+        budget=Budget(Limits.parse(_last(arguments.all("limits")) or os.environ.get("DISKMILL_LIMITS", ""))),
     )
+
+
+def _last(values: list[str]) -> str:
+    """The last of *values* that says something."""
+    return next((value for value in reversed(values) if value), "")
 
 
 def _asker(session: Session) -> Callable[[str], bytes] | None:

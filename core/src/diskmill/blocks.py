@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from . import tables
 from .errors import ImageError, UnsupportedError
 from .extents import Extent, Kind, Placement
+from .limits import contents
 from .node import Image, Node, Storage
 from .sizes import KiB, MiB
 from .tables import Run
@@ -486,7 +487,8 @@ class BlockImage(Image):
                         self.table.set(low, many, drop, 0)
                 outside.clear()
         _tell(result, outside, "outside the data area of the file")
-        budget = self.file.size  # a repair copies no more than that: an image may name one block a million times
+        # A repair copies no more than the file holds: an image may name one block a million times.
+        budget = contents(self.file) if repair else 0
         for first, count in self._twins(end):
             parted = min(budget // self.block_size, count) if repair else 0
             for block in range(first, first + parted):

@@ -306,6 +306,7 @@ class _Opener:
             if spec.get(role) is not None and role not in roles:
                 references.append(Reference(role, ""))
         first = len(self.jobs)
+        files: dict[str, Node] = {}
         for reference in references:
             if reference.role == "backing" and not self.backing:
                 continue
@@ -315,9 +316,27 @@ class _Opener:
                     continue
                 target = parse_name(given) if isinstance(given, str) else child_options(given)
             else:
-                target = self.admitted(image, reference)
+                self.attach_named(image, reference, job.depth, above, files)
+                continue
             self.attached(image, reference, self.referred(image, reference, target, job.depth, above))
         self.jobs[first:] = reversed(self.jobs[first:])  # the first one is looked into first
+
+    def attach_named(
+        self, image: Image, reference: Reference, depth: int, above: _Above, files: dict[str, Node]
+    ) -> None:
+        """Open what *image* names, and let it have that. A file that it names again to read from it is opened once.
+
+        :param files: the files that were opened so.
+        """
+        once = reference.storage and not (image.writable and reference.writable)
+        known = files.get(reference.name) if once else None
+        if known is not None:
+            image.attach(reference, known)
+            return
+        node = self.referred(image, reference, self.admitted(image, reference), depth, above)
+        self.attached(image, reference, node)
+        if once:
+            files[reference.name] = node
 
     def attached(self, image: Image, reference: Reference, node: Node) -> None:
         """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
@@ -336,12 +355,12 @@ class _Opener:
 
     def attach_extents(self, image: Image, depth: int, above: _Above) -> None:
         """Open the files that are part of *image* itself, as far as they can be: they too tell what it is."""
+        files: dict[str, Node] = {}
         for reference in image.references:
             if reference.role != "extent":
                 continue
             try:
-                node = self.referred(image, reference, self.admitted(image, reference), depth, above)
-                self.attached(image, reference, node)
+                self.attach_named(image, reference, depth, above, files)
             except LimitError:
                 raise
             except DiskmillError as error:

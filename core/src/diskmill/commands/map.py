@@ -67,6 +67,7 @@ class _Level(NamedTuple):
 def _entries(top: Image, start: int, end: int, names: dict[int, str], context: Context) -> Iterator[MapEntry]:
     """Guest bytes *start* to *end* of *top*, neighbours not merged. Without recursion, as chains can be long."""
     asked: dict[int, bool] = {}
+    files = _Files()
 
     def look(image: Image, start: int, end: int, depth: int, shift: int) -> _Level:
         if start >= end:
@@ -104,13 +105,15 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                 moved = shift + extent.start - extent.offset
                 level = look(extent.node, extent.offset, extent.offset + extent.length, depth, moved)
                 break
-            elif extent.kind is Kind.DATA and extent.node is not None and (sparse or _is_extent(image, extent.node)):
+            elif (
+                extent.kind is Kind.DATA and extent.node is not None and (sparse or files.is_extent(image, extent.node))
+            ):
                 moved = shift + extent.start - extent.offset
                 for part in walk(extent.node, extent.offset, extent.length):
                     work += 1
-                    yield _entry(part, image, depth, names, start=part.start + moved, hole=part.reads_as_zeros)
+                    yield _entry(part, image, depth, names, files, start=part.start + moved, hole=part.reads_as_zeros)
             else:
-                yield _entry(extent, image, depth, names, start=extent.start + shift)
+                yield _entry(extent, image, depth, names, files, start=extent.start + shift)
         else:
             if not stack:
                 return
@@ -123,7 +126,7 @@ def _beyond(extent: Extent, depth: int, shift: int) -> MapEntry:
 
 
 def _entry(
-    extent: Extent, image: Image, depth: int, names: dict[int, str], *, start: int, hole: bool = False
+    extent: Extent, image: Image, depth: int, names: dict[int, str], files: _Files, *, start: int, hole: bool = False
 ) -> MapEntry:
     zero = hole or extent.reads_as_zeros
     encoded = extent.kind is Kind.ENCODED
@@ -138,35 +141,49 @@ def _entry(
         data=not zero or hole and (image.window is None or bool(image.preallocated)),
         compressed=encoded and extent.unit > 0,
         offset=extent.offset if placed else None,
-        filename=_name(extent, image, names[depth]) if placed else None,
+        filename=files.name(extent, image, names[depth]) if placed else None,
     )
 
 
-def _name(extent: Extent, image: Image, shown: str) -> str:
-    """The name of the file that *extent* lives in: as the user named the image, or as the image names it."""
-    node = extent.node
-    assert node is not None
-    if storage_of(image) is node:
-        return shown
-    reference = _reference(image, node)
-    full = full_name(shown, reference.name) if reference else None
-    return os.path.normpath(full) if full else node.name
+class _Files:
+    """What images say about the files that their data lies in: there may be thousands, each with its own name."""
 
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, int], str] = {}
+        self._extents: dict[tuple[int, int], bool] = {}
+        self._known: dict[int, dict[str, Reference]] = {}
 
-def _reference(image: Image, node: Node) -> Reference | None:
-    """What *image* says about its child *node*, a file of its data."""
-    path = os.path.realpath(node.name)
-    for reference in image.references:
-        full = full_name(image.name, reference.name)
-        if reference.role != "backing" and full is not None and os.path.realpath(full) == path:
-            return reference
-    return None
+    def name(self, extent: Extent, image: Image, shown: str) -> str:
+        """The name of the file that *extent* lives in: as the user named the image, or as the image names it."""
+        node = extent.node
+        assert node is not None
+        key = id(image), id(node)
+        if key not in self._names:
+            self._names[key] = shown if storage_of(image) is node else self._as_named(image, node, shown)
+        return self._names[key]
 
+    def _as_named(self, image: Image, node: Node, shown: str) -> str:
+        reference = self._reference(image, node)
+        full = full_name(shown, reference.name) if reference else None
+        return os.path.normpath(full) if full else node.name
 
-def _is_extent(image: Image, node: Node) -> bool:
-    """Whether *node* is a file of plain data, whose holes are the guest's."""
-    reference = None if node is image.file else _reference(image, node)
-    return reference is not None and reference.role == "extent"
+    def is_extent(self, image: Image, node: Node) -> bool:
+        """Whether *node* is a file of plain data, whose holes are the guest's."""
+        key = id(image), id(node)
+        if key not in self._extents:
+            reference = None if node is image.file else self._reference(image, node)
+            self._extents[key] = reference is not None and reference.role == "extent"
+        return self._extents[key]
+
+    def _reference(self, image: Image, node: Node) -> Reference | None:
+        """What *image* says about its child *node*, a file of its data."""
+        if id(image) not in self._known:
+            known = self._known[id(image)] = {}
+            for reference in image.references:
+                full = full_name(image.name, reference.name)
+                if reference.role != "backing" and full is not None:
+                    known.setdefault(os.path.realpath(full), reference)
+        return self._known[id(image)].get(os.path.realpath(node.name))
 
 
 def _mostly_holes(image: Image) -> bool:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill import tables
-from diskmill.blocks import BlockTable
+from diskmill.blocks import LARGE, BlockTable
 from diskmill.errors import ImageError
+from diskmill.extents import Kind
 from diskmill.limits import READ_PER_WORK, Meter
+from diskmill.node import Storage
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
@@ -86,6 +88,11 @@ class L1(BlockTable):
         step = 64
         while index < end:
             number, at = divmod(index, self.page)
+            if not at and number not in self._pages:
+                skipped = self._hole(index, end)
+                if skipped:
+                    index += skipped
+                    continue
             page = self._page(number)
             upto = min(at + step, at + end - index, len(page))
             raw = memoryview(page)[at:upto].tobytes()
@@ -95,6 +102,16 @@ class L1(BlockTable):
             index += upto - at
             step *= 8
         return end
+
+    def _hole(self, index: int, end: int) -> int:
+        """How many whole pages of entries from *index* on are in memory nowhere, and in the file a hole; as entries."""
+        node, place, size = self.node, self.offset + index * 8, (end - index) * 8
+        if self._dirty or size < LARGE or not isinstance(node, Storage) or place + size > node.size:
+            return 0
+        first = next(iter(node.extents(place, size)))
+        if first.kind is not Kind.ZERO:
+            return 0
+        return end - index if first.length == size else first.length // 8 // self.page * self.page
 
     def written(self) -> None:
         """The disk has what was changed."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TOLD = 100
 """Findings told in words; the rest only count."""
-_SLOTS = 1 << 27
+_SLOTS = 1 << 26
 """Grains in a file, up to which it is looked whether one is used twice: it takes a byte for each."""
 
 
@@ -32,7 +32,7 @@ def check_vmdk(image: VmdkImage, repair: str) -> CheckResult:
     """
     result = CheckResult(image.name, "vmdk")
     for part in image.parts:
-        if isinstance(part, GrainPart):
+        if isinstance(part, GrainPart) and part.twin is None:
             _Checker(part, result).run(repair == "all" and isinstance(part, HostedPart))
     return result
 

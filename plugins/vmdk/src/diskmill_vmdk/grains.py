@@ -75,6 +75,8 @@ class GrainPart(Part):
             raise ImageError("the grain directory lies beyond the end of the file", file=name, place="header")
         self._directory: array[int] | None = None
         self._recent: tuple[int, array[int]] = (0, array("I"))
+        self.twin: GrainPart | None = None
+        """Another part of the disk that is the same extent, whose directory serves for both."""
         self.changed: dict[int, array[int]] = {}
         """Grain tables in memory, by their place in the directory: these hold, not those in the file."""
 
@@ -83,7 +85,10 @@ class GrainPart(Part):
     @property
     def directory(self) -> array[int]:
         """The sectors of the grain tables; 0: there is none, 1: all its grains are zeros (where ``zeroed``)."""
+        if self.twin is not None:
+            return self.twin.directory
         if self._directory is None:
+            self.node.account.charge(self.count * self.width, "a grain directory", self.name)
             directory = self.read_directory(self.directory_offset)
             refuse_duplicates(directory, self.name)
             self._directory = directory
@@ -131,7 +136,26 @@ class GrainPart(Part):
             return recent[(first - at) * self.per_table : (first - at + count) * self.per_table]
         result = self.read_tables(first, sector, count)
         self._recent = (first, result)
+        self.node.account.hold(self, len(result) * self.width)
         return result
+
+    def shrink(self) -> None:
+        """See :class:`diskmill.limits.Cache`."""
+        self._recent = (0, array("I"))
+        self.node.account.hold(self, 0)
+
+    def same_as(self, other: GrainPart) -> bool:
+        """Whether *other*, whose file is the same, has the same tables."""
+        mine = (type(self), self.directory_offset, self.count, self.width, self.unit, self.per_table, self.zeroed)
+        return mine == (
+            type(other),
+            other.directory_offset,
+            other.count,
+            other.width,
+            other.unit,
+            other.per_table,
+            other.zeroed,
+        )
 
     # -- the map ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from diskmill.references import Reference
 from diskmill.sizes import SECTOR
 
 from .descriptor import NO_PARENT, Descriptor
+from .grains import GrainPart
 from .hosted import HostedPart
 from .parts import FlatPart, MissingPart, Part
 
@@ -59,6 +60,8 @@ class VmdkImage(Image):
         self._parent_matches = True
         self._overlay: VmdkImage | None = None
         self._attached: dict[int, Node] = {}
+        self._sparse: dict[object, GrainPart] = {}
+        """The first sparse part in each file: a descriptor may name one file a thousand times."""
 
     # -- putting it together ------------------------------------------------------------------------------------
 
@@ -73,6 +76,12 @@ class VmdkImage(Image):
         self.unit = max(units) if units else 1
         # Flat files have holes of their own; in sparse extents a grain is data, or is not there.
         self.preallocated = any(isinstance(part, FlatPart) for part in self.parts)
+
+    def _add_unit(self, part: Part) -> None:
+        """As :meth:`_set_unit`, when nothing but *part* is new."""
+        if part.unit != 1:
+            self.unit = max(self.unit, part.unit)
+        self.preallocated = self.preallocated or isinstance(part, FlatPart)
 
     def attach(self, reference: Reference, node: Node) -> None:
         if reference.role != "extent":
@@ -89,8 +98,13 @@ class VmdkImage(Image):
         placeholder = self.parts[reference.key]
         # A resize that did not end may have made it longer already.
         longer = {one.sectors for one in self.descriptor.planned if one.name == line.name}
-        self.parts[reference.key] = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
-        self._set_unit()
+        part = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
+        self.parts[reference.key] = part
+        if isinstance(part, GrainPart) and isinstance(node, Storage) and not self.writable:
+            first = self._sparse.setdefault(node.identity(), part)
+            if first is not part and node.identity() is not None and part.same_as(first):
+                part.twin = first
+        self._add_unit(part)
         if self.writable:
             self.check_writable()
 
