@@ -8,8 +8,8 @@ A module holds what is alike. To add a file, write a function that is given a pa
     @attack("qcow2/my kind", bits=(9, 16))  # one file for each value
     def my_kind(path: Path, bits: int) -> None: ...
 
-``test_attacks.py`` runs each with every command that reads, and holds it against the budgets. What stands beside the file (extents,
-backing images) goes into the same folder, which is its own.
+``test_attacks.py`` runs each with every command that reads, and holds it against the budgets. What stands beside the
+file (extents, backing images) goes into the same folder, which is its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MODULES = ("qcow2", "flat", "levels", "vmdk", "chunks", "chains")
-"""The modules of the corpus; the first word of a name says which one it comes from."""
+"""The modules of the corpus."""
 
 
 class Attack(NamedTuple):
@@ -29,6 +29,7 @@ class Attack(NamedTuple):
 
     name: str
     write: Callable[[Path], None]
+    module: str
 
 
 _corpus: list[Attack] = []
@@ -38,10 +39,11 @@ def attack(name: str, **values: tuple[Any, ...]) -> Callable[[Callable[..., None
     """Put the decorated function into the corpus: once for each combination of *values*, which are its arguments."""
 
     def add(write: Callable[..., None]) -> Callable[..., None]:
+        home = write.__module__.rpartition(".")[2]
         for chosen in itertools.product(*values.values()):
             given = dict(zip(values, chosen, strict=True))
             full = " ".join((name, *(f"{key}={value}" for key, value in given.items())))
-            _corpus.append(Attack(full, lambda path, given=given: write(path, **given)))  # type: ignore[misc]
+            _corpus.append(Attack(full, lambda path, given=given: write(path, **given), home))
         return write
 
     return add

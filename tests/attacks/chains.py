@@ -29,7 +29,7 @@ def overlay(path: Path, *, bits: int, size: int, entries: int, backing: str, tai
     put(path, (0, head + kind), (256, name), size=4 * cluster + entries * 8 + tail)
 
 
-@attack("chains/large L1", count=(30, 300), content=("holes", "entries"))
+@attack("chains/large L1", count=(300,), content=("holes", "entries"))
 def large_l1(path: Path, count: int, content: str) -> None:
     """A chain of images that each have an L1 table of 32 MiB, all holes or with some entries."""
     entries = 1 << 22
@@ -66,7 +66,7 @@ def turns(path: Path, count: int) -> None:
             file.write(words(array("Q", [0, 1] * 4096)))
 
 
-@attack("chains/parallels bundle", count=(350, 999), clusters=(1, 4096))
+@attack("chains/parallels bundle", count=(350, 999), clusters=(4096,))
 def bundle(path: Path, count: int, clusters: int) -> None:
     """A Parallels bundle of many images, each of which stands on the next one."""
     tracks = 2048

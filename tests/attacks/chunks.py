@@ -13,7 +13,7 @@ from encoders.dmg import SECTOR, property_list
 from . import attack, put
 
 
-@attack("cloop/holes", count=((1 << 31) - 2, 1 << 24), block=(512, 1 << 20, 64 << 20))
+@attack("cloop/holes", count=((1 << 31) - 2, 1 << 24), block=(512, 64 << 20))
 def cloop_holes(path: Path, count: int, block: int) -> None:
     """Offsets of billions of blocks, all holes of the file."""
     count = min(count, ((1 << 63) - 512) // block)
@@ -25,7 +25,7 @@ def cloop_holes(path: Path, count: int, block: int) -> None:
     )
 
 
-@attack("cloop/one block", count=(1000, 100_000), block=(65536, 1 << 20), way=("same", "turns"))
+@attack("cloop/one block", count=(100_000,), block=(65536,), way=("same", "turns"))
 def cloop_same(path: Path, count: int, block: int, way: str) -> None:
     """Blocks that all have the same place (and so no bytes), or one that comes back by turns."""
     payload = zlib.compress(bytes(block), 9)
@@ -40,7 +40,7 @@ def cloop_same(path: Path, count: int, block: int, way: str) -> None:
     )
 
 
-@attack("dmg/one chunk", count=(1000, 100_000), sectors=(8, 2048, 131072), kind=("raw", "zlib", "zero"))
+@attack("dmg/one chunk", count=(100_000,), sectors=(8, 2048, 131072), kind=("raw", "zlib", "zero"))
 def dmg_same(path: Path, count: int, sectors: int, kind: str) -> None:
     """Chunks that all have the same stored bytes."""
     length = sectors * SECTOR

@@ -54,7 +54,7 @@ def l2(contents: str, bits: int, data: int, entries: int) -> array[int]:
     return array("Q", [1 << 62 | data]) * entries
 
 
-@attack("qcow2/one L2 for all", contents=CONTENTS, bits=(9, 12, 16), entries=(1 << 10, 100_000))
+@attack("qcow2/one L2 for all", contents=CONTENTS, bits=(9, 16), entries=(100_000,))
 def one_l2(path: Path, contents: str, bits: int, entries: int) -> None:
     """All L1 entries name one L2 table."""
     size = 1 << bits
@@ -71,7 +71,8 @@ def one_l2(path: Path, contents: str, bits: int, entries: int) -> None:
     )
 
 
-@attack("qcow2/two L2 by turns", contents=CONTENTS, entries=(100_000, 1 << 22))
+@attack("qcow2/two L2 by turns", contents=("zeros",), entries=(1 << 22,))
+@attack("qcow2/two L2 by turns", contents=CONTENTS, entries=(100_000,))
 def two_l2(path: Path, contents: str, entries: int) -> None:
     """L1 entries name one of two L2 tables, by turns: no two neighbours are alike."""
     bits, size = 16, 1 << 16
@@ -127,7 +128,7 @@ def _snapshots(count: int, l1: int, entries: int) -> bytes:
     return b"".join(parts)
 
 
-@attack("qcow2/snapshots on one L1", count=(200, 2000, 60000), contents=("holes", "tables"))
+@attack("qcow2/snapshots on one L1", count=(200, 60000), contents=("holes", "tables"))
 def snapshots(path: Path, count: int, contents: str) -> None:
     """Many snapshots that all have one L1 table, of which each claims 4 MiB or a few entries."""
     bits, size = 16, 1 << 16

@@ -1,7 +1,7 @@
 """Runs commands on the corpus, one process for each command, and tells what each took: a line of JSON for each.
 
-``python -W error tests/attacks/runner.py FOLDER [NAME…]``, with ``tests`` on the module path. Everything is imported once, here, and each
-command is a fork of this: a run costs little more than the command.
+``python -W error tests/attacks/runner.py FOLDER [NAME…]``, with ``tests`` on the module path. Everything is
+imported once, here, and each command is a fork of this: a run costs little more than the command.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def measured(words: list[str], errors: Path) -> tuple[int, float, int]:
 
 
 def run(folder: Path, wanted: list[str], commands: list[str]) -> None:
-    """Every attack whose name begins with one of the *wanted*."""
+    """Every attack whose name, or ``module:`` and name, begins with one of the *wanted*."""
     for number, one in enumerate(corpus()):
-        if wanted and not any(one.name.startswith(start) for start in wanted):
+        called = one.name, f"{one.module}:{one.name}"
+        if wanted and not any(name.startswith(start) for name in called for start in wanted):
             continue
         home = folder / str(number)
         home.mkdir()

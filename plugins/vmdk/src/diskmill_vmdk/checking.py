@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from diskmill import tables
 from diskmill.errors import ImageError
 from diskmill.extents import Kind
+from diskmill.limits import Meter
 from diskmill.results import CheckResult, Finding
 from diskmill.sizes import SECTOR
 
-from .grains import CompressedPart, GrainPart
+from .grains import TABLE_WORK, CompressedPart, GrainPart
 from .hosted import HostedPart
 from .structures import GRAIN_MARKER
 
@@ -55,9 +56,11 @@ class _Checker:
         except ImageError as error:
             self.found(str(error.cause))
             return
+        meter = Meter(part.node)
         for index, sector in enumerate(directory):
             if part.special(sector) is not None:
                 continue
+            meter.add(TABLE_WORK)
             try:
                 self.table(index, part.entries(index, sector, 1))
             except ImageError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diskmill import tables
 from diskmill.errors import ImageError
 from diskmill.extents import Codec, Extent, Kind
+from diskmill.limits import READ_PER_WORK, Meter
 from diskmill.sizes import SECTOR, MiB
 
 from .parts import Part
@@ -27,6 +28,8 @@ MAX_GRAIN = 1 << 30
 """The largest grain, in bytes."""
 MAX_HELD_GRAIN = 2 * MiB
 """The largest grain that may be compressed, or written: it is held in memory whole."""
+TABLE_WORK = 4
+"""Reading a table that lies alone costs as much as looking at so many extents."""
 _AT_ONCE = 1 << 15
 """Entries that are looked at together."""
 
@@ -163,6 +166,7 @@ class GrainPart(Part):
         relative, stop = offset - self.start, offset - self.start + length
         first, last = relative // self.cover, (stop - 1) // self.cover
         block = max(_AT_ONCE // self.per_table, 1)
+        meter = Meter(self.node)
         for run in tables.runs(self.directory[first : last + 1], self.table_sectors):
             value, at = run.value, first + run.at
             index, end = at, at + run.length
@@ -178,6 +182,7 @@ class GrainPart(Part):
                 # Tables that follow one another are read together; a run of equal entries is refused before.
                 upto = min(end, index + block) if run.step else index + 1
                 low, high = max(index * self.cover, relative), min(upto * self.cover, stop)
+                meter.add(TABLE_WORK + ((upto - index) * self.table_bytes >> READ_PER_WORK))
                 yield from self._in_tables(index, sector, upto - index, low, high)
                 index = upto
 
