@@ -13,7 +13,7 @@ MiB = 1 << 20
 def fill(path: Path, way: str, count: int) -> None:
     """Let all blocks be at the same place or two, or be nowhere, as *way* says."""
     with path.open("r+b") as file:
-        head = file.read(MiB)
+        head = file.read(4 * MiB)
         offset = struct.unpack_from("<Q", head, region(head, BAT) + 16)[0]
         end = -(-file.seek(0, 2) // MiB)
         file.truncate((end + 2) * MiB)

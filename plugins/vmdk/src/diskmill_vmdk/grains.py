@@ -78,6 +78,8 @@ class GrainPart(Part):
             raise ImageError("the grain directory lies beyond the end of the file", file=name, place="header")
         self._directory: array[int] | None = None
         self._recent: tuple[int, array[int]] = (0, array("I"))
+        self.work = 0
+        """What reading tables has cost so far: see :mod:`diskmill.limits`."""
         self.twin: GrainPart | None = None
         """Another part of the disk that is the same extent, whose directory serves for both."""
         self.changed: dict[int, array[int]] = {}
@@ -182,7 +184,9 @@ class GrainPart(Part):
                 # Tables that follow one another are read together; a run of equal entries is refused before.
                 upto = min(end, index + block) if run.step else index + 1
                 low, high = max(index * self.cover, relative), min(upto * self.cover, stop)
-                meter.add(TABLE_WORK + ((upto - index) * self.table_bytes >> READ_PER_WORK))
+                work = TABLE_WORK + ((upto - index) * self.table_bytes >> READ_PER_WORK)
+                meter.add(work)
+                self.work += work
                 yield from self._in_tables(index, sector, upto - index, low, high)
                 index = upto
 
