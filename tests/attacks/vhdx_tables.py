@@ -14,7 +14,7 @@ def fill(path: Path, way: str, count: int) -> None:
     """Let all blocks be at the same place or two, or be nowhere, as *way* says."""
     with path.open("r+b") as file:
         head = file.read(4 * MiB)
-        offset = struct.unpack_from("<Q", head, region(head, BAT) + 16)[0]
+        offset = region(head, BAT)
         end = -(-file.seek(0, 2) // MiB)
         file.truncate((end + 2) * MiB)
         states = {

@@ -58,7 +58,7 @@ def directory(path: Path, entries: int, per: int) -> None:
     put(path, (0, _header(entries * per * 128, 128, per, 8, 8)), size=8 * SECTOR + entries * 4)
 
 
-@attack("vmdk/one grain for all", tables=(4000,), pattern=("same", "turns", "zeros"))
+@attack("vmdk/one grain for all", tables=(1000,), pattern=("same", "turns", "zeros"))
 def grains(path: Path, tables: int, pattern: str) -> None:
     """Grain tables whose entries name one grain or two."""
     first = 8 + -(-tables * 4 // SECTOR)
