@@ -148,7 +148,7 @@ def snapshots(path: Path, count: int, contents: str) -> None:
     )
 
 
-@attack("qcow2/one refcount block for all", entries=(1 << 10, 1 << 16))
+@attack("qcow2/one refcount block for all", entries=(1 << 9, 1 << 10))
 def refcount_blocks(path: Path, entries: int) -> None:
     """A refcount table whose entries all name one block, for a file that claims terabytes."""
     bits, size = 16, 1 << 16

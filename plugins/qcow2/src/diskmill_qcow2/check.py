@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _BATCH = 1 * MiB
 """Bytes of L2 tables looked at together."""
+_PART = 1 << 18
+"""Entries of an L1 table that are looked at together."""
 _MOST_FINDINGS = 1000
 """Findings that are told in words; the rest are only counted."""
 
@@ -203,12 +205,12 @@ class Checker:
         active = self._l1(header.l1_table_offset, header.l1_size, "L1 table")
         found = _Weights()
         found.add(active, 1)
+        in_use, times = found.result()
         if header.nb_snapshots:
             self._count_snapshots(found)
         offsets, weights = found.result()
         self._count_tables(offsets, weights)
         self._check_l1_flags(active)
-        in_use, times = np.unique((active & c.OFFSET_MASK)[active > 0], return_counts=True)
         which = np.searchsorted(in_use, offsets)
         which[which >= len(in_use)] = 0
         actives = np.where(in_use[which] == offsets, times[which], 0) if len(in_use) else np.zeros(len(offsets), int)
@@ -265,16 +267,24 @@ class Checker:
             self.counts.add(inside[weights[~beyond] == weight], weight)
 
     def _check_l1_flags(self, table: NDArray[Any]) -> None:
+        for at in range(0, len(table), _PART):
+            self._check_flags_from(at, table[at : at + _PART])
+
+    def _check_flags_from(self, first: int, table: NDArray[Any]) -> None:
         used = np.flatnonzero(table & np.uint64(c.OFFSET_MASK))
         entries = table[used]
+        used = used + first
         offsets = entries & np.uint64(c.OFFSET_MASK)
         inside = offsets < self.file.size
         used, entries, offsets = used[inside], entries[inside], offsets[inside]
         copied = entries >> np.uint64(63) == 1
         wrong = self._single(offsets >> np.uint64(self.bits)) != copied
-        for index, entry in zip(used[wrong].tolist(), entries[wrong].tolist(), strict=True):
-            self.flags += 1
-            self.corruption(f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag")
+        number = int(np.count_nonzero(wrong))
+        self.flags += number
+        self.result.corruptions += number
+        told = np.flatnonzero(wrong)[:_MOST_FINDINGS]  # of millions, no more become Python's numbers
+        for index, entry in zip(used[told].tolist(), entries[told].tolist(), strict=True):
+            self._find("corruption", f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag", 1)
 
     def _count_l2(self, offsets: NDArray[Any], weights: NDArray[Any], actives: NDArray[Any]) -> None:
         together = max(_BATCH // self.size, 1)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 16 * MiB
 """How much of L2 tables is kept in memory."""
+_TABLE_WORK = 16
+"""How much more work a table is than as many bytes of data: its entries are looked at."""
 _READ_BYTES = 2 * MiB
 """How much of L2 tables is looked at together when a long range is mapped."""
 
@@ -226,7 +228,7 @@ class Mapping:
             else:
                 while index < end and index - begin < most and not self._absent(index):
                     index += 1
-                meter.add((index - begin) * self.cluster_size >> READ_PER_WORK)
+                meter.add((index - begin) * self.cluster_size * _TABLE_WORK >> READ_PER_WORK)
                 entries = self._read(begin, index)
             low, high = max(first, begin * self.count), min(last, index * self.count)
             if entries is not None:
