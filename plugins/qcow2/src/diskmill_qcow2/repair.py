@@ -53,7 +53,7 @@ _MOST_TRIED = 64
 """Impossible entries of one table for which flipped bits are tried."""
 _MOST_LOST = 256
 """Lost L2 tables that are looked for."""
-_L1_COST = 32
+_L1_COST = 40
 """Bytes of memory for an entry of an L1 table: it is there, with all others, sorted and weighed."""
 _FEW = 8
 """Up to half as many impossible entries do not make something else of a table."""
