@@ -68,6 +68,13 @@ TRUST = Option(
     "WHAT",
     panel=_ACCESS,
 )
+LIMITS = Option(
+    "limits",
+    ("--limits",),
+    "What opening images may cost, for instance memory=1G,work=10M,chain=2000,files=10000.",
+    "LIMITS",
+    panel=_ACCESS,
+)
 PROGRESS = Option(
     "progress",
     ("-p", "--progress"),
@@ -100,7 +107,7 @@ OVERWRITE = (
 )
 """What becomes of a file that bears the output's name; else it is replaced."""
 
-ACCESS = (OBJECT, SHARE, TRUST)
+ACCESS = (OBJECT, SHARE, TRUST, LIMITS)
 """What every command that opens images takes."""
 
 
@@ -111,6 +118,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     :raises UsageError: a bad cache mode, trust or object.
     """
     from diskmill.contract.context import Context
+    from diskmill.contract.limits import Budget, Limits
 
     secrets: dict[str, bytes] = {}
     if arguments.has("object"):
@@ -128,6 +136,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         idle_options=session.idle_options(),
         as_qemu_img=session.plain,
         ask=_asker(session),
+        budget=Budget(Limits.parse(_last(arguments.all("limits")) or os.environ.get("DISKMILL_LIMITS", ""))),
     )
 
 
@@ -158,6 +167,11 @@ def _overwrite(arguments: Arguments, session: Session) -> str:
     if arguments.has("in_place") and arguments.has("no_clobber"):
         raise UsageError("--in-place and --no-clobber contradict each other")
     return "in-place" if arguments.has("in_place") else "refuse" if arguments.has("no_clobber") else session.overwrite
+
+
+def _last(values: list[str]) -> str:
+    """The last of *values* that says something."""
+    return next((value for value in reversed(values) if value), "")
 
 
 def _asker(session: Session) -> Callable[[str], bytes] | None:

@@ -195,6 +195,9 @@ def _page() -> Iterator[str]:
     text = "What references inside images may open, as --trust; several values are separated by colons. Empty: nothing."
     yield _roff(text)
     yield ".TP"
+    yield "DISKMILL_LIMITS"
+    yield _roff("What opening images may cost, as --limits.")
+    yield ".TP"
     yield "DISKMILL_TRACEBACK"
     yield _roff("When set, an internal error shows where it happened.")
     yield ".SH SIGNALS"

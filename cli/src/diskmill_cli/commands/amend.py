@@ -55,6 +55,7 @@ COMMAND = Command(
         common.QUIET,
         common.OBJECT,
         common.TRUST,
+        common.LIMITS,
     ),
     run,
     examples=(

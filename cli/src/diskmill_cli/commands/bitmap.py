@@ -54,6 +54,7 @@ COMMAND = Command(
         Option("source_format", ("-F", "--source-format"), "Its format.", "FMT", panel=_DO),
         common.OBJECT,
         common.TRUST,
+        common.LIMITS,
     ),
     run,
     about="Several actions are done in the order in which they are given.",

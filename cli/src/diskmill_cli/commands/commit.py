@@ -50,6 +50,7 @@ COMMAND = Command(
         common.QUIET,
         common.OBJECT,
         common.TRUST,
+        common.LIMITS,
     ),
     run,
     about="Afterwards the overlay is empty, unless -d or -b is given. A smaller backing image is made larger.",

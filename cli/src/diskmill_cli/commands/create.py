@@ -69,6 +69,7 @@ COMMAND = Command(
         common.QUIET,
         *common.ACCESS[:1],
         common.TRUST,
+        common.LIMITS,
     ),
     run,
     about="SIZE takes the suffixes k, M, G, T, P and E. With a backing image it may be left out: the backing image's "

@@ -23,7 +23,7 @@ def run(arguments: Arguments, session: Session) -> int:
     context = common.context_of(arguments, session)
     format, image_opts = arguments.one("format"), arguments.has("image_opts")
     chain = arguments.has("backing_chain")
-    limits = arguments.has("limits")
+    limits = "" in arguments.all("limits")
     found: list[ImageInfo] = []
     status = 0
     for name in arguments.operands:
@@ -100,9 +100,11 @@ COMMAND = Command(
         Option(
             "backing_chain", ("--backing-chain",), "Tell about every image of the backing chain.", panel="The image"
         ),
-        Option("limits", ("--limits",), "Also tell what requests should keep to.", panel="What is shown"),
+        common.LIMITS._replace(
+            help="Also tell what requests should keep to; =memory=1G,…: what opening images may cost.", loose=True
+        ),
         common.OUTPUT,
-        *common.ACCESS,
+        *common.ACCESS[:-1],
     ),
     run,
     about="Nothing but the named image is opened, whatever it refers to, unless --backing-chain asks for it. With "

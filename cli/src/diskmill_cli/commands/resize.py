@@ -60,6 +60,7 @@ COMMAND = Command(
         common.QUIET,
         common.OBJECT,
         common.TRUST,
+        common.LIMITS,
     ),
     run,
     about="File systems and partitions inside are not changed: make them smaller before, or larger afterwards.",

@@ -71,16 +71,10 @@ class _Level(NamedTuple):
     sparse: bool
 
 
-class _Shown(NamedTuple):
-    """What the images of a chain are called, by their depth, and who knows the places of what they name."""
-
-    names: dict[int, str]
-    registry: Registry
-
-
 def _entries(top: Image, start: int, end: int, names: dict[int, str], context: Context) -> Iterator[MapEntry]:
     """Guest bytes *start* to *end* of *top*, neighbours not merged. Without recursion, as chains can be long."""
     asked: dict[int, bool] = {}
+    files = _Files(context.registry)
 
     def look(image: Image, start: int, end: int, depth: int, shift: int) -> _Level:
         if start >= end:
@@ -90,7 +84,6 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
         found = calls.map(context.registry, image, start, end - start)
         return _Level(iter(found), image, depth, shift, asked[id(image)])
 
-    shown = _Shown(names, context.registry)
     level = look(top, start, end, 0, 0)
     stack: list[_Level] = []
     work, most = 0, top.account.limits.work
@@ -120,16 +113,14 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                 level = look(extent.node, extent.offset, extent.offset + extent.length, depth, moved)
                 break
             elif (
-                extent.kind is Kind.DATA
-                and extent.node is not None
-                and (sparse or _is_extent(image, extent.node, shown.registry))
+                extent.kind is Kind.DATA and extent.node is not None and (sparse or files.is_extent(image, extent.node))
             ):
                 moved = shift + extent.start - extent.offset
                 for part in walk(extent.node, extent.offset, extent.length):
                     work += 1
-                    yield _entry(part, image, depth, shown, start=part.start + moved, hole=part.reads_as_zeros)
+                    yield _entry(part, image, depth, names, files, start=part.start + moved, hole=part.reads_as_zeros)
             else:
-                yield _entry(extent, image, depth, shown, start=extent.start + shift)
+                yield _entry(extent, image, depth, names, files, start=extent.start + shift)
         else:
             if not stack:
                 return
@@ -141,7 +132,9 @@ def _beyond(extent: Extent, depth: int, shift: int) -> MapEntry:
     return MapEntry(extent.start + shift, extent.length, depth, present=False, zero=True, data=False)
 
 
-def _entry(extent: Extent, image: Image, depth: int, shown: _Shown, *, start: int, hole: bool = False) -> MapEntry:
+def _entry(
+    extent: Extent, image: Image, depth: int, names: dict[int, str], files: _Files, *, start: int, hole: bool = False
+) -> MapEntry:
     zero = hole or extent.reads_as_zeros
     encoded = extent.kind is Kind.ENCODED
     placed = extent.node is not None and not encoded
@@ -155,37 +148,52 @@ def _entry(extent: Extent, image: Image, depth: int, shown: _Shown, *, start: in
         data=not zero or hole and (image.window is None or bool(image.preallocated)),
         compressed=encoded and extent.unit > 0,
         offset=extent.offset if placed else None,
-        filename=_name(extent, image, shown.names[depth], shown.registry) if placed else None,
+        filename=files.name(extent, image, names[depth]) if placed else None,
     )
 
 
-def _name(extent: Extent, image: Image, shown: str, registry: Registry) -> str:
-    """The name of the file that *extent* lives in: as the user named the image, or as the image names it."""
-    node = extent.node
-    assert node is not None
-    if storage_of(image) is node:
-        return shown
-    reference = _reference(image, node, registry)
-    full = full_name(shown, reference.name, registry) if reference else None
-    return os.path.normpath(full) if full else node.name
+class _Files:
+    """What images say about the files that their data lies in: there may be thousands, each with its own name."""
 
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._names: dict[tuple[int, int], str] = {}
+        self._extents: dict[tuple[int, int], bool] = {}
+        self._known: dict[int, dict[object, Reference]] = {}
 
-def _reference(image: Image, node: Node, registry: Registry) -> Reference | None:
-    """What *image* says about its child *node*, a file of its data."""
-    identity, place = node.identity() if isinstance(node, Storage) else None, place_under(image)
-    for reference in image.references:
-        if reference.role == "backing" or identity is None:
-            continue
-        with suppress(DiskmillError):  # the user named another file: what the image says may be no name at all
-            if place_named(reference.name, place, registry).identity() == identity:
-                return reference
-    return None
+    def name(self, extent: Extent, image: Image, shown: str) -> str:
+        """The name of the file that *extent* lives in: as the user named the image, or as the image names it."""
+        node = extent.node
+        assert node is not None
+        key = id(image), id(node)
+        if key not in self._names:
+            self._names[key] = shown if storage_of(image) is node else self._as_named(image, node, shown)
+        return self._names[key]
 
+    def _as_named(self, image: Image, node: Node, shown: str) -> str:
+        reference = self._reference(image, node)
+        full = full_name(shown, reference.name, self._registry) if reference else None
+        return os.path.normpath(full) if full else node.name
 
-def _is_extent(image: Image, node: Node, registry: Registry) -> bool:
-    """Whether *node* is a file of plain data, whose holes are the guest's."""
-    reference = None if node is image.file else _reference(image, node, registry)
-    return reference is not None and reference.role == "extent"
+    def is_extent(self, image: Image, node: Node) -> bool:
+        """Whether *node* is a file of plain data, whose holes are the guest's."""
+        key = id(image), id(node)
+        if key not in self._extents:
+            reference = None if node is image.file else self._reference(image, node)
+            self._extents[key] = reference is not None and reference.role == "extent"
+        return self._extents[key]
+
+    def _reference(self, image: Image, node: Node) -> Reference | None:
+        """What *image* says about its child *node*, a file of its data."""
+        if id(image) not in self._known:
+            known, place = self._known.setdefault(id(image), {}), place_under(image)
+            for reference in image.references:
+                if reference.role == "backing":
+                    continue
+                with suppress(DiskmillError):  # the user may have named another file: this may be no name at all
+                    known.setdefault(place_named(reference.name, place, self._registry).identity(), reference)
+        identity = node.identity() if isinstance(node, Storage) else None
+        return None if identity is None else self._known[id(image)].get(identity)
 
 
 def _mostly_holes(image: Image) -> bool:

@@ -19,6 +19,7 @@ from math import gcd
 from typing import TYPE_CHECKING
 
 from ..contract.extents import Extent, Kind, Placement
+from ..contract.limits import contents
 from ..contract.node import Node, Storage
 from ..errors import ImageError, UnsupportedError
 from ..sizes import SECTOR, KiB, MiB
@@ -488,7 +489,8 @@ class BlockImage(FormatImage):
                         self.table.set(low, many, drop, 0)
                 outside.clear()
         _tell(result, outside, "outside the data area of the file")
-        budget = self.file.size  # a repair copies no more than that: an image may name one block a million times
+        # A repair copies no more than the file holds: an image may name one block a million times.
+        budget = contents(self.file) if repair else 0
         for first, count, same in self._twins(end):
             if not same:  # what is whose, nobody can tell
                 _tell(result, [(first, count)], "in part at a place that another block has")

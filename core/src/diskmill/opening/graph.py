@@ -385,18 +385,33 @@ class _Opener:
             if spec.get(role) is not None and role not in roles:
                 references.append(Reference(role, ""))
         first = len(self.jobs)
+        files: dict[str, Node] = {}
         for reference in references:
             if reference.role == "backing" and not self.backing:
                 continue
-            if reference.role in spec:
-                given = spec[reference.role]
-                if given is None:
-                    continue
-                target, told = parse_name(given) if isinstance(given, str) else child_options(given), False
-            else:
-                target, told = self.admitted(image, reference, wish), reference.role == "backing"
-            self.attached(image, reference, self.referred(image, reference, target, wish._replace(told=told)))
+            if reference.role not in spec:
+                self.attach_named(image, reference, wish._replace(told=reference.role == "backing"), files)
+                continue
+            given = spec[reference.role]
+            if given is not None:
+                target = parse_name(given) if isinstance(given, str) else child_options(given)
+                self.attached(image, reference, self.referred(image, reference, target, wish._replace(told=False)))
         self.jobs[first:] = reversed(self.jobs[first:])  # the first one is looked into first
+
+    def attach_named(self, image: Image, reference: Reference, wish: _Wish, files: dict[str, Node]) -> None:
+        """Open what *image* names, and let it have that. A file that it names again to read from it is opened once.
+
+        :param files: the files that were opened so.
+        """
+        once = reference.storage and not (image.writable and reference.writable)
+        known = files.get(reference.name) if once else None
+        if known is not None:
+            image.attach(reference, known)
+            return
+        node = self.referred(image, reference, self.admitted(image, reference, wish), wish)
+        self.attached(image, reference, node)
+        if once:
+            files[reference.name] = node
 
     def attached(self, image: Image, reference: Reference, node: Node) -> None:
         """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
@@ -415,12 +430,12 @@ class _Opener:
 
     def attach_extents(self, image: Image, wish: _Wish) -> None:
         """Open the files that are part of *image* itself, as far as they can be: they too tell what it is."""
+        files: dict[str, Node] = {}
         for reference in image.references:
             if reference.role != "extent":
                 continue
             try:
-                target = self.admitted(image, reference, wish)
-                self.attached(image, reference, self.referred(image, reference, target, wish))
+                self.attach_named(image, reference, wish, files)
             except LimitError:
                 raise
             except DiskmillError as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent
+from diskmill.contract.limits import READ_PER_WORK, Meter
 from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
@@ -52,29 +53,50 @@ class CloopImage(FormatImage):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
-        for block in range(offset // self.block_size, -(-end // self.block_size)):
+        for block, count, at, upto in self._places(offset // self.block_size, -(-end // self.block_size)):
             start = block * self.block_size
-            at, upto = self.offsets.get(block), self.offsets.get(block + 1)
             if TABLE <= at < upto <= self.file.size:
                 yield from self.chunks.extents(Chunk(start, self.block_size, at, upto - at, ZLIB), offset, end)
             else:
-                error = ImageError(
-                    f"block {block} is at offsets {at} to {upto} of a file of {self.file.size} bytes",
-                    file=self.name,
-                    place="block offsets",
-                )
-                yield unreadable(self.file, start, self.block_size, error).clip(offset, end)
+                error = self._fault(block, count, at, upto)
+                yield unreadable(self.file, start, count * self.block_size, error).clip(offset, end)
+
+    def _places(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(block, count, offset, where it ends) for blocks *first* to *end - 1*: those without bytes together."""
+        last: int | None = None
+        for run in self.offsets.runs(first, end + 1, 0):
+            if last is not None:
+                yield run.at - 1, 1, last, run.value
+            if run.length > 1:
+                yield run.at, run.length - 1, run.value, run.value
+            last = run.value
+
+    def _fault(self, block: int, count: int, at: int, upto: int) -> ImageError:
+        which = f"block {block} is" if count == 1 else f"blocks {block} to {block + count - 1} are"
+        return ImageError(
+            f"{which} at offsets {at} to {upto} of a file of {self.file.size} bytes",
+            file=self.name,
+            place="block offsets",
+        )
 
     def check(self) -> CheckResult:
-        """Decode every block."""
+        """Decode every block.
+
+        :raises LimitError: more is to be decoded than a file of its size can hold.
+        """
         result = CheckResult()
         piece = bytearray(min(self.block_size, MiB))
-        for block in range(self.count):
+        meter = Meter(self.file)
+        for block, count, at, upto in self._places(0, self.count):
+            meter.add(1)
+            if not TABLE <= at < upto <= self.file.size:
+                result.found("corruption", self._fault(block, count, at, upto).cause, count)
+                continue
+            meter.add(self.block_size >> READ_PER_WORK)
             start = block * self.block_size
             try:
-                for at in range(start, start + self.block_size, len(piece)):
-                    part = memoryview(piece)[: start + self.block_size - at]
-                    self.read_into(at, part)
+                for low in range(start, start + self.block_size, len(piece)):
+                    self.read_into(low, memoryview(piece)[: start + self.block_size - low])
             except ImageError as error:
                 result.found("corruption", error.cause)
         return result

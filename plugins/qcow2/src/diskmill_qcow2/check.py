@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from diskmill.contract.limits import READ_PER_WORK, Meter
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import DiskmillError
 from diskmill.sizes import MiB
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _BATCH = 1 * MiB
 """Bytes of L2 tables looked at together."""
+_PART = 1 << 18
+"""Entries of an L1 table that are looked at together."""
 _MOST_FINDINGS = 1000
 """Findings that are told in words; the rest are only counted."""
 
@@ -45,6 +48,31 @@ def check(image: Qcow2Image, repair: str) -> CheckResult:
         checker = Checker(image)
         checker.run()
         return checker.result
+
+
+class _Weights:
+    """L2 tables by offset, and how many L1 entries name each."""
+
+    def __init__(self) -> None:
+        self._offsets = np.zeros(0, np.uint64)
+        self._weights = np.zeros(0, np.int64)
+
+    def add(self, table: NDArray[Any], times: int) -> None:
+        """Count the entries of an L1 *table* that there are so many *times*."""
+        offsets, weights = np.unique(table & np.uint64(c.OFFSET_MASK), return_counts=True)
+        used = offsets > 0
+        offsets, weights = offsets[used], weights[used] * times
+        if not len(self._offsets):
+            self._offsets, self._weights = offsets, weights
+        elif len(offsets):
+            both, which = np.unique(np.concatenate((self._offsets, offsets)), return_inverse=True)
+            together = np.zeros(len(both), np.int64)
+            np.add.at(together, which, np.concatenate((self._weights, weights)))
+            self._offsets, self._weights = both, together
+
+    def result(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Offsets, ascending, and how often each is named."""
+        return self._offsets, self._weights
 
 
 class Checker:
@@ -123,7 +151,11 @@ class Checker:
         self.reftable = np.frombuffer(raw, ">u8").astype(np.uint64)
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first cluster, refcounts) of every block that can be read and counts clusters inside the file."""
+        """(first cluster, refcounts) of every block that can be read and counts clusters inside the file.
+
+        :raises LimitError: the table names more blocks than the file can hold.
+        """
+        meter = Meter(self.file)
         most = -(-self.file_clusters // self.per_block)
         together = max(_BATCH // self.size, 1)
         index, end = 0, min(most, len(self.reftable))
@@ -139,6 +171,7 @@ class Checker:
                 and int(self.reftable[upto]) == int(self.reftable[index]) + (upto - index) * self.size
             ):
                 upto += 1
+            meter.add((upto - index) * (self.size // 64 >> READ_PER_WORK - 6) + 1)
             raw = self.file.read(offset, (upto - index) * self.size)
             counts = unpack(np.frombuffer(raw, np.uint8), self.header.refcount_bits)
             yield index * self.per_block, counts[: self.file_clusters - index * self.per_block]
@@ -170,31 +203,50 @@ class Checker:
     def _count_guest(self) -> None:
         """The L1 tables and everything below them."""
         header = self.header
-        tables = [self._l1(header.l1_table_offset, header.l1_size, "L1 table", active=True)]
+        active = self._l1(header.l1_table_offset, header.l1_size, "L1 table")
+        found = _Weights()
+        found.add(active, 1)
+        in_use, times = found.result()
         if header.nb_snapshots:
-            if self.entries is None:
-                self.entries, self.snapshot_bytes = snapshots.read_table(self.file, header, self.image.name)
-            for entry in self.entries:
-                what = f"L1 table of snapshot {entry.id} ({entry.name})"
-                if entry.l1_table_offset % self.size:
-                    self.corruption(f"{what}: offset {entry.l1_table_offset} is not at a cluster boundary")
-                elif entry.l1_size * 8 > c.MAX_L1_BYTES:
-                    self.corruption(f"{what}: {entry.l1_size} entries are too many")
-                else:
-                    tables.append(self._l1(entry.l1_table_offset, entry.l1_size, what, active=False))
-        active = tables[0]
-        offsets, weights = np.unique(np.concatenate([table & c.OFFSET_MASK for table in tables]), return_counts=True)
-        offsets, weights = offsets[offsets > 0], weights[-len(offsets[offsets > 0]) :]
+            self._count_snapshots(found)
+        offsets, weights = found.result()
         self._count_tables(offsets, weights)
         self._check_l1_flags(active)
-        in_use, times = np.unique((active & c.OFFSET_MASK)[active > 0], return_counts=True)
         which = np.searchsorted(in_use, offsets)
         which[which >= len(in_use)] = 0
         actives = np.where(in_use[which] == offsets, times[which], 0) if len(in_use) else np.zeros(len(offsets), int)
         readable = (offsets < self.file.size) & (offsets & np.uint64(511) == 0)
         self._count_l2(offsets[readable], weights[readable], actives[readable])
 
-    def _l1(self, offset: int, entries: int, what: str, *, active: bool) -> NDArray[Any]:
+    def _count_snapshots(self, found: _Weights) -> None:
+        """The L1 tables of the snapshots; one that several have is read once.
+
+        :raises LimitError: they claim more tables than the file can hold.
+        """
+        if self.entries is None:
+            self.entries, self.snapshot_bytes = snapshots.read_table(self.file, self.header, self.image.name)
+        meter = Meter(self.file)
+        places: dict[tuple[int, int], list[str]] = {}
+        for entry in self.entries:
+            what = f"L1 table of snapshot {entry.id} ({entry.name})"
+            if entry.l1_table_offset % self.size:
+                self.corruption(f"{what}: offset {entry.l1_table_offset} is not at a cluster boundary")
+            elif entry.l1_size * 8 > c.MAX_L1_BYTES:
+                self.corruption(f"{what}: {entry.l1_size} entries are too many")
+            else:
+                places.setdefault((entry.l1_table_offset, entry.l1_size), []).append(what)
+        for (offset, entries), names in places.items():
+            meter.add((entries * 8 >> READ_PER_WORK) + 1)
+            table = self._l1(offset, entries, names[0])
+            found.add(table, len(names))
+            reserved = int(np.count_nonzero(table & np.uint64(c.L1_RESERVED_MASK)))
+            for what in names[1:]:
+                meter.add((entries * 8 >> self.bits) + 1)
+                self._count(offset, entries * 8, what)
+                if reserved:
+                    self.corruption(f"{what}: {reserved} entries have reserved bits set", reserved)
+
+    def _l1(self, offset: int, entries: int, what: str) -> NDArray[Any]:
         self._count(offset, entries * 8, what)
         raw = self.file.read(offset, entries * 8) if offset < self.file.size else b""
         table = np.frombuffer(raw, ">u8").astype(np.uint64)
@@ -216,16 +268,24 @@ class Checker:
             self.counts.add(inside[weights[~beyond] == weight], weight)
 
     def _check_l1_flags(self, table: NDArray[Any]) -> None:
+        for at in range(0, len(table), _PART):
+            self._check_flags_from(at, table[at : at + _PART])
+
+    def _check_flags_from(self, first: int, table: NDArray[Any]) -> None:
         used = np.flatnonzero(table & np.uint64(c.OFFSET_MASK))
         entries = table[used]
+        used = used + first
         offsets = entries & np.uint64(c.OFFSET_MASK)
         inside = offsets < self.file.size
         used, entries, offsets = used[inside], entries[inside], offsets[inside]
         copied = entries >> np.uint64(63) == 1
         wrong = self._single(offsets >> np.uint64(self.bits)) != copied
-        for index, entry in zip(used[wrong].tolist(), entries[wrong].tolist(), strict=True):
-            self.flags += 1
-            self.corruption(f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag")
+        number = int(np.count_nonzero(wrong))
+        self.flags += number
+        self.result.corruptions += number
+        told = np.flatnonzero(wrong)[:_MOST_FINDINGS]  # of millions, no more become Python's numbers
+        for index, entry in zip(used[told].tolist(), entries[told].tolist(), strict=True):
+            self._find("corruption", f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag", 1)
 
     def _count_l2(self, offsets: NDArray[Any], weights: NDArray[Any], actives: NDArray[Any]) -> None:
         together = max(_BATCH // self.size, 1)

@@ -11,10 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from diskmill.contract.extents import Kind
 from diskmill.contract.limits import READ_PER_WORK, Meter
+from diskmill.contract.node import Storage
 from diskmill.errors import ImageError
 from diskmill.kit import tables
-from diskmill.kit.blocks import BlockTable
+from diskmill.kit.blocks import LARGE, BlockTable
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 16 * MiB
 """How much of L2 tables is kept in memory."""
+_TABLE_WORK = 16
+"""How much more work a table is than as many bytes of data: its entries are looked at."""
 _READ_BYTES = 2 * MiB
 """How much of L2 tables is looked at together when a long range is mapped."""
 
@@ -87,6 +91,11 @@ class L1(BlockTable):
         step = 64
         while index < end:
             number, at = divmod(index, self.page)
+            if not at and number not in self._pages:
+                skipped = self._hole(index, end)
+                if skipped:
+                    index += skipped
+                    continue
             page = self._page(number)
             upto = min(at + step, at + end - index, len(page))
             raw = memoryview(page)[at:upto].tobytes()
@@ -96,6 +105,16 @@ class L1(BlockTable):
             index += upto - at
             step *= 8
         return end
+
+    def _hole(self, index: int, end: int) -> int:
+        """How many whole pages of entries from *index* on are in memory nowhere, and in the file a hole; as entries."""
+        node, place, size = self.node, self.offset + index * 8, (end - index) * 8
+        if self._dirty or size < LARGE or not isinstance(node, Storage) or place + size > node.size:
+            return 0
+        first = next(iter(node.extents(place, size)))
+        if first.kind is not Kind.ZERO:
+            return 0
+        return end - index if first.length == size else first.length // 8 // self.page * self.page
 
     def written(self) -> None:
         """The disk has what was changed."""
@@ -222,7 +241,7 @@ class Mapping:
             else:
                 while index < end and index - begin < most and not self._absent(index):
                     index += 1
-                meter.add((index - begin) * self.cluster_size >> READ_PER_WORK)
+                meter.add((index - begin) * self.cluster_size * _TABLE_WORK >> READ_PER_WORK)
                 entries = self._read(begin, index)
             low, high = max(first, begin * self.count), min(last, index * self.count)
             if entries is not None:

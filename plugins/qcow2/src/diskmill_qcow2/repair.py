@@ -55,6 +55,8 @@ _MOST_TRIED = 64
 """Impossible entries of one table for which flipped bits are tried."""
 _MOST_LOST = 256
 """Lost L2 tables that are looked for."""
+_L1_COST = 40
+"""Bytes of memory for an entry of an L1 table: it is there, with all others, sorted and weighed."""
 _FEW = 8
 """Up to half as many impossible entries do not make something else of a table."""
 _DUE = 1
@@ -383,6 +385,7 @@ class Mender:
         return tables, kept
 
     def _read_l1(self, offset: int, entries: int) -> NDArray[Any]:
+        self.file.account.charge(entries * _L1_COST, "L1 tables of snapshots", self.image.name)
         raw = self.file.read(offset, entries * 8)
         return np.frombuffer(raw, ">u8").astype(np.uint64) & np.uint64(c.OFFSET_MASK | c.COPIED)
 

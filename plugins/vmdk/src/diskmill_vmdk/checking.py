@@ -6,12 +6,13 @@ from array import array
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Kind
+from diskmill.contract.limits import Meter
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError
 from diskmill.kit import tables
 from diskmill.sizes import SECTOR
 
-from .grains import CompressedPart, GrainPart
+from .grains import TABLE_WORK, CompressedPart, GrainPart
 from .hosted import HostedPart
 from .structures import GRAIN_MARKER
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _TOLD = 100
 """Findings told in words; the rest only count."""
-_SLOTS = 1 << 27
+_SLOTS = 1 << 26
 """Grains in a file, up to which it is looked whether one is used twice: it takes a byte for each."""
 
 
@@ -32,7 +33,7 @@ def check_vmdk(image: VmdkImage, repair: str) -> CheckResult:
     """
     result = CheckResult(image.name, "vmdk")
     for part in image.parts:
-        if isinstance(part, GrainPart):
+        if isinstance(part, GrainPart) and part.twin is None:
             _Checker(part, result).run(repair == "all" and isinstance(part, HostedPart))
     return result
 
@@ -55,9 +56,11 @@ class _Checker:
         except ImageError as error:
             self.found(str(error.cause))
             return
+        meter = Meter(part.node)
         for index, sector in enumerate(directory):
             if part.special(sector) is not None:
                 continue
+            meter.add(TABLE_WORK)
             try:
                 self.table(index, part.entries(index, sector, 1))
             except ImageError as error:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Codec, Extent, Kind
+from diskmill.contract.limits import READ_PER_WORK, Meter
 from diskmill.errors import ImageError
 from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB
@@ -27,6 +28,8 @@ MAX_GRAIN = 1 << 30
 """The largest grain, in bytes."""
 MAX_HELD_GRAIN = 2 * MiB
 """The largest grain that may be compressed, or written: it is held in memory whole."""
+TABLE_WORK = 4
+"""Reading a table that lies alone costs as much as looking at so many extents."""
 _AT_ONCE = 1 << 15
 """Entries that are looked at together."""
 
@@ -75,6 +78,10 @@ class GrainPart(Part):
             raise ImageError("the grain directory lies beyond the end of the file", file=name, place="header")
         self._directory: array[int] | None = None
         self._recent: tuple[int, array[int]] = (0, array("I"))
+        self.work = 0
+        """What reading tables has cost so far: see :mod:`diskmill.contract.limits`."""
+        self.twin: GrainPart | None = None
+        """Another part of the disk that is the same extent, whose directory serves for both."""
         self.changed: dict[int, array[int]] = {}
         """Grain tables in memory, by their place in the directory: these hold, not those in the file."""
 
@@ -83,7 +90,10 @@ class GrainPart(Part):
     @property
     def directory(self) -> array[int]:
         """The sectors of the grain tables; 0: there is none, 1: all its grains are zeros (where ``zeroed``)."""
+        if self.twin is not None:
+            return self.twin.directory
         if self._directory is None:
+            self.node.account.charge(self.count * self.width, "a grain directory", self.name)
             directory = self.read_directory(self.directory_offset)
             refuse_duplicates(directory, self.name)
             self._directory = directory
@@ -131,7 +141,26 @@ class GrainPart(Part):
             return recent[(first - at) * self.per_table : (first - at + count) * self.per_table]
         result = self.read_tables(first, sector, count)
         self._recent = (first, result)
+        self.node.account.hold(self, len(result) * self.width)
         return result
+
+    def shrink(self) -> None:
+        """See :class:`diskmill.contract.limits.Cache`."""
+        self._recent = (0, array("I"))
+        self.node.account.hold(self, 0)
+
+    def same_as(self, other: GrainPart) -> bool:
+        """Whether *other*, whose file is the same, has the same tables."""
+        mine = (type(self), self.directory_offset, self.count, self.width, self.unit, self.per_table, self.zeroed)
+        return mine == (
+            type(other),
+            other.directory_offset,
+            other.count,
+            other.width,
+            other.unit,
+            other.per_table,
+            other.zeroed,
+        )
 
     # -- the map ------------------------------------------------------------------------------------------------
 
@@ -139,6 +168,7 @@ class GrainPart(Part):
         relative, stop = offset - self.start, offset - self.start + length
         first, last = relative // self.cover, (stop - 1) // self.cover
         block = max(_AT_ONCE // self.per_table, 1)
+        meter = Meter(self.node)
         for run in tables.runs(self.directory[first : last + 1], self.table_sectors):
             value, at = run.value, first + run.at
             index, end = at, at + run.length
@@ -154,6 +184,9 @@ class GrainPart(Part):
                 # Tables that follow one another are read together; a run of equal entries is refused before.
                 upto = min(end, index + block) if run.step else index + 1
                 low, high = max(index * self.cover, relative), min(upto * self.cover, stop)
+                work = TABLE_WORK + ((upto - index) * self.table_bytes >> READ_PER_WORK)
+                meter.add(work)
+                self.work += work
                 yield from self._in_tables(index, sector, upto - index, low, high)
                 index = upto
 

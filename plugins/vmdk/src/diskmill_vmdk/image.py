@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
+from diskmill.contract.limits import Meter
 from diskmill.contract.node import Node, Storage
 from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
@@ -15,6 +16,7 @@ from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR
 
 from .descriptor import NO_PARENT, Descriptor
+from .grains import GrainPart
 from .hosted import HostedPart
 from .parts import FlatPart, MissingPart, Part
 
@@ -60,6 +62,8 @@ class VmdkImage(FormatImage):
         self._parent_matches = True
         self._overlay: VmdkImage | None = None
         self._attached: dict[int, Node] = {}
+        self._sparse: dict[object, GrainPart] = {}
+        """The first sparse part in each file: a descriptor may name one file a thousand times."""
 
     # -- putting it together ------------------------------------------------------------------------------------
 
@@ -75,6 +79,12 @@ class VmdkImage(FormatImage):
         # Flat files have holes of their own; in sparse extents a grain is data, or is not there.
         self.preallocated = any(isinstance(part, FlatPart) for part in self.parts)
 
+    def _add_unit(self, part: Part) -> None:
+        """As :meth:`_set_unit`, when nothing but *part* is new."""
+        if part.unit != 1:
+            self.unit = max(self.unit, part.unit)
+        self.preallocated = self.preallocated or isinstance(part, FlatPart)
+
     def attach(self, reference: Reference, node: Node) -> None:
         if reference.role != "extent":
             super().attach(reference, node)
@@ -89,9 +99,14 @@ class VmdkImage(FormatImage):
         placeholder = self.parts[reference.key]
         # A resize that did not end may have made it longer already.
         longer = {one.sectors for one in self.descriptor.planned if one.name == line.name}
-        self.parts[reference.key] = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
+        part = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
+        self.parts[reference.key] = part
         self._attached[reference.key] = node  # not before: what does not fit is closed, and nobody's
-        self._set_unit()
+        if isinstance(part, GrainPart) and isinstance(node, Storage) and not self.writable:
+            first = self._sparse.setdefault(node.identity(), part)
+            if first is not part and node.identity() is not None and part.same_as(first):
+                part.twin = first
+        self._add_unit(part)
         if self.writable:
             self.check_writable()
 
@@ -120,8 +135,10 @@ class VmdkImage(FormatImage):
         end = offset + length
         checked = self.backing is None or self._parent_matches
         overlay = self.backing is not None or self.parent_cid not in (NO_PARENT, 0)
+        meter = Meter(self)
         for part in self._touched(offset, end):
             at, upto = max(offset, part.start), min(end, part.end)
+            before = part.work if isinstance(part, GrainPart) else 0
             for extent in part.extents(at, upto - at):
                 if not checked and extent.kind is Kind.HOLE:
                     raise ImageError(
@@ -136,6 +153,8 @@ class VmdkImage(FormatImage):
                         place=f"guest byte {extent.start}",
                     )
                 yield extent
+            # A thousand parts may be one extent, and what they hold be told in one go.
+            meter.add(1 + (part.work - before if isinstance(part, GrainPart) else 0))
 
     def _touched(self, offset: int, end: int) -> Iterator[Part]:
         index = max(bisect_right(self._starts, offset) - 1, 0)
