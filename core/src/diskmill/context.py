@@ -20,6 +20,8 @@ class Context:
 
     :param trust: which references inside images may be opened.
     :param secrets: secret id → bytes (``--object secret,id=…``).
+    :param objects: properties of other objects that drivers are given by id (``--object tls-creds-x509,id=…``), with
+        the type as ``qom-type``.
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
@@ -29,6 +31,7 @@ class Context:
 
     trust: Trust = FOLDER
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
+    objects: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     cache: str = "writeback"
     share: bool = False
     registry: Registry = field(default_factory=default_registry)

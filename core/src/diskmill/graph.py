@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .context import Context
 from .drivers import FormatDriver, ProtocolDriver
 from .errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
-from .known import PACKAGES, recognise
+from .known import PACKAGES, SCHEMES, recognise
 from .names import CHILDREN, Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .node import Image, Node, Storage
 from .options import validate
@@ -215,18 +215,18 @@ class _Opener:
         try:
             driver = registry.protocol(name)
         except DriverError:
-            if name in PACKAGES:
+            if SCHEMES.get(name, name) in PACKAGES:
                 raise
             raise DriverError(f"unknown protocol '{name}'", file=str(spec.get("filename", ""))) from None
         self.files += 1
         if self.files > MAX_FILES:
             raise ImageError(f"more than {MAX_FILES} files are needed to open it")
         where = str(spec.get("filename", ""))
-        options = {key: value for key, value in spec.items() if key not in ("driver", "filename")}
+        options = flatten({key: value for key, value in spec.items() if key not in ("driver", "filename")})
         request = OpenRequest(
             name=where,
             context=self.context,
-            options=validate(driver.options, options, when="open", driver=name),
+            options=validate(driver.options, options, when="open", driver=driver.name),
             writable=writable and not self.rehearse,
             shallow=self.shallow,
         )

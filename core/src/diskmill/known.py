@@ -20,8 +20,18 @@ PACKAGES = {
     "dmg": "diskmill-dmg",
     "cloop": "diskmill-cloop",
     "bochs": "diskmill-bochs",
+    "nbd": "diskmill-nbd",
 }
 """Driver name → the distribution that brings it."""
+
+SCHEMES = {
+    "nbds": "nbd",
+    "nbd+unix": "nbd",
+    "nbds+unix": "nbd",
+    "nbd+vsock": "nbd",
+    "nbds+vsock": "nbd",
+}
+"""Prefix of a name → the protocol driver, where that is called otherwise."""
 
 _MAGICS = (
     ("qcow2", 0, b"QFI\xfb\x00\x00\x00\x02"),

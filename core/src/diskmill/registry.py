@@ -15,7 +15,7 @@ from . import hookspecs
 from .discovery import EntryPoint, installed
 from .drivers import CryptoDriver, Driver, FormatDriver, ProtocolDriver
 from .errors import DriverError
-from .known import PACKAGES, recognise
+from .known import PACKAGES, SCHEMES, recognise
 
 SURE = 100
 """What a driver's ``probe`` answers when it cannot be another's image."""
@@ -132,7 +132,12 @@ class Registry:
         return cast(FormatDriver, self.get(FormatDriver.group, name))
 
     def protocol(self, name: str) -> ProtocolDriver:
-        """The protocol driver *name*; see :meth:`get`."""
+        """The protocol driver called *name*, or that has *name* among its prefixes; see :meth:`get`."""
+        if not self.has(ProtocolDriver.group, name):
+            name = SCHEMES.get(name, name)
+            for driver in self.all(ProtocolDriver.group):
+                if name in driver.prefixes:
+                    return cast(ProtocolDriver, driver)
         return cast(ProtocolDriver, self.get(ProtocolDriver.group, name))
 
     def crypto(self, name: str) -> CryptoDriver:
