@@ -42,7 +42,11 @@ OPTIONS = Option(
     panel=_TARGET,
 )
 OBJECT = Option(
-    "object", ("--object",), "A secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT.", "OBJ", panel=_ACCESS
+    "object",
+    ("--object",),
+    "A secret (secret,id=ID,file=PATH or data=TEXT), or TLS credentials (tls-creds-x509,id=ID,dir=PATH).",
+    "OBJ",
+    panel=_ACCESS,
 )
 CACHE = Option(
     "cache",
@@ -104,13 +108,16 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     if mode not in CACHE_MODES:
         raise UsageError(f"invalid cache mode '{mode}': choose from {', '.join(CACHE_MODES)}")
     secrets: dict[str, bytes] = {}
+    objects: dict[str, dict[str, str]] = {}
     if arguments.has("object"):
-        from .secrets import read_secrets
+        from .secrets import read_objects, read_secrets
 
         secrets = read_secrets(arguments.all("object"))
+        objects = read_objects(arguments.all("object"))
     return Context(
         trust=trust_of(arguments, session),
         secrets=secrets,
+        objects=objects,
         cache=mode,
         share=arguments.has("share"),
         warn=session.warn,

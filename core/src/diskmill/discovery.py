@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-GROUPS = ("diskmill.format", "diskmill.protocol", "diskmill.crypto", "diskmill.plugin")
-"""The groups of entry points that diskmill has; the last are plugins that are no drivers."""
+GROUPS = ("diskmill.format", "diskmill.protocol", "diskmill.crypto", "diskmill.plugin", "diskmill.command")
+"""The groups of entry points that diskmill has: drivers, plugins that are none, and commands."""
 _LARGEST = 1 << 20
 """Bytes of the file that are looked at."""
 _NAME = "entry-points-"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.drivers import ProtocolDriver, hookimpl
 from diskmill.options import Option
@@ -10,6 +10,7 @@ from diskmill.options import Option
 if TYPE_CHECKING:
     from diskmill.requests import CreateRequest, OpenRequest
 
+    from .serving import Serving
     from .storage import NbdStorage
 
 
@@ -61,3 +62,10 @@ class NbdDriver(ProtocolDriver):
 
 
 driver = NbdDriver()
+
+
+def serve(image: str, **options: Any) -> Serving:
+    """Export the guest disk of *image*; see :func:`diskmill_nbd.serving.serve`, whose arguments these are."""
+    from .serving import serve
+
+    return serve(image, **options)

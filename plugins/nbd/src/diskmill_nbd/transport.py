@@ -175,10 +175,35 @@ class Transport:
         except (OSError, ValueError) as error:
             raise self._lost(error) from None
 
+    def send_more(self, data: ReadBuffer) -> None:
+        """Send *data*, which more follows at once."""
+        self._begin()
+        try:
+            self.sock.sendall(data, socket.MSG_MORE)
+        except (TimeoutError, BlockingIOError):
+            raise self.stalled() from None
+        except (OSError, ValueError) as error:
+            raise self._lost(error) from None
+
     def _lost(self, error: Exception) -> ConnectionLost:
         number = error.errno if isinstance(error, OSError) else None
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return ConnectionLost(f"the connection broke: {why}", file=self.name, errno=number)
+
+    def certificate(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        """The subject of the other side's certificate; empty where it has shown none."""
+        import ssl
+
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return ()
+        found = self.sock.getpeercert() or {}
+        subject: tuple[tuple[tuple[str, str], ...], ...] = found.get("subject", ())  # type: ignore[assignment]
+        return subject
+
+    def stop_reading(self) -> None:
+        """Let receives end, while what is being sent still goes out."""
+        with suppress(OSError, ValueError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
     def shut_down(self) -> None:
         """Let every call in this or another thread fail at once."""
