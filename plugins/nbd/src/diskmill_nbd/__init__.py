@@ -10,6 +10,7 @@ from diskmill.options import Option
 if TYPE_CHECKING:
     from diskmill.requests import CreateRequest, OpenRequest
 
+    from .output import NbdOutput
     from .serving import Serving
     from .storage import NbdStorage
 
@@ -24,7 +25,7 @@ class NbdDriver(ProtocolDriver):
     name = "nbd"
     title = "network block devices: exports of NBD servers"
     prefixes = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
-    capabilities = frozenset({"write"})
+    capabilities = frozenset({"create", "write", "preallocation"})
     options = (
         _option("server.type", "str", "inet, unix or vsock"),
         _option("server.host", "str", "the host's name or address"),
@@ -54,11 +55,11 @@ class NbdDriver(ProtocolDriver):
         return open_nbd(self, request)
 
     @hookimpl
-    def create(self, request: CreateRequest) -> NbdStorage:
-        """Exports are made by their servers: this tells so."""
-        from diskmill.errors import UnsupportedError
+    def create(self, request: CreateRequest) -> NbdOutput:
+        """An export for a new image: its server has made it, and it keeps its size."""
+        from .output import create_nbd
 
-        raise UnsupportedError("an NBD export is made by its server: convert into it with -n", file=request.name)
+        return create_nbd(self, request)
 
 
 driver = NbdDriver()
