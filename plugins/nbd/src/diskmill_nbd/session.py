@@ -88,8 +88,7 @@ class Session:
     # -- handshake ----------------------------------------------------------------------------------------------
 
     def _handshake(self) -> None:
-        limit = self.server.handshake_limit
-        self.transport.until(time.monotonic() + limit if limit else None)
+        self._hurry()
         self.transport.send(
             c.GREETING.pack(c.INIT_PASSWD, c.IHAVEOPT),
             c.HANDSHAKE_FLAGS.pack(c.NBD_FLAG_FIXED_NEWSTYLE | c.NBD_FLAG_NO_ZEROES),
@@ -108,6 +107,11 @@ class Session:
                 self._reply(option, c.NBD_REP_ACK)
                 raise _Broken
             self._option(option, data)
+
+    def _hurry(self) -> None:
+        """Give the client the time for a handshake, from now on."""
+        limit = self.server.handshake_limit
+        self.transport.until(time.monotonic() + limit if limit else None)
 
     def _option(self, option: int, data: bytes) -> None:
         if self.server.tls is not None and not self.transport.encrypted and option != c.NBD_OPT_STARTTLS:
@@ -194,7 +198,9 @@ class Session:
         self._take(export)
 
     def _admitted(self) -> bool:
-        self.transmitting = self.transmitting or self.server.admit(self)
+        if not self.transmitting:
+            self.transmitting = self.server.admit(self)
+            self._hurry()  # it was us who took time
         return self.transmitting
 
     def _take(self, export: Export) -> None:
