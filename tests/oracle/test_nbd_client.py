@@ -252,14 +252,14 @@ def test_dirty_bitmaps_and_allocation_depth_of_qemu_nbd(sock: Path, tmp_path: Pa
 
 def test_errors_are_errors_or_with_retries_are_overcome(disk: Path, sock: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.raw"
-    words = ("--filter=error", "file", disk, "error-pread-rate=30%")
-    with nbdkit(sock, *words):
-        name = f"driver=nbd,server.type=unix,server.path={sock}"
-        failed = diskmill("convert", "--image-opts", "-O", "raw", f"{name},retries=0", out, check=False)
+    name = f"driver=nbd,server.type=unix,server.path={sock}"
+    with nbdkit(sock, "--filter=error", "file", disk, "error-pread-rate=100%"):
+        failed = diskmill("convert", "--image-opts", "-O", "raw", f"{name},retries=1", out, check=False)
         assert failed.returncode == 1
         assert len(failed.stderr.splitlines()) == 1
         assert "read at offset" in failed.stderr
         assert not out.exists()
+    with nbdkit(sock, "--filter=error", "file", disk, "error-rate=10%"):
         diskmill("convert", "--image-opts", "-O", "raw", f"{name},retries=30", out)
     assert out.read_bytes() == disk.read_bytes()
 
@@ -292,21 +292,24 @@ def test_a_lost_server_without_reconnecting_is_one_line_and_leaves_nothing(sock:
 
 
 def test_a_server_that_comes_back_is_read_on(sock: Path, tmp_path: Path) -> None:
-    out, whole = tmp_path / "out.raw", tmp_path / "whole.raw"
-    words = ("--filter=delay", "pattern", "32M", "rdelay=20ms")
-    name = f"driver=nbd,server.type=unix,server.path={sock},reconnect-delay=20"
+    out, whole, log = tmp_path / "out.raw", tmp_path / "whole.raw", tmp_path / "log"
+    words = ("--filter=log", "--filter=delay", "pattern", "32M", "rdelay=20ms", f"logfile={log}")
+    name = f"driver=nbd,server.type=unix,server.path={sock},reconnect-delay=30"
+    result: list[Any] = []
+
+    def copy() -> None:
+        result.append(diskmill("convert", "--image-opts", "-O", "raw", name, out, check=False))
+
+    thread = threading.Thread(target=copy)
     with nbdkit(sock, *words) as server:
-        thread = threading.Timer(0.4, os.kill, (server.pid, signal.SIGKILL))
-        result: list[Any] = []
-        copy = threading.Thread(
-            target=lambda: result.append(diskmill("convert", "--image-opts", "-O", "raw", name, out, check=False))
-        )
         thread.start()
-        copy.start()
+        while log.read_text().count(" Read ") < 5:
+            time.sleep(0.01)
+        server.kill()
         server.wait()
     time.sleep(0.3)
     with nbdkit(sock, *words):
-        copy.join()
+        thread.join()
         qemu_img("convert", "-f", "raw", "-O", "raw", uri(sock), whole)
     assert result[0].returncode == 0, result[0].stderr
     assert out.read_bytes() == whole.read_bytes()

@@ -105,6 +105,10 @@ class Client:
             raise StorageError("the server exports it for reading only", file=self.name, errno=errno.EROFS)
         several = self.export.can(c.NBD_FLAG_CAN_MULTI_CONN) and self.settings.connections > 1
         self._limit = self.settings.connections if several else 1
+        if writable:
+            others = self._others()
+            self._all += others
+            self._idle += others
 
     @property
     def size(self) -> int:
@@ -139,6 +143,32 @@ class Client:
             raise
         return Connection(transport, export)
 
+    def _others(self) -> list[Connection]:
+        """All connections beside the first, for a client that writes: they are made before anything is written.
+
+        One that came later could lead to a server that was started anew meanwhile, and has never seen what was
+        acknowledged on the others, which nobody has found broken yet.
+        """
+        made: list[Connection] = []
+        while len(made) + 1 < self._limit:
+            one = self._alike()
+            if one is None:
+                self._limit = len(made) + 1
+                break
+            made.append(one)
+        return made
+
+    def _alike(self) -> Connection | None:
+        """One more connection to the same export; None: the server gives no more, or something else."""
+        try:
+            made = self._connect()
+        except StorageError:
+            return None
+        if (made.export.size, made.export.flags) == (self.export.size, self.export.flags):
+            return made
+        made.disconnect()
+        return None
+
     def _reach(self, patience: float) -> Connection:
         """A new connection; a server that is not there is tried for *patience* seconds."""
         end = time.monotonic() + patience
@@ -163,19 +193,12 @@ class Client:
                         return self._all[0]
                     if self._idle:
                         return self._idle.pop()
-                    if len(self._all) + self._opening < self._limit:
+                    if len(self._all) + self._opening < self._limit and not self.writable:
                         self._opening += 1
                         generation = self._generation
                         break
                 self._lock.wait()
-        made: Connection | None = None
-        try:
-            made = self._connect()
-            if (made.export.size, made.export.flags) != (self.export.size, self.export.flags):
-                made.disconnect()
-                made = None
-        except StorageError:
-            made = None
+        made = self._alike()
         with self._lock:
             self._opening -= 1
             if made is not None and generation == self._generation and not self._closed:
@@ -215,6 +238,7 @@ class Client:
             one.fail(error)
             one.transport.close()
         made: Connection | None = None
+        others: list[Connection] = []
         dead: StorageError = error
         end = time.monotonic() + self.settings.reconnect_delay
         try:
@@ -222,6 +246,9 @@ class Client:
                 try:
                     made = self._reach(end - time.monotonic())
                     self._same(made)
+                    for one in others:
+                        one.disconnect()
+                    others = self._others() if self.writable else []
                     self._replay(made)
                 except ConnectionLost as again:
                     made, dead = None, again
@@ -236,8 +263,8 @@ class Client:
                 if made is None:
                     self._dead = dead
                 else:
-                    self._all.append(made)
-                    self._idle.append(made)
+                    self._all += [made, *others]
+                    self._idle += [made, *others]
                 self._lock.notify_all()
         if made is None:
             raise _again(dead)
@@ -294,20 +321,27 @@ class Client:
             try:
                 request = connection.call(command, offset, length, flags=flags, data=data, into=into)
                 return request, connection.export
-            except ConnectionLost as error:
-                self._broken(connection, error)
             except StorageError as error:
-                if error.errno == errno.ESHUTDOWN:
-                    lost = ConnectionLost(error.cause, file=self.name, errno=error.errno)
-                    connection.fail(lost)
-                    self._broken(connection, lost)
-                elif error.errno == errno.EIO and tries > 0:
+                if self._overcome(connection, error, tries):
                     tries -= 1
-                    time.sleep(min(0.01 * (self.settings.retries - tries), 1))
-                else:
-                    raise
             finally:
                 self._give_back(connection)
+
+    def _overcome(self, connection: Connection, error: StorageError, tries: int) -> bool:
+        """Whether what failed shall be tried on the same connection; False: on another, for this one was lost.
+
+        :raises StorageError: neither.
+        """
+        if error.errno == errno.ESHUTDOWN and not isinstance(error, ConnectionLost):
+            error = ConnectionLost(error.cause, file=self.name, errno=error.errno)
+            connection.fail(error)
+        if isinstance(error, ConnectionLost):
+            self._broken(connection, error)
+            return False
+        if error.errno != errno.EIO or tries <= 0:
+            raise error
+        time.sleep(min(0.01 * (self.settings.retries - tries + 1), 1))
+        return True
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill *buffer*; beyond the end it is zeros.
@@ -435,11 +469,34 @@ class Client:
         """What was written, and acknowledged, reaches the disk."""
         if not self.writable or not self.export.can(c.NBD_FLAG_SEND_FLUSH):
             return
-        with self._lock:
-            done = [one for one in self._journal if one.acknowledged]
-        self._call(c.NBD_CMD_FLUSH)
+        while True:
+            with self._lock:
+                while self._restoring:
+                    self._lock.wait()
+                done = [one for one in self._journal if one.acknowledged]
+                connections = list(self._all)
+                generation = self._generation
+            for connection in connections:
+                # Each of them: one that is broken may have led to a server which took what it acknowledged with it.
+                self._flush(connection)
+            with self._lock:
+                if self._dead is not None:
+                    raise _again(self._dead)
+                if not connections:
+                    raise StorageError("it is closed", file=self.name)
+                if generation == self._generation:
+                    break
         for one in done:
             self._forget(one)
+
+    def _flush(self, connection: Connection) -> None:
+        """Flush through one connection. A flush that fails is never repeated: a second one may succeed only because the
+        system has forgotten what it could not write.
+        """
+        try:
+            connection.call(c.NBD_CMD_FLUSH)
+        except StorageError as error:
+            self._overcome(connection, error, 0)
 
     def _forget(self, one: _Written) -> None:
         with self._lock:
