@@ -114,7 +114,8 @@ def test_a_server_killed_while_it_is_written_and_started_again_loses_nothing(tmp
     image, sock, raw = tmp_path / "disk.qcow2", tmp_path / "sock", tmp_path / "disk.raw"
     raw.write_bytes(random.Random(3).randbytes(24 * MiB))
     qemu_img("create", "-f", "qcow2", image, "24M")
-    target = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={sock},file.reconnect-delay=30,file.open-timeout=30"
+    patience = "file.reconnect-delay=30,file.open-timeout=30"
+    target = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={sock},{patience}"
     result: list[Any] = []
 
     def copy() -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 from bisect import bisect_left
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from diskmill.errors import StorageError
 
@@ -92,6 +92,8 @@ class Connection:
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._reading = False
+        # OpenSSL lets one thread at a time use a connection, be it to send or to receive.
+        self._alone: AbstractContextManager[object] = threading.Lock() if transport.encrypted else nullcontext()
 
     def call(
         self,
@@ -108,7 +110,10 @@ class Connection:
         :raises ConnectionLost: the connection is of no use any more.
         :raises StorageError: the server answered with an error.
         """
-        request = Request(command, flags, offset, length, into)
+        with self._alone:
+            return self._call(Request(command, flags, offset, length, into), flags, data)
+
+    def _call(self, request: Request, flags: int, data: ReadBuffer | None) -> Request:
         with self._turn:
             self._check()
             self._cookie += 1
@@ -116,7 +121,7 @@ class Connection:
             self._pending[cookie] = request
         try:
             with self._sending:
-                self._send(command, flags, cookie, offset, length, data)
+                self._send(request.command, flags, cookie, request.offset, request.length, data)
             self._wait(request)
         except ConnectionLost as error:
             self.fail(error)

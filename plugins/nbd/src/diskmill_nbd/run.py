@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def run(arguments: Arguments, session: Session) -> int:
             serving.start()
         if command:
             return _child(command, serving)
+        # For a server this is no failure, but how it is ended.
+        signal.signal(signal.SIGTERM, lambda number, frame: serving.server.stop())
         serving.server.wait()
         return 0
     finally:
