@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import diskmill as library
 import pytest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.graph import storage_of
 from diskmill_nbd import c_nbd as c
 from diskmill_nbd.client import Client, Settings, list_exports
 from diskmill_nbd.location import from_options, parse_location
+from diskmill_nbd.storage import NbdStorage
 from diskmill_nbd.tls import Credentials
 from nbd_servers import make_certificates, nbdkit, qemu_nbd, uri
 from tools import assert_identical, diskmill, diskmill_json, qemu_img, qemu_io
@@ -245,6 +248,12 @@ def test_dirty_bitmaps_and_allocation_depth_of_qemu_nbd(sock: Path, tmp_path: Pa
             dirty = list(client.statuses("qemu:dirty-bitmap:b0", 0, 8 * MiB))
             depth = list(client.statuses(c.ALLOCATION_DEPTH, 0, 8 * MiB))
             assert sum(length for length, _ in client.statuses(c.BASE_ALLOCATION, 100, 7 * MiB)) == 7 * MiB
+        with library.open(uri(sock, "e")) as image:
+            storage = storage_of(image)
+            assert isinstance(storage, NbdStorage)
+            (bitmap,) = storage.bitmaps()
+            assert bitmap.name == "b0"
+            assert list(bitmap.ranges()) == [(2 * MiB, 128 * 1024), (5 * MiB, 64 * 1024)]
     K = 1024
     assert dirty == [(2048 * K, 0), (128 * K, 1), (2944 * K, 0), (64 * K, 1), (3008 * K, 0)]
     assert depth == [(1024 * K, 2), (1024 * K, 0), (128 * K, 1), (2944 * K, 0), (64 * K, 1), (3008 * K, 0)]

@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -605,12 +606,9 @@ def _tls_context(location: Location, settings: Settings) -> ssl.SSLContext | Non
     return client_context(credentials)
 
 
-def list_exports(location: Location, settings: Settings | None = None) -> list[tuple[Export, list[str]]]:
-    """What the server has: each export, with the names of its metadata contexts.
-
-    :raises StorageError: it cannot be reached, or does not tell.
-    """
-    settings = settings or Settings()
+@contextmanager
+def _asking(location: Location, settings: Settings) -> Iterator[Handshake]:
+    """A connection that gets no further than the handshake."""
     timeout = settings.timeout
     tls = _tls_context(location, settings)
     transport = Transport(connect(location, timeout), location.uri, timeout)
@@ -619,12 +617,30 @@ def list_exports(location: Location, settings: Settings | None = None) -> list[t
         hostname = settings.tls_hostname or location.hostname or location.host or "localhost"
         handshake = Handshake(transport, context=tls, hostname=hostname)
         handshake.upgrade()
+        yield handshake
+        handshake.abort()
+    finally:
+        transport.close()
+
+
+def list_exports(location: Location, settings: Settings | None = None) -> list[tuple[Export, list[str]]]:
+    """What the server has: each export, with the names of its metadata contexts.
+
+    :raises StorageError: it cannot be reached, or does not tell.
+    """
+    with _asking(location, settings or Settings()) as handshake:
         found = []
         for name, description in handshake.list_exports():
             export = handshake.info(name)
             export.description = export.description or description
             found.append((export, handshake.list_contexts(name)))
-        handshake.abort()
         return found
-    finally:
-        transport.close()
+
+
+def contexts_of(location: Location, settings: Settings | None = None) -> list[str]:
+    """The names of the export's metadata contexts.
+
+    :raises StorageError: the server cannot be reached.
+    """
+    with _asking(location, settings or Settings()) as handshake:
+        return handshake.list_contexts(location.export)

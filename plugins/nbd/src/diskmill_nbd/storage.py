@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.extents import Extent, Kind
 from diskmill.node import Buffer, ReadBuffer, Storage
+from diskmill.results import Bitmap
+from diskmill.sizes import SECTOR
 
 from . import c_nbd as c
-from .client import Client, Settings
+from .client import Client, Settings, contexts_of
 from .location import Location, from_options, parse_location
 from .tls import Credentials, credentials_of
 
@@ -61,6 +63,29 @@ class NbdStorage(Storage):
     def statuses(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Length and flags of each stretch, in the metadata context that the storage was opened with."""
         return self.client.statuses(self._context, offset, length)
+
+    def bitmaps(self) -> list[Bitmap]:
+        """The dirty bitmaps that the server offers with the export. Each look at one has a connection of its own."""
+        client = self.client
+        names = contexts_of(client.location, client.settings)
+        return [self._bitmap(name) for name in names if name.startswith(c.DIRTY_BITMAP)]
+
+    def _bitmap(self, context: str) -> Bitmap:
+        client, size = self.client, self.size
+
+        def ranges() -> Iterator[tuple[int, int]]:
+            one = Client(client.location, replace(client.settings, contexts=(context,), connections=1))
+            try:
+                at = 0
+                for length, flags in one.statuses(context, 0, size):
+                    if flags & c.NBD_STATE_DIRTY:
+                        yield at, length
+                    at += length
+            finally:
+                one.close()
+
+        name = context.removeprefix(c.DIRTY_BITMAP)
+        return Bitmap(name, SECTOR, size, enabled=False, inconsistent=False, ranges=ranges)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         self.client.read_into(offset, buffer)
