@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -279,6 +281,29 @@ def test_a_stalled_server_is_an_error_after_the_time_limit(disk: Path, sock: Pat
         with connect_closed(sock, timeout=1) as client, pytest.raises(StorageError, match="timed out"):
             client.read_into(0, bytearray(512))
         assert time.monotonic() - began < 5
+
+
+def test_a_server_that_trickles_is_an_error_after_the_time_limit(sock: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(sock))
+    listener.listen()
+
+    def trickle() -> None:
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(c.GREETING.pack(c.INIT_PASSWD, c.CLISERV_MAGIC) + c.OLDSTYLE.pack(MiB, 1) + bytes(124))
+            cookie = peer.recv(c.REQUEST.size, socket.MSG_WAITALL)[8:16]
+            peer.sendall(c.SIMPLE_REPLY.pack(c.NBD_SIMPLE_REPLY_MAGIC, 0, int.from_bytes(cookie, "big")))
+            for _ in range(200):
+                peer.sendall(b"x")
+                time.sleep(0.1)
+
+    threading.Thread(target=trickle, daemon=True).start()
+    began = time.monotonic()
+    with connect_closed(sock, timeout=1) as client, pytest.raises(StorageError, match="timed out"):
+        client.read_into(0, bytearray(4096))
+    assert time.monotonic() - began < 5
+    listener.close()
 
 
 def test_interrupting_a_client_ends_what_waits(disk: Path, sock: Path) -> None:
