@@ -33,6 +33,7 @@ _STATUS_PIECE = 2 * 1024 * MiB
 _EXTENDED_PIECE = 1 << 50
 _JOURNAL = 32 * MiB
 """Bytes written that are remembered until they are flushed, where a server may come back without them."""
+_CHANGES = (c.NBD_CMD_WRITE, c.NBD_CMD_WRITE_ZEROES, c.NBD_CMD_TRIM)
 _PAUSE = 0.2
 """Seconds between attempts to reach a server that is away."""
 
@@ -97,6 +98,7 @@ class Client:
         self._journal: list[_Written] = []
         self._journaled = 0
         self._partial = threading.RLock()
+        self._flushing = threading.Lock()
         first = self._reach(self.settings.open_timeout)
         self.export = first.export
         self._all.append(first)
@@ -279,7 +281,10 @@ class Client:
 
     def _replay(self, made: Connection) -> None:
         """Write again what the lost server may not have kept."""
-        for one in self._journal:
+        with self._lock:
+            journal = list(self._journal)
+        made.unflushed = bool(journal)
+        for one in journal:
             made.call(one.command, one.offset, one.length, flags=one.flags, data=one.data)
 
     def interrupt(self) -> None:
@@ -321,6 +326,8 @@ class Client:
             connection = self._take()
             try:
                 request = connection.call(command, offset, length, flags=flags, data=data, into=into)
+                if command in _CHANGES:
+                    connection.unflushed = True
                 return request, connection.export
             except StorageError as error:
                 if self._overcome(connection, error, tries):
@@ -470,15 +477,20 @@ class Client:
         """What was written, and acknowledged, reaches the disk."""
         if not self.writable or not self.export.can(c.NBD_FLAG_SEND_FLUSH):
             return
+        with self._flushing:  # whoever comes meanwhile must not return before what is under way is known to be done
+            self._flush_all()
+
+    def _flush_all(self) -> None:
         while True:
             with self._lock:
                 while self._restoring:
                     self._lock.wait()
                 done = [one for one in self._journal if one.acknowledged]
-                connections = list(self._all)
+                # Each that has acknowledged something: one that is broken by now, unnoticed, may have led to a server
+                # which took that with it, and what another server flushes says nothing of it.
+                connections = [one for one in self._all if one.unflushed] or self._all[:1]
                 generation = self._generation
             for connection in connections:
-                # Each of them: one that is broken may have led to a server which took what it acknowledged with it.
                 self._flush(connection)
             with self._lock:
                 if self._dead is not None:
@@ -494,9 +506,11 @@ class Client:
         """Flush through one connection. A flush that fails is never repeated: a second one may succeed only because the
         system has forgotten what it could not write.
         """
+        connection.unflushed = False  # what is acknowledged from here on, the next one is for
         try:
             connection.call(c.NBD_CMD_FLUSH)
         except StorageError as error:
+            connection.unflushed = True
             self._overcome(connection, error, 0)
 
     def _forget(self, one: _Written) -> None:

@@ -87,6 +87,8 @@ class Connection:
         self.transport = transport
         self.export = export
         self.lost: ConnectionLost | None = None
+        self.unflushed = False
+        """Whether a change was acknowledged here and not flushed since; its owner keeps it."""
         self._cookie = 0
         self._pending: dict[int, Request] = {}
         self._sending = threading.Lock()

@@ -46,7 +46,7 @@ class NbdOutput(NbdStorage):
 
     def _blank_head(self) -> None:
         super().zero(0, min(_HEAD, self._capacity))
-        super().flush()
+        self.client.flush()
 
     def _reach(self, offset: int, end: int) -> None:
         """What lies before *offset* is zeros or written, and up to *end* is about to be. Others' writes wait."""
@@ -108,8 +108,8 @@ class NbdOutput(NbdStorage):
 
     def settle(self) -> None:
         self._reach(self.size, self.size)
+        self.client.flush()
         self._used = None
-        self.flush()
 
     @property
     def settled(self) -> bool:

@@ -115,7 +115,8 @@ class NbdStorage(Storage):
             return
         self._closed = True
         try:
-            self.flush()
+            # In the cache mode ``unsafe``, too: what a server has in its memory dies with the server, not the machine.
+            self.client.flush()
         finally:
             self.client.close()
 
