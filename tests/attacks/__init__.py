@@ -53,7 +53,9 @@ def corpus() -> list[Attack]:
     """Every file there is."""
     for module in MODULES:
         import_module(f"attacks.{module}")
-    return list(_corpus)
+    from .parsers import ATTACKS
+
+    return [*_corpus, *(Attack(name, write, "parsers") for name, write in ATTACKS)]
 
 
 def put(path: Path, *pieces: tuple[int, bytes], size: int = 0) -> None:

@@ -15,7 +15,10 @@ from diskmill.opening.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "writing-a-driver.md").read_text()
-SNIPPETS = re.findall(r"^```(python|toml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("A storage", "A filter", "Packages that bring a command")
+"""Sections whose examples have tests of their own, which build and run them."""
+SECTIONS = [part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if not part.startswith(ELSEWHERE)]
+SNIPPETS = re.findall(r"^```(python|toml)\n(.*?)^```$", "".join(SECTIONS), re.MULTILINE | re.DOTALL)
 OWN = [code for _, code in SNIPPETS if "class Guard" in code]
 QUOTED = [code for _, code in SNIPPETS if code not in OWN]
 

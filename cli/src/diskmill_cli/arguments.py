@@ -69,10 +69,12 @@ class HelpWanted(Exception):
 class Arguments:
     """What was given for a command."""
 
-    def __init__(self, given: list[tuple[str, str]], operands: list[str]) -> None:
+    def __init__(self, given: list[tuple[str, str]], operands: list[str], mark: int | None = None) -> None:
         self.given = given
         """The options' keys and values, in the order of the command line."""
         self.operands = operands
+        self.mark = len(operands) if mark is None else mark
+        """How many of the operands stand before ``--``."""
         self._values: dict[str, list[str]] = {}
         for key, value in given:
             self._values.setdefault(key, []).append(value)
@@ -142,10 +144,12 @@ def parse(options: Iterable[Option], words: Sequence[str]) -> Arguments:
     long = {flag[2:]: option for option in declared for flag in option.flags if flag.startswith("--")}
     given: list[tuple[str, str]] = []
     operands: list[str] = []
+    mark: int | None = None
     rest = list(reversed(words))
     while rest:
         word = rest.pop()
         if word == "--":
+            mark = len(operands)
             operands += reversed(rest)
             break
         if word.startswith("--"):
@@ -165,7 +169,7 @@ def parse(options: Iterable[Option], words: Sequence[str]) -> Arguments:
                 _store(given, option, f"-{letter}", "")
         else:
             operands.append(word)
-    return Arguments(given, operands)
+    return Arguments(given, operands, mark)
 
 
 def _short(options: dict[str, Option], letter: str) -> Option:

@@ -43,7 +43,11 @@ OPTIONS = Option(
     panel=_TARGET,
 )
 OBJECT = Option(
-    "object", ("--object",), "A secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT.", "OBJ", panel=_ACCESS
+    "object",
+    ("--object",),
+    "A secret (secret,id=ID,file=PATH or data=TEXT), or TLS credentials (tls-creds-x509,id=ID,dir=PATH).",
+    "OBJ",
+    panel=_ACCESS,
 )
 CACHE = Option(
     "cache",
@@ -121,14 +125,17 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     from diskmill.contract.limits import Budget, Limits
 
     secrets: dict[str, bytes] = {}
+    objects: dict[str, dict[str, str]] = {}
     if arguments.has("object"):
-        from .secrets import read_secrets
+        from .secrets import read_objects, read_secrets
 
         secrets = read_secrets(arguments.all("object"))
+        objects = read_objects(arguments.all("object"))
     return Context(
         trust=trust_of(arguments, session),
         secrets=secrets,
         cache=_cache_mode(arguments, cache, key),
+        objects=objects,
         share=arguments.has("share"),
         overwrite=_overwrite(arguments, session),
         warn=session.warn,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from .session import Session
 
 if TYPE_CHECKING:
+    from diskmill.opening.discovery import EntryPoint
+
     from .arguments import Arguments, Command, Option
 
 USAGE_ERROR = 1
@@ -158,7 +160,6 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
     from diskmill.errors import UsageError
 
     from .arguments import HelpWanted, parse
-    from .commands import NAMES
 
     if standard.has("help") or not rest:
         from .manual import show_overview
@@ -167,7 +168,7 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
             raise UsageError(f"not enough arguments: name a command, or try '{session.program} --help'")
         return show_overview(session)
     name, *given = rest
-    if name not in NAMES:
+    if not known(name, session):
         raise UsageError(f"command not found: '{name}'; '{session.program} --help' lists the commands")
     command = load(name)
     try:
@@ -188,11 +189,53 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
     return command.run(arguments, session)
 
 
+GROUP = "diskmill.command"
+"""Entry points of commands that packages bring: each names a :class:`~diskmill_cli.arguments.Command`."""
+
+
+def known(name: str, session: Session) -> bool:
+    """Whether there is a command *name*: one of the program's own, or one that a package brings."""
+    from .commands import NAMES
+
+    return name in NAMES or (not session.plain and name in brought())
+
+
+def brought() -> dict[str, EntryPoint]:
+    """The commands that packages bring, by name; none is imported."""
+    from diskmill.opening.discovery import installed
+
+    from .commands import NAMES
+
+    return {one.name: one for one in installed() if one.group == GROUP and one.name not in NAMES}
+
+
 def load(name: str) -> Command:
-    """The declaration of the command *name*."""
+    """The declaration of the command *name*.
+
+    :raises DriverError: the package that brings it is broken.
+    """
+    from .commands import NAMES
+
+    if name not in NAMES:
+        return _load_brought(name)
     from importlib import import_module
 
     command: Command = import_module(f"diskmill_cli.commands.{name}").COMMAND
+    return command
+
+
+def _load_brought(name: str) -> Command:
+    from diskmill.errors import DriverError
+
+    from .arguments import Command
+
+    try:
+        command = brought()[name].load()
+    except Exception as error:  # whatever a stranger's module raises
+        why = f"{type(error).__name__}: {error}"
+        raise DriverError(f"command '{name}' could not be loaded: {why}") from None
+    if not isinstance(command, Command) or command.name != name:
+        raise DriverError(f"command '{name}' could not be loaded: its entry point is not a command of that name")
     return command
 
 

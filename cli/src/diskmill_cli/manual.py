@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
+from diskmill.errors import DriverError
 
 from . import __version__
 from .arguments import HELP, Command, Option
 from .commands import NAMES
-from .main import load, standard_options
+from .main import brought, load, standard_options
 from .session import Session
 
 _TITLE = "Virtual disk images: create, convert, inspect, check and change them."
@@ -41,7 +42,7 @@ def complete(words: Sequence[str], session: Session) -> int:
     return _typer(session, list(words))
 
 
-def _typer(session: Session, words: list[str], names: Sequence[str] = NAMES) -> int:
+def _typer(session: Session, words: list[str], names: Sequence[str] | None = None) -> int:
     app = typer.Typer(
         help=_TITLE,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
@@ -49,8 +50,12 @@ def _typer(session: Session, words: list[str], names: Sequence[str] = NAMES) -> 
         context_settings={"help_option_names": list(HELP.flags)},
     )
     app.callback()(_function(standard_options()))
-    for name in names:
-        command = load(name)
+    for name in (*NAMES, *sorted(brought())) if names is None else names:
+        try:
+            command = load(name)
+        except DriverError as error:  # one package that is broken does not take the help from all the others
+            session.warn(str(error))
+            continue
         app.command(name, help=_text(command), short_help=command.help, epilog=_epilog(command))(
             _function(command.options, command.operands)
         )

@@ -18,6 +18,26 @@ _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _KNOWN = ("id", "data", "file", "format", "keyid", "iv")
 
 
+OTHERS = ("tls-creds-x509", "tls-creds-psk", "tls-creds-anon", "authz-simple", "authz-list", "authz-list-file")
+"""Types of objects whose properties drivers and commands get as they are."""
+
+
+def read_objects(definitions: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The objects of :data:`OTHERS` among *definitions*: id → properties.
+
+    :raises UsageError: a definition makes no sense.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for text in definitions:
+        properties = _properties(text)
+        if properties.get("qom-type") in OTHERS:
+            key = _key(properties)
+            if key in found:
+                raise UsageError(f"the object id '{key}' is given twice")
+            found[key] = properties
+    return found
+
+
 def read_secrets(definitions: Sequence[str]) -> dict[str, bytes]:
     """The secrets that *definitions* (one for each ``--object``) define: id → bytes.
 
@@ -28,13 +48,11 @@ def read_secrets(definitions: Sequence[str]) -> dict[str, bytes]:
     for text in definitions:
         properties = _properties(text)
         kind = properties.pop("qom-type", None)
+        if kind in OTHERS:
+            continue
         if kind != "secret":
-            raise UsageError(f"invalid object type '{kind}': only 'secret' objects are known")
-        key = properties.get("id")
-        if not key:
-            raise UsageError("a secret object needs an id")
-        if not _ID.fullmatch(key):
-            raise UsageError(f"invalid id '{key}': a letter, then letters, digits, '-', '.' and '_'")
+            raise UsageError(f"invalid object type '{kind}': only 'secret' and {', '.join(OTHERS)} are known")
+        key = _key(properties)
         if key in secrets:
             raise UsageError(f"the object id '{key}' is given twice")
         unknown = sorted(set(properties) - set(_KNOWN))
@@ -60,6 +78,15 @@ def ask(prompt: str) -> bytes:
     return typed
 
 
+def _key(properties: Mapping[str, str]) -> str:
+    key = properties.get("id")
+    if not key:
+        raise UsageError("an object needs an id")
+    if not _ID.fullmatch(key):
+        raise UsageError(f"invalid id '{key}': a letter, then letters, digits, '-', '.' and '_'")
+    return key
+
+
 def _properties(text: str) -> dict[str, str]:
     if text.startswith("{"):
         import json
@@ -68,9 +95,9 @@ def _properties(text: str) -> dict[str, str]:
             value: Any = json.loads(text)
         except ValueError as error:
             raise UsageError(f"cannot parse the object: {error}") from None
-        if not isinstance(value, Mapping) or not all(isinstance(one, str) for one in value.values()):
+        if not isinstance(value, Mapping) or not all(isinstance(one, str | bool) for one in value.values()):
             raise UsageError("an object in JSON must be an object of texts")
-        return dict(value)
+        return {key: one if isinstance(one, str) else "on" if one else "off" for key, one in value.items()}
     kind, _, rest = text.partition(",")
     if "=" in kind:
         kind, rest = "", text

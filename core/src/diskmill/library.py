@@ -8,6 +8,7 @@ from typing import Any
 
 from .contract.context import Context
 from .contract.node import Image
+from .errors import UsageError
 from .opening.gate import Trust
 from .opening.graph import open_image
 
@@ -21,6 +22,9 @@ def open(
     secrets: Mapping[str, bytes] | None = None,
     share: bool = False,
     backing: bool = True,
+    snapshot: str | None = None,
+    image_opts: bool = False,
+    rehearse: bool = False,
     context: Context | None = None,
 ) -> Image:
     """Open a disk image; use it as a context manager, or close it.
@@ -35,6 +39,9 @@ def open(
     :param secrets: secret id → passphrase, for encrypted images.
     :param share: open an image that another process is writing; what is read may be inconsistent.
     :param backing: whether to open the backing chain; without it, its data reads as zeros.
+    :param snapshot: read this internal snapshot: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
+    :param image_opts: *name* is an option string (``driver=qcow2,file.filename=…``).
+    :param rehearse: what is written is kept aside, and forgotten when it is closed.
     :param context: settings to go by; the arguments above change a copy of them.
     :raises DiskmillError: it cannot be opened; the message is one line that says why.
     """
@@ -45,4 +52,18 @@ def open(
         secrets={**context.secrets, **(secrets or {})},
         share=share or context.share,
     )
-    return open_image(name, format, context=context, writable=writable, backing=backing)
+    if snapshot is not None and writable:
+        raise UsageError("a snapshot is read only: writable contradicts it", file=str(name))
+    image = open_image(
+        name, format, context=context, writable=writable, backing=backing, image_opts=image_opts, rehearse=rehearse
+    )
+    if snapshot is None:
+        return image
+    from .commands.convert import load_snapshot
+
+    try:
+        load_snapshot(image, snapshot, context)
+    except BaseException:
+        image.abandon()
+        raise
+    return image

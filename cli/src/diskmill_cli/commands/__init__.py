@@ -18,4 +18,4 @@ NAMES = (
     "resize",
     "snapshot",
 )
-"""Every command, which is also the name of its module."""
+"""Every command that comes with the program, which is also the name of its module."""

@@ -24,6 +24,8 @@ class Context:
 
     :param trust: which references inside images may be opened.
     :param secrets: secret id → bytes (``--object secret,id=…``).
+    :param objects: properties of other objects that drivers are given by id (``--object tls-creds-x509,id=…``), with
+        the type as ``qom-type``.
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param overwrite: what becomes of a file that bears the name of a new output, one of :data:`OVERWRITES`: it is
         replaced when the output is whole, written into, or left alone and the output refused.
@@ -41,6 +43,7 @@ class Context:
 
     trust: Trust = FOLDER
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
+    objects: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     cache: str = "writeback"
     share: bool = False
     overwrite: str = "replace"

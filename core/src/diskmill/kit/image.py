@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from ..contract.node import Buffer, Image, ReadBuffer
 from ..engine import access
+from ..engine.walk import walk
+
+__all__ = ["FormatImage", "walk"]
 
 
 class FormatImage(Image):

@@ -23,8 +23,9 @@ PACKAGES = {
     "dmg": "diskmill-dmg",
     "cloop": "diskmill-cloop",
     "bochs": "diskmill-bochs",
+    **dict.fromkeys(("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"), "diskmill-nbd"),
 }
-"""Driver name → the distribution that brings it."""
+"""Driver name, or prefix of names that a driver has → the distribution that brings it."""
 
 _DEVICES = ("host_device", "host_cdrom")
 ALIASES = {

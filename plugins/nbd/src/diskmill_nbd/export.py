@@ -1,0 +1,292 @@
+"""What a server exports: an interface, and an opened image that fits it."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Image, Storage
+from diskmill.contract.results import Bitmap
+from diskmill.kit.image import walk
+from diskmill.sizes import KiB, MiB
+
+from . import c_nbd as c
+
+Statuses = Callable[[int, int], Iterator[tuple[int, int]]]
+"""Takes an offset and a length, gives length and flags of each stretch of that range, in order."""
+
+_WORTH_A_HOLE = 4 * KiB
+"""Bytes of zeros that are sent as zeros, rather than as one more chunk."""
+_WORTH_SENDFILE = 16 * KiB
+_MAX_RANGES = 1 << 20
+
+
+class Piece(NamedTuple):
+    """A stretch of what is read: zeros; or *length* bytes at *offset* of the file descriptor *fd*; or neither, and
+    it must be read.
+    """
+
+    length: int
+    zero: bool = False
+    fd: int = -1
+    offset: int = 0
+
+
+class Export(ABC):
+    """Bytes that a server exports. All methods may be called from several threads at once."""
+
+    name: str = ""
+    description: str = ""
+    size: int
+    writable: bool = False
+    preferred: int = 64 * KiB
+    """Bytes that requests are best multiples of, a power of two."""
+    contexts: Mapping[str, Statuses] = {}
+    """The metadata contexts that it has."""
+
+    @abstractmethod
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer*; the range lies inside."""
+
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        """What the range is, for whoever is about to send it. The default: to be read."""
+        yield Piece(length)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put *data* at *offset*."""
+        raise NotImplementedError
+
+    def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Make the range read as zeros."""
+        raise NotImplementedError
+
+    def trim(self, offset: int, length: int) -> None:
+        """The range's contents no longer matter."""
+
+    def flush(self) -> None:
+        """What was written reaches the disk."""
+
+    def close(self) -> None:
+        """Nobody reads or writes it any more."""
+
+
+class _Guard:
+    """Many readers, or one writer; writers come first."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._readers = 0
+        self._writing = False
+        self._waiting = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        with self._turn:
+            while self._writing or self._waiting:
+                self._turn.wait()
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._readers -= 1
+                self._turn.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with self._turn:
+            self._waiting += 1
+            try:
+                while self._writing or self._readers:
+                    self._turn.wait()
+            finally:
+                self._waiting -= 1
+            self._writing = True
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._writing = False
+                self._turn.notify_all()
+
+
+class ImageExport(Export):
+    """An opened image, or a window of it.
+
+    :param offset: where in the guest disk the export begins, in bytes.
+    :param length: how long it is; None: up to the end.
+    :param depth: whether it has the context ``qemu:allocation-depth``.
+    :param bitmaps: dirty bitmaps of the image that become contexts.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        name: str = "",
+        *,
+        description: str = "",
+        writable: bool = False,
+        offset: int = 0,
+        length: int | None = None,
+        depth: bool = False,
+        bitmaps: tuple[Bitmap, ...] = (),
+    ) -> None:
+        self.image = image
+        self.name = name
+        self.description = description
+        self.writable = writable
+        self.size = image.size - offset if length is None else length
+        self._offset = offset
+        unit = image.unit if image.window is None else 64 * KiB
+        self.preferred = max(min(1 << (unit - 1).bit_length(), 2 * MiB), 4 * KiB)
+        # What a reader found in the tables must not be put to other use before it is read. Raw disks have no tables.
+        self._guard = _Guard() if writable and image.window is None else None
+        contexts: dict[str, Statuses] = {c.BASE_ALLOCATION: self._allocation}
+        if depth:
+            contexts[c.ALLOCATION_DEPTH] = self._depth
+        for bitmap in bitmaps:
+            contexts[c.DIRTY_BITMAP + bitmap.name] = _Dirty(bitmap, offset).statuses
+        self.contexts = contexts
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._guard.reading() if self._guard is not None else nullcontext()
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return self._guard.writing() if self._guard is not None else nullcontext()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        with self._reading():
+            self.image.read_into(offset + self._offset, buffer)
+
+    def pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        if self._guard is not None:  # only what is read under the guard is what it says
+            yield Piece(length)
+            return
+        held: Piece | None = None
+        for extent in walk(self.image, offset + self._offset, length):
+            piece = _piece(extent)
+            if held is None:
+                held = piece
+            elif _go_together(held, piece):
+                held = held._replace(length=held.length + piece.length)
+            else:
+                yield held
+                held = piece
+        if held is not None:
+            yield held
+
+    def write(self, offset: int, data: memoryview) -> None:
+        with self._writing():
+            self.image.write(offset + self._offset, data)
+
+    def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        with self._writing():
+            self.image.zero(offset + self._offset, length, unmap=unmap)
+
+    def trim(self, offset: int, length: int) -> None:
+        with self._writing():
+            self.image.discard(offset + self._offset, length)
+
+    def flush(self) -> None:
+        with self._writing():
+            self.image.flush()
+
+    def close(self) -> None:
+        self.image.close()
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What the range is now; of an image that is written, all of it was looked up before the first is given."""
+        if self._guard is None:
+            return walk(self.image, offset + self._offset, length)
+        with self._guard.reading():
+            found = []
+            for extent in walk(self.image, offset + self._offset, length):
+                found.append(extent)
+                if len(found) >= 1 << 14:
+                    break
+            return iter(found)
+
+    def _allocation(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        for extent in self._extents(offset, length):
+            if not extent.reads_as_zeros:
+                flags = 0
+            elif extent.kind is Kind.ZERO and extent.node is not None and not isinstance(extent.node, Storage):
+                flags = c.NBD_STATE_ZERO
+            else:
+                flags = c.NBD_STATE_HOLE | c.NBD_STATE_ZERO
+            yield extent.length, flags
+
+    def _depth(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        for extent in self._extents(offset, length):
+            yield extent.length, 0 if extent.kind is Kind.HOLE else extent.depth + 1
+
+
+def _piece(extent: Extent) -> Piece:
+    if extent.reads_as_zeros:
+        return Piece(extent.length, zero=extent.length >= _WORTH_A_HOLE)
+    node = extent.node
+    if (
+        extent.kind is Kind.DATA
+        and isinstance(node, Storage)
+        and node.requests.align == 1
+        and extent.length >= _WORTH_SENDFILE
+    ):
+        fd = node.fileno()
+        if fd is not None:
+            return Piece(extent.length, fd=fd, offset=extent.offset)
+    return Piece(extent.length)
+
+
+def _go_together(one: Piece, other: Piece) -> bool:
+    if one.fd != other.fd or one.zero != other.zero:
+        return False
+    return one.fd < 0 or one.offset + one.length == other.offset
+
+
+class _Dirty:
+    """A dirty bitmap as a metadata context."""
+
+    def __init__(self, bitmap: Bitmap, shift: int) -> None:
+        self._bitmap = bitmap
+        self._shift = shift
+        self._starts: array[int] | None = array("Q")
+        self._ends = array("Q")
+        for start, length in bitmap.ranges():
+            if len(self._ends) and self._ends[-1] == start:
+                self._ends[-1] = start + length
+                continue
+            if len(self._ends) >= _MAX_RANGES:
+                self._starts = None  # too many to keep: they are asked for each time
+                break
+            self._starts.append(start)
+            self._ends.append(start + length)
+
+    def _ranges(self, offset: int) -> Iterator[tuple[int, int]]:
+        """Start and end of the dirty ranges that end behind *offset*."""
+        if self._starts is None:
+            for start, length in self._bitmap.ranges():
+                if start + length > offset:
+                    yield start, start + length
+            return
+        for index in range(bisect_right(self._ends, offset), len(self._ends)):
+            yield self._starts[index], self._ends[index]
+
+    def statuses(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        at, end = offset + self._shift, offset + self._shift + length
+        for start, stop in self._ranges(at):
+            if start >= end:
+                break
+            if start > at:
+                yield start - at, 0
+                at = start
+            if min(stop, end) > at:
+                yield min(stop, end) - at, c.NBD_STATE_DIRTY
+                at = min(stop, end)
+        if at < end:
+            yield end - at, 0

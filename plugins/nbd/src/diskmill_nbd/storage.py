@@ -1,0 +1,163 @@
+"""What the driver opens: an export as the core's storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Buffer, ReadBuffer, Requests, Storage
+from diskmill.contract.results import Bitmap
+from diskmill.errors import UnsupportedError, UsageError
+from diskmill.sizes import SECTOR, MiB
+
+from . import c_nbd as c
+from .client import Client, Settings, contexts_of
+from .location import Location
+from .place import NbdPlace, place_of
+from .tls import Credentials, credentials_of
+
+if TYPE_CHECKING:
+    from diskmill.contract.requests import OpenRequest
+
+    from . import NbdDriver
+
+
+class NbdStorage(Storage):
+    """An export."""
+
+    def __init__(self, driver: NbdDriver, client: Client, context: str, cache: str) -> None:
+        self.driver = driver
+        self.client = client
+        self.name = client.name
+        self.size = client.size
+        self.writable = client.writable
+        self.requests = Requests(align=client.alignment, best=MiB, at_once=4)
+        self._context = context
+        self._through = cache in ("writethrough", "directsync")
+        self._flushes = cache != "unsafe"
+        self._closed = False
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        if not length:
+            return
+        if self._context != c.BASE_ALLOCATION or not self.client.has(c.BASE_ALLOCATION):
+            yield Extent(offset, length, Kind.DATA, self, offset)
+            return
+        held: Extent | None = None
+        for count, flags in self.client.statuses(self._context, offset, length):
+            kind = Kind.ZERO if flags & c.NBD_STATE_ZERO else Kind.DATA
+            if held is not None and held.kind is kind:
+                held = held._replace(length=held.length + count)
+            else:
+                if held is not None:
+                    yield held
+                held = Extent(offset, count, kind, self, offset)
+            offset += count
+        if held is not None:
+            yield held
+
+    def statuses(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Length and flags of each stretch, in the metadata context that the storage was opened with."""
+        return self.client.statuses(self._context, offset, length)
+
+    def bitmaps(self) -> list[Bitmap]:
+        """The dirty bitmaps that the server offers with the export. Each look at one has a connection of its own."""
+        client = self.client
+        names = contexts_of(client.location, client.settings)
+        return [self._bitmap(name) for name in names if name.startswith(c.DIRTY_BITMAP)]
+
+    def _bitmap(self, context: str) -> Bitmap:
+        client, size = self.client, self.size
+
+        def ranges() -> Iterator[tuple[int, int]]:
+            one = Client(client.location, replace(client.settings, contexts=(context,), connections=1))
+            try:
+                at = 0
+                for length, flags in one.statuses(context, 0, size):
+                    if flags & c.NBD_STATE_DIRTY:
+                        yield at, length
+                    at += length
+            finally:
+                one.close()
+
+        name = context.removeprefix(c.DIRTY_BITMAP)
+        return Bitmap(name, SECTOR, size, enabled=False, inconsistent=False, ranges=ranges)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        self.client.read_into(offset, buffer)
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        self.client.write(offset, data, fua=self._through)
+
+    def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        self.client.zero(offset, length, hole=unmap, fua=self._through)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.client.trim(offset, length)
+
+    def truncate(self, size: int) -> None:
+        if size != self.size:
+            raise UnsupportedError(f"an NBD export stays as large as it is, {self.size} bytes", file=self.name)
+
+    def flush(self) -> None:
+        if self._flushes:
+            self.client.flush()
+
+    def interrupt(self) -> None:
+        self.client.interrupt()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            # In the cache mode ``unsafe``, too: what a server has in its memory dies with the server, not the machine.
+            self.client.flush()
+        finally:
+            self.client.close()
+
+    def abandon(self) -> None:
+        self._closed = True
+        self.client.close()
+
+
+def open_nbd(driver: NbdDriver, request: OpenRequest) -> NbdStorage:
+    """The export that *request* names, or whose server its options tell."""
+    options = request.options
+    place = request.place
+    if not isinstance(place, NbdPlace):
+        place = place_of(driver, {"filename": request.name, **options})
+    location = place.location
+    context = str(options.get("x-dirty-bitmap", c.BASE_ALLOCATION))
+    credentials = _credentials(request, location)
+    if credentials is not None:
+        location = replace(location, tls=True)
+    settings = Settings(
+        timeout=int(options["timeout"]),
+        open_timeout=int(options["open-timeout"]),
+        reconnect_delay=int(options["reconnect-delay"]),
+        retries=int(options["retries"]),
+        connections=max(int(options["connections"]), 1),
+        contexts=tuple(dict.fromkeys((c.BASE_ALLOCATION, context))),
+        credentials=credentials,
+        tls_hostname=str(options.get("tls-hostname", "")),
+    )
+    client = Client(location, settings, writable=request.writable)
+    if not client.has(context) and context != c.BASE_ALLOCATION:
+        client.close()
+        raise UnsupportedError(f"the server does not have the metadata context '{context}'", file=client.name)
+    return NbdStorage(driver, client, context, request.context.cache)
+
+
+def _credentials(request: OpenRequest, location: Location) -> Credentials | None:
+    key = request.options.get("tls-creds")
+    if key is None:
+        return None
+    properties = request.context.objects.get(str(key))
+    if properties is None:
+        raise UsageError(f"no TLS credentials with id '{key}': define them with --object tls-creds-x509,id={key},dir=…")
+    if properties.get("endpoint", "client") != "client":
+        raise UsageError(f"the TLS credentials '{key}' are for a server (endpoint=client is needed)")
+    return credentials_of(properties)
