@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MODULES = ("qcow2", "flat", "levels", "vmdk", "chunks", "chains")
+MODULES = ("qcow2", "flat", "levels", "vmdk", "chunks", "chains", "parsers")
 """The modules of the corpus."""
 
 
