@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent
 from diskmill.contract.node import Image
 from diskmill.contract.options import Option
 from diskmill.contract.requests import Backing
 from diskmill.errors import DiskmillError
+from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
 from diskmill.opening.gate import ANYTHING
 from diskmill.opening.graph import open_image

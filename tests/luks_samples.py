@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import diskmill
-from diskmill.contract.context import Context
 from diskmill.contract.node import Image
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from tools import qemu_img, run, tool
 

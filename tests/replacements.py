@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import diskmill
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError
+from diskmill.opening.context import Context
 
 KiB, GiB = 1 << 10, 1 << 30
 LONG = 64 * KiB

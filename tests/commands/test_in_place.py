@@ -6,7 +6,7 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from diskmill.opening.registry import default_registry
 from tools import assert_clean, qemu_img, qemu_img_json, qemu_io

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from tools import qemu_img, run
 

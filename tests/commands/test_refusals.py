@@ -17,8 +17,8 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import StorageError
+from diskmill.opening.context import Context
 from diskmill.opening.gate import ANYTHING
 from diskmill.sizes import GiB, KiB, MiB
 from diskmill.storages.file.storage import FileStorage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from tools import assert_identical, diskmill, qemu_img, qemu_io
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, LockedError, UsageError
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image, storage_of
 from diskmill.opening.names import flatten, parse_name
 from diskmill.opening.runtime import split_runtime

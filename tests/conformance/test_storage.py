@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
 from diskmill.opening.registry import Registry
 from hypothesis import given

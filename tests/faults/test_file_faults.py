@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.opening.context import CACHE_MODES, Context
 from diskmill.storages.file import driver
 from diskmill.storages.file.storage import FileStorage
 from tools import diskmill

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.limits import Budget, LimitError, Limits
@@ -18,6 +17,7 @@ from diskmill.contract.references import Reference
 from diskmill.contract.requests import OpenRequest
 from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageError
 from diskmill.kit.image import FormatImage
+from diskmill.opening.context import Context
 from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
 from diskmill.opening.graph import open_image
 from diskmill.opening.places import place_named

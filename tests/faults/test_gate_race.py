@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.node import Storage
 from diskmill.contract.requests import OpenRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.opening.context import Context
 from diskmill.opening.gate import FOLDER
 from diskmill.opening.graph import open_image
 from diskmill.opening.places import place_named

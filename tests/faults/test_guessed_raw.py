@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError
 from diskmill.formats.head import Head
+from diskmill.opening.context import Context
 from diskmill.opening.gate import ANYTHING
 from diskmill.opening.graph import guess_format, open_image
 from samples import MiB

@@ -18,9 +18,9 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.requests import CreateRequest
 from diskmill.errors import DiskmillError
+from diskmill.opening.context import CACHE_MODES, Context
 from diskmill.storages.file import driver
 from replacements import GiB, KiB, Kind, killed_at
 from tools import qemu_img

@@ -11,8 +11,8 @@ from attacks.parsers import ATTACKS
 from diskmill.commands.check import check
 from diskmill.commands.info import info
 from diskmill.commands.map import map
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError
+from diskmill.opening.context import Context
 from mutations import bounded
 
 FORMATS = {"parallels": "parallels", "dmg": "dmg", "luks2": "luks", "vhdx": "vhdx"}

@@ -15,9 +15,9 @@ from typing import Any
 import diskmill
 import esx
 import pytest
-from diskmill.contract.context import Context
 from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError
+from diskmill.opening.context import Context
 from diskmill.opening.gate import FOLDER
 from diskmill.opening.graph import open_image
 from hypothesis import given, settings

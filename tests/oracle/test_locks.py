@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.requests import OpenRequest
 from diskmill.errors import LockedError
+from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
 from diskmill.opening.graph import open_image
 from diskmill.storages.file import driver

@@ -10,8 +10,8 @@ from pathlib import Path
 import diskmill
 import pytest
 from diskmill.commands.bitmap import bitmaps_of
-from diskmill.contract.context import Context
 from diskmill.errors import ImageError, UsageError
+from diskmill.opening.context import Context
 from diskmill.sizes import KiB, MiB
 from tools import assert_clean, diskmill_json, qemu_img, qemu_img_json, qemu_io, tool
 from tools import diskmill as command

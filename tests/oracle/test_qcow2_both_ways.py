@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.requests import Backing
 from diskmill.engine.copy import CopyPlan, copy
+from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
 from diskmill.opening.graph import open_image
 from hypothesis import given, settings

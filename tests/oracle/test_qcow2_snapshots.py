@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from samples import scattered_file
 from tools import assert_clean, assert_identical, diskmill, qemu_img, qemu_img_json, qemu_io, run, tool

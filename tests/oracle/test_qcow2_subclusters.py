@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from diskmill.contract.context import Context
 from diskmill.contract.extents import Kind
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from diskmill.sizes import KiB
 from hypothesis import example, given, settings

@@ -13,8 +13,8 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError, UsageError
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from samples import KiB, MiB, scattered_file, sparse_file
 from tools import assert_identical, diskmill_json, qemu_img, qemu_img_json, qemu_io, run, tool
@@ -885,7 +885,7 @@ def test_a_writer_that_was_killed_is_told_until_a_check_has_looked(tmp_path: Pat
     diskmill.create(str(image), MiB, format="vmdk")
     script = (
         "import os, sys, diskmill; from diskmill.opening.graph import open_image\n"
-        "from diskmill.contract.context import Context\n"
+        "from diskmill.opening.context import Context\n"
         f"disk = open_image({str(image)!r}, context=Context(), writable=True); disk.write(0, b'x'); disk.flush()\n"
         "os._exit(0)"
     )

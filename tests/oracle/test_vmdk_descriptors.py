@@ -8,8 +8,8 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, ImageError, RefusedError, StorageError, UnsupportedError
+from diskmill.opening.context import Context
 from diskmill.opening.gate import ANYTHING, FOLDER, NOTHING, Trust
 from diskmill.opening.graph import open_image
 from samples import KiB, MiB

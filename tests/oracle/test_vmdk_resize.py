@@ -14,8 +14,8 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill.commands.resize import set_size
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, LockedError, StorageError, UnsupportedError
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from samples import KiB, MiB, scattered_file
 from tools import assert_identical, qemu_img, qemu_img_json, qemu_io, run, tool

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import ImageError, RefusedError, UnsupportedError
+from diskmill.opening.context import Context
 from samples import KiB, MiB, scattered_file, sparse_file
 from tools import qemu_img, qemu_img_json, run, tool
 

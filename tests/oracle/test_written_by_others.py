@@ -15,8 +15,8 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, DriverError, ImageError, UnsupportedError
+from diskmill.opening.context import Context
 from samples import KiB, MiB, scattered_file, sparse_file
 from tools import diskmill as command
 from tools import qemu_img, qemu_img_json, qemu_io

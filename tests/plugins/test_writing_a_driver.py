@@ -9,8 +9,8 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import RefusedError
+from diskmill.opening.context import Context
 from diskmill.opening.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"

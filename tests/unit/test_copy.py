@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent, Kind
-from diskmill.engine.copy import CHUNK, CopyPlan, copy
+from diskmill.engine.copy import CopyPlan, copy
+from diskmill.engine.copy.gauge import CHUNK
 from diskmill.engine.progress import Progress
 from diskmill.errors import CancelledError, DiskmillError, StorageError
 from diskmill.kit.image import FormatImage

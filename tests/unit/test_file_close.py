@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.errors import StorageError
+from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
 from diskmill.opening.graph import open_image
 

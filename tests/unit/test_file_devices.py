@@ -12,9 +12,9 @@ from pathlib import Path
 
 import diskmill
 import pytest
-from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.requests import CreateRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.opening.context import CACHE_MODES, Context
 from diskmill.storages.file import driver, space
 from diskmill.storages.file.storage import FileStorage
 from formats import Machine, formats

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import LockedError, StorageError
+from diskmill.opening.context import CACHE_MODES, Context
 from diskmill.storages.file import driver, inheritance, output
 from diskmill.storages.file.storage import FileStorage
 from tools import tool
@@ -441,7 +441,7 @@ def test_nothing_is_left_when_the_process_is_killed(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     program = (
         "import sys, os\n"
-        "from diskmill.contract.context import Context\n"
+        "from diskmill.opening.context import Context\n"
         "from diskmill.storages.file import driver\n"
         "from diskmill.contract.requests import CreateRequest\n"
         "storage = driver.create(CreateRequest(sys.argv[1], Context(), 0))\n"

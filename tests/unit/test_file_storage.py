@@ -15,11 +15,11 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill.contract.context import CACHE_MODES, Context
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Node
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.opening.context import CACHE_MODES, Context
 from diskmill.storages.file import driver, space
 from diskmill.storages.file.direct import DirectStorage
 from diskmill.storages.file.storage import FileStorage

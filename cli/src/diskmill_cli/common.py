@@ -7,16 +7,16 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diskmill.contract.context import CACHE_MODES
 from diskmill.errors import UsageError
+from diskmill.opening.context import CACHE_MODES
 
 from .arguments import Arguments, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diskmill.contract.context import Context
     from diskmill.contract.options import Option as DriverOption
+    from diskmill.opening.context import Context
 
     from .session import Session
 
@@ -121,8 +121,8 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     :param cache: the cache mode where the option *key* does not name one.
     :raises UsageError: a bad cache mode, trust or object.
     """
-    from diskmill.contract.context import Context
     from diskmill.contract.limits import Budget, Limits
+    from diskmill.opening.context import Context
 
     secrets: dict[str, bytes] = {}
     objects: dict[str, dict[str, str]] = {}

@@ -27,7 +27,7 @@ class Session:
     :param program: the name in front of messages.
     :param trust: the trust policy where neither option nor environment name one.
     :param overwrite: what becomes of a file that bears an output's name where no option says; see
-        :class:`~diskmill.contract.context.Context`.
+        :class:`~diskmill.opening.context.Context`.
     :param plain: print what qemu-img prints even on a terminal.
     """
 
@@ -50,12 +50,12 @@ class Session:
         return __version__
 
     def idle_options(self) -> Sequence[DriverOption]:
-        """See :class:`~diskmill.contract.context.Context`: an option without effect is an error here."""
+        """See :class:`~diskmill.opening.context.Context`: an option without effect is an error here."""
         return ()
 
     @property
     def guessed(self) -> Callable[[str], None] | None:
-        """See :class:`~diskmill.contract.context.Context`: a warning like any other tells it."""
+        """See :class:`~diskmill.opening.context.Context`: a warning like any other tells it."""
         return None
 
     def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:

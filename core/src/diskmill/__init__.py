@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .commands.rebase import rebase as rebase
     from .commands.resize import resize as resize
     from .commands.snapshot import snapshot as snapshot
-    from .contract.context import Context as Context
     from .contract.drivers import CryptoDriver as CryptoDriver
     from .contract.drivers import FormatDriver as FormatDriver
     from .contract.drivers import ProtocolDriver as ProtocolDriver
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from .contract.node import Image as Image
     from .errors import DiskmillError as DiskmillError
     from .library import open as open
+    from .opening.context import Context as Context
     from .opening.gate import ANYTHING as ANYTHING
     from .opening.gate import FOLDER as FOLDER
     from .opening.gate import NOTHING as NOTHING
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ANYTHING": "opening.gate",
-    "Context": "contract.context",
+    "Context": "opening.context",
     "CryptoDriver": "contract.drivers",
     "DiskmillError": "errors",
     "FOLDER": "opening.gate",

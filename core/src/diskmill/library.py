@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .contract.context import Context
 from .contract.node import Image
 from .errors import UsageError
+from .opening.context import Context
 from .opening.gate import Trust
 from .opening.graph import open_image
 

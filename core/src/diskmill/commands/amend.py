@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.drivers import FormatDriver
 from ..contract.options import Option, validate
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image
 from ..sizes import SECTOR, round_up
 

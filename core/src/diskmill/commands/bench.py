@@ -6,10 +6,10 @@ import threading
 import time
 from dataclasses import dataclass
 
-from ..contract.context import Context
 from ..contract.node import Image
 from ..engine.workers import start
 from ..errors import DiskmillError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image
 
 MAX_THREADS = 64

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
 from ..contract.calls import BitmapAction
-from ..contract.context import Context
 from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from ..contract import calls
 from ..contract.calls import Repair, expect_word
-from ..contract.context import Context
 from ..contract.results import CheckResult
 from ..errors import CheckUnsupportedError, UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image
 
 

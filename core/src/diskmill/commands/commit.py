@@ -6,13 +6,13 @@ import threading
 from itertools import pairwise
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image
 from ..contract.place import Place
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import chain_of, open_image
 from ..opening.places import place_named, place_under, storage_of
 from .resize import refuse_size, set_size

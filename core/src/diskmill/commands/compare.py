@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from ..contract.context import Context
 from ..contract.extents import Extent, Kind
 from ..contract.node import Image
 from ..contract.results import Comparison
 from ..engine.compare import first_data, first_difference
 from ..engine.progress import Progress, Report
 from ..errors import CancelledError, DiskmillError
+from ..opening.context import Context
 from ..opening.graph import open_image
 
 UNREADABLE = 4

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image, Node, Storage
 from ..contract.options import split
@@ -18,6 +17,7 @@ from ..contract.requests import Backing
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to

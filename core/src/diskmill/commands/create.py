@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.options import Option, Value, validate
 from ..contract.requests import Backing
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.creation import create_image, split_options
 from ..opening.graph import open_image
 from ..opening.names import display, parse_name, relative_to

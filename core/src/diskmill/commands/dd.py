@@ -6,10 +6,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from ..contract.context import Context
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
 from ..errors import UsageError
+from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import open_image
 from .convert import identities, refuse_self

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.node import Image
 from ..contract.results import ImageInfo, Limits, Snapshot
 from ..errors import DiskmillError
+from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import parse_name, parse_options, relative_to
 from ..opening.places import place_of

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.extents import Extent, Kind
 from ..contract.limits import allowed_work
 from ..contract.node import Image, Node, Storage
@@ -16,6 +15,7 @@ from ..contract.references import Reference
 from ..contract.results import MapEntry
 from ..engine.walk import walk
 from ..errors import DiskmillError
+from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.places import place_named, place_under, storage_of
 from ..opening.registry import Registry

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.node import Image
 from ..contract.options import validate
 from ..contract.requests import MeasureRequest
 from ..contract.results import Measurement
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.creation import split_options
 from ..opening.graph import open_image
 from ..sizes import MAX_SIZE, SECTOR, round_down, round_up

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.drivers import FormatDriver
 from ..contract.extents import Extent, Kind
 from ..contract.node import Image, Node
@@ -17,6 +16,7 @@ from ..engine.progress import Progress, Report
 from ..engine.walk import walk
 from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to
 from ..opening.places import place_under, storage_of

@@ -6,10 +6,10 @@ from typing import get_args
 
 from ..contract import calls
 from ..contract.calls import Preallocation
-from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image
 from ..sizes import MAX_SIZE, SECTOR, round_up
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..contract import calls
 from ..contract.calls import SnapshotAction
-from ..contract.context import Context
 from ..contract.results import Snapshot
 from ..errors import UnsupportedError, UsageError
+from ..opening.context import Context
 from ..opening.graph import open_image
 
 ACTIONS = ("list", "create", "apply", "delete")

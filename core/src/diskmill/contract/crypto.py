@@ -26,7 +26,7 @@ from .node import Node, ReadBuffer, Storage
 from .options import Option, Value
 
 if TYPE_CHECKING:
-    from .context import Context
+    from ..opening.context import Context
 
 CRYPTO_OPTIONS = (
     Option("key-secret", "str", "id of the secret that holds the passphrase", when=("create", "open")),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONTRACT = 1
 """The version of the contract between drivers and the core; it grows with each change that a driver could notice."""
 
+PROBE_BYTES = 4096
+"""How much of a file format drivers see when they probe."""
+
 hookimpl = pluggy.HookimplMarker("diskmill")
 """Marks a method or function as the implementation of the hook of its name."""
 

@@ -216,26 +216,7 @@ def allowed_work(node: Node, work: int) -> int:
 
 def contents(node: Node) -> int:
     """Bytes that the files below *node* really hold: no holes, which cost nobody anything."""
-    return sum(_contents(storage) for storage in _storages(node))
-
-
-def _storages(node: Node) -> list[Storage]:
-    """Every storage below *node*, once."""
-    from .node import Image, Storage
-
-    found: dict[int, Storage] = {}
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        one = stack.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, Storage):
-            found[id(one)] = one
-        elif isinstance(one, Image):
-            stack += one.children()
-    return list(found.values())
+    return sum(_contents(storage) for storage in node.leaves())
 
 
 def _contents(storage: Storage) -> int:

@@ -148,6 +148,22 @@ class Node(ABC):
         """The nodes right below. The default has none."""
         return iter(())
 
+    def leaves(self) -> list[Storage]:
+        """Every storage at the bottom of what it stands on, itself included, once."""
+        found: list[Storage] = []
+        seen: set[int] = set()
+        stack: list[Node] = [self]
+        while stack:
+            one = stack.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            below = list(one.children())
+            if isinstance(one, Storage) and not below:
+                found.append(one)
+            stack += below
+        return found
+
     def close_after_failure(self) -> None:
         """Close, as well as it can be: an error is on its way to the user already, and it is the one that tells why."""
         with suppress(DiskmillError):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DriverError
 
 if TYPE_CHECKING:
+    from ..opening.context import Context
     from ..opening.siblings import Siblings
-    from .context import Context
     from .node import Node, Storage
     from .options import Value
     from .place import Place

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ..contract.context import Context
+from ..contract.drivers import PROBE_BYTES
 from ..contract.extents import Extent
 from ..contract.node import Buffer, Node, ReadBuffer
 from ..errors import UsageError
-from ..opening.known import PROBE_BYTES, recognise
+
+if TYPE_CHECKING:
+    from ..opening.context import Context
 
 
 class Head(Node):
@@ -63,8 +66,7 @@ class Head(Node):
         head = bytearray(self.file.read(0, min(self.length, size)))
         head[offset : offset + len(data)] = data
         del head[size:]
-        found = self._context.registry.probe(bytes(head), self.name)
-        format = recognise(bytes(head), self.name) if found is None or found.name == "raw" else found.name
+        format = self._context.registry.looks_like(bytes(head), self.name)
         if format not in (None, "raw"):
             raise UsageError(
                 "that it is raw was guessed, and with what is to be written at its start it would be taken for "

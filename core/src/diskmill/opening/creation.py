@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.limits import Account
 from ..contract.node import Image, Storage
@@ -16,6 +15,7 @@ from ..contract.place import Place
 from ..contract.requests import Backing, CreateRequest
 from ..errors import UnsupportedError, UsageError
 from ..sizes import SECTOR, round_up
+from .context import Context
 from .places import new_place
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..contract import calls
-from ..contract.context import Context
-from ..contract.drivers import FilterDriver, FormatDriver, ProtocolDriver
+from ..contract.drivers import PROBE_BYTES, FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.limits import Account, LimitError
 from ..contract.node import Image, Node, Storage
 from ..contract.options import validate
@@ -19,7 +18,8 @@ from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
 from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
-from .known import BUNDLES, PROBE_BYTES, no_disk, recognise
+from .context import Context
+from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .places import place_under, protocol_of, storage_of
 from .runtime import split_runtime

@@ -6,9 +6,6 @@ and ask the likely driver first. A format that is not listed loses nothing but t
 
 from __future__ import annotations
 
-PROBE_BYTES = 4096
-"""How much of a file format drivers see when they probe."""
-
 PACKAGES = {
     "qcow2": "diskmill-qcow2",
     "vmdk": "diskmill-vmdk",

@@ -192,6 +192,11 @@ class Registry:
         caller: Callable[..., Any] = self.plugins.subset_hook_caller(hook, others)
         return caller(**arguments)
 
+    def looks_like(self, data: bytes, name: str) -> str | None:
+        """The format that a file called *name* would be taken for if it began with *data*, installed or not."""
+        found = self.probe(data, name)
+        return recognise(data, name) if found is None or found.name == "raw" else found.name
+
     def probe(self, data: bytes, name: str) -> FormatDriver | None:
         """The format driver that is surest of an image that begins with *data* and is called *name*."""
         # Nobody can be surer than sure: then the other drivers need not even be imported.

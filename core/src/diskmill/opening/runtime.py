@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.options import Option, validate
 from ..errors import UsageError
+from .context import Context
 from .registry import Registry
 
 OPTIONS = (

@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 
 from ..contract import calls
-from ..contract.context import Context
 from ..contract.node import Storage
 from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.requests import OpenRequest
 from ..errors import StorageError, UnsupportedError
+from .context import Context
 
 
 class Siblings:

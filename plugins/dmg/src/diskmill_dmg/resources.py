@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 from diskmill.errors import ImageError
-from diskmill.markup import Element, parse
+from diskmill.kit.markup import Element, parse
 
 from .c_udif import RESOURCE_HEADER, RESOURCE_MAP, RESOURCE_REFERENCE, RESOURCE_TYPE
 

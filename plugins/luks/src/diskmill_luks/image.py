@@ -17,7 +17,7 @@ from diskmill.sizes import SECTOR, round_down, round_up
 from .volume import LuksVolume, create_volume, open_volume
 
 if TYPE_CHECKING:
-    from diskmill.contract.context import Context
+    from diskmill import Context
     from diskmill.contract.requests import CreateRequest, OpenRequest
 
 

@@ -20,7 +20,7 @@ from .serving import Exported, Serving
 from .tls import Credentials, credentials_of
 
 if TYPE_CHECKING:
-    from diskmill.contract.context import Context
+    from diskmill import Context
     from diskmill_cli.session import Session
 
 _FIRST_SOCKET = 3

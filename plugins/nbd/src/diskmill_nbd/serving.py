@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import diskmill
+from diskmill import Context
 from diskmill.contract import calls
-from diskmill.contract.context import Context
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
 
 from .export import ImageExport

@@ -17,7 +17,7 @@ from diskmill.contract.references import Reference
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.image import FormatImage
-from diskmill.markup import Element, parse
+from diskmill.kit.markup import Element, parse
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
 from .image import ParallelsImage

@@ -13,7 +13,7 @@ from diskmill.contract.crypto import CryptoRequest, Volume, sub_options
 from diskmill.errors import UsageError
 
 if TYPE_CHECKING:
-    from diskmill.contract.context import Context
+    from diskmill import Context
     from diskmill.contract.options import Value
 
 CIPHER = "aes"

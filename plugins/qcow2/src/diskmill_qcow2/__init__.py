@@ -204,9 +204,15 @@ class Qcow2Driver(FormatDriver):
     @hookimpl
     def check(self, image: Qcow2Image, repair: str) -> CheckResult:
         """Refcounts, leaks, overlaps, flags and offsets."""
-        from .check import check
+        if not repair:
+            from .check import check
 
-        return check(image, repair)
+            return check(image)
+        from .repair import repair as mend
+
+        with image.lock:
+            image.flush()
+            return mend(image, repair, give_up=image.repairing == "lost")
 
     @hookimpl
     def resize(self, image: Qcow2Image, size: int, preallocation: str) -> bool:

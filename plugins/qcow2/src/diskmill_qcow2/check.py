@@ -36,15 +36,11 @@ _MOST_FINDINGS = 1000
 """Findings that are told in words; the rest are only counted."""
 
 
-def check(image: Qcow2Image, repair: str) -> CheckResult:
-    """Look through all of *image*'s metadata; repair it where that is asked for."""
+def check(image: Qcow2Image) -> CheckResult:
+    """Look through all of *image*'s metadata."""
     with image.lock:
         if image.writable:
             image.flush()
-        if repair:
-            from .repair import repair as mend
-
-            return mend(image, repair, give_up=image.repairing == "lost")
         checker = Checker(image)
         checker.run()
         return checker.result

@@ -18,7 +18,7 @@ from . import c_qcow2 as c
 from . import header as qcow2_header
 
 if TYPE_CHECKING:
-    from diskmill.contract.context import Context
+    from diskmill import Context
     from diskmill.contract.node import Node
     from diskmill.contract.options import Value
 

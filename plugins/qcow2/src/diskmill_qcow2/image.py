@@ -24,7 +24,7 @@ from .l2 import Mapping
 from .places import compressed_misplaced, counted, misplaced
 
 if TYPE_CHECKING:
-    from diskmill.contract.context import Context
+    from diskmill import Context
     from diskmill.contract.crypto import Volume
     from diskmill.contract.drivers import FormatDriver
     from diskmill.contract.options import Value

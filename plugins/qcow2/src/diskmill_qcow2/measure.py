@@ -13,8 +13,8 @@ from diskmill.contract.crypto import sub_options
 from diskmill.contract.requests import MeasureRequest
 from diskmill.sizes import round_up
 
-from .create import Parameters, parameters
 from .encryption import PREFIX
+from .parameters import fully_allocated, parameters
 
 if TYPE_CHECKING:
     from diskmill.contract.results import Measurement
@@ -39,29 +39,6 @@ def measure(request: MeasureRequest) -> Measurement:
     if request.bitmaps is not None and chosen.version >= 3:
         bitmaps = _bitmap_bytes(request.size, request.bitmaps, chosen.cluster_size)
     return Measurement(full - size + data, full, bitmaps)
-
-
-def fully_allocated(size: int, chosen: Parameters) -> int:
-    """Bytes in the file of an image whose guest disk of *size* bytes is all allocated."""
-    cluster = chosen.cluster_size
-    size = round_up(size, cluster)
-    l2_bytes = round_up(size // cluster, chosen.l2_entries) * (cluster // chosen.l2_entries)
-    l1_bytes = round_up(l2_bytes // cluster * 8, cluster)
-    before = cluster + l2_bytes + l1_bytes
-    return size + before + _refcount_bytes((size + before) // cluster, chosen)
-
-
-def _refcount_bytes(clusters: int, chosen: Parameters) -> int:
-    """Bytes in the refcount table and blocks that count *clusters* and themselves."""
-    per_block = chosen.cluster_size * 8 // chosen.refcount_bits
-    per_table = chosen.cluster_size // 8
-    own = 0
-    while True:
-        blocks = -(-(clusters + own) // per_block)
-        table = -(-blocks // per_table)
-        if blocks + table == own:
-            return own * chosen.cluster_size
-        own = blocks + table
 
 
 def _encryption_bytes(request: MeasureRequest, cluster: int) -> int:

@@ -16,7 +16,6 @@ from diskmill.kit import tables
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
 from .grains import MAX_HELD_GRAIN, GrainPart, refuse_duplicates
-from .parts import Part
 from .structures import (
     COWD_MAGIC,
     DEFLATE,
@@ -88,25 +87,6 @@ def require_writable(header: Record, *, name: str) -> None:
         why = f"a sparse extent with grains of {header.grainSize * SECTOR} bytes can only be read"
     if why is not None:
         raise UnsupportedError(why, file=name)
-
-
-def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool = False) -> Part:
-    """The part that the extent in *node* is.
-
-    :param scan: find compressed grains by their markers.
-    """
-    if is_compressed(header):
-        from .stream import open_stream
-
-        return open_stream(node, header, start, name=name, scan=scan)
-    if isinstance(node, Storage) and node.forward:
-        raise UnsupportedError("only streamOptimized images can be read from a pipe", file=name)
-    if header.gdOffset == GD_AT_END:  # a stream of grains that are not compressed: written once, like any stream
-        valid = footer_of(node, header, name=name)
-        if header.flags & FLAG_MARKERS:
-            raise UnsupportedError("markers before grains that are not compressed", file=name)
-        return GrainPart(node, start, valid.capacity * SECTOR, **geometry(valid, node, name))
-    return HostedPart(node, header, start, name=name)
 
 
 def footer_of(node: Node, header: Record, *, name: str) -> Record:

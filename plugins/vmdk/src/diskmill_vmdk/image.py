@@ -92,7 +92,7 @@ class VmdkImage(FormatImage):
             if isinstance(node, VmdkImage):
                 node._overlay = self
             return
-        from .opening import open_extent
+        from .extents import open_extent
 
         assert self.descriptor is not None
         line = self.descriptor.extents[reference.key]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from diskmill.contract.node import Node, Storage
@@ -12,10 +11,11 @@ from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
-from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, ExtentLine, parse
-from .hosted import footer_of, is_compressed, open_hosted, read_header, require_writable
+from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, parse
+from .extents import open_hosted
+from .hosted import footer_of, is_compressed, read_header, require_writable
 from .image import VmdkImage
-from .parts import FlatPart, MissingPart, Part, ZeroPart
+from .parts import MissingPart, Part, ZeroPart
 from .structures import COWD_MAGIC, GD_AT_END, SPARSE_MAGIC
 
 if TYPE_CHECKING:
@@ -208,39 +208,3 @@ def _open_descriptor(
     image.set_parts(parts)
     image.references = references
     return image
-
-
-def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool, longer: Collection[int] = ()) -> Part:
-    """The part that *line* of a descriptor stands for, in the file that it names.
-
-    :param writable: whether the image is open for writing.
-    :param longer: how many sectors it may hold instead.
-    """
-    length, name = line.sectors * SECTOR, node.name
-    part: Part
-    if line.type in FLAT_TYPES:
-        return FlatPart(
-            node, start, length, name=name, offset=line.offset * SECTOR, writable=writable and line.access == "RW"
-        )
-    if line.type == "SESPARSE":
-        from .esx import open_sesparse
-
-        part = open_sesparse(node, start, name=name)
-    elif node.read(0, min(4, node.size)) == COWD_MAGIC:
-        from .esx import open_cowd
-
-        part = open_cowd(node, start, name=name)
-    else:
-        header = read_header(node, name=name)
-        if writable and line.access == "RW":
-            require_writable(header, name=name)
-        part = open_hosted(node, header, start, name=name)
-        part.writable = part.writable and line.access == "RW"
-    if writable and line.access == "RW" and not part.writable:
-        raise UnsupportedError(f"extents of type {line.type} of ESX can only be read", file=name)
-    have = part.end - part.start
-    fits = length <= have <= round_up(length, part.unit) or (have > length and have // SECTOR in longer)
-    if not fits:
-        raise ImageError(f"it holds {have} bytes of a disk, but the descriptor says {length}", file=name)
-    part.end = start + length
-    return part

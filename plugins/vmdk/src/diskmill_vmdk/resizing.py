@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
-from diskmill.engine.zeros import ZEROS, is_zero
 from diskmill.errors import DiskmillError, StorageError, UnsupportedError
 from diskmill.kit import tables
+from diskmill.kit.zeros import ZEROS, is_zero
 from diskmill.sizes import SECTOR, GiB, round_up
 
 from .creating import SPLIT, make_part, piece_name

@@ -13,18 +13,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from diskmill.contract.extents import Extent, Placement
-from diskmill.contract.node import Node, Storage
+from diskmill.contract.node import Storage
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit import tables
 from diskmill.sizes import SECTOR, round_up
 
 from .grains import CompressedPart
-from .hosted import FLAGS_STREAM, GRAIN, LAST_SECTOR, MAX_ENTRIES, footer_of, geometry, make_extent
-from .parts import Part
+from .hosted import FLAGS_STREAM, GRAIN, LAST_SECTOR, MAX_ENTRIES, make_extent
 from .structures import (
     DEFLATE,
     END_OF_STREAM,
-    FLAG_MARKERS,
     FOOTER,
     GD_AT_END,
     GRAIN_DIRECTORY,
@@ -37,7 +35,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.kit.structs import Record
+    pass
 
 LEVEL = 1
 """Of the deflate: ISA-L's level 1 gives about the size of zlib's default at many times its speed."""
@@ -107,21 +105,6 @@ class StreamEncoder:
         size = len(payload)
         head = (start // SECTOR).to_bytes(8, "little") + size.to_bytes(4, "little")
         return b"".join((head, payload, bytes(-(GRAIN_MARKER.size + size) % SECTOR)))
-
-
-def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool) -> Part:
-    """The compressed extent in *node*, whose *header* stands at its begin."""
-    if scan or isinstance(node, Storage) and node.forward:
-        from .walking import WalkedPart
-
-        if not header.flags & FLAG_MARKERS:
-            raise UnsupportedError("it has no markers: it cannot be read without its tables", file=name)
-        return WalkedPart(node, header, start, name=name)
-    valid = footer_of(node, header, name=name)
-    length = valid.capacity * SECTOR
-    markers = bool(header.flags & FLAG_MARKERS)
-    codec = GrainCodec(start, start + length, markers=markers, name=name)
-    return CompressedPart(node, start, length, codec=codec, markers=markers, **geometry(valid, node, name))
 
 
 class StreamWriter(CompressedPart):

@@ -66,14 +66,14 @@ class FileDriver(ProtocolDriver):
     @hookimpl
     def open(self, request: OpenRequest) -> FileStorage:
         """An existing file."""
-        from .storage import open_file
+        from .opening import open_file
 
         return open_file(self, request)
 
     @hookimpl
     def create(self, request: CreateRequest) -> Storage:
         """A new file, which gets its name when it is settled."""
-        from .storage import create_file
+        from .opening import create_file
 
         return create_file(self, request)
 

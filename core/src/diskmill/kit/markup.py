@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.parsers import expat
 
-from .errors import ImageError
+from ..errors import ImageError
 
 MOST = 100_000
 """Tags, and attributes, in a document at most: an image's descriptor has some dozen for each partition or snapshot."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..contract.limits import Budget
+from ..contract.options import Option
 from ..errors import SecretError
-from ..opening.gate import FOLDER, Trust
-from ..opening.registry import Registry, default_registry
-from .limits import Budget
-from .options import Option
+from .gate import FOLDER, Trust
+from .registry import Registry, default_registry
 
 CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
 """What ``-t`` and ``-T`` take, with qemu-img's meanings."""

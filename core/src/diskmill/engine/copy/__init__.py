@@ -1,0 +1,146 @@
+"""Copying: guest bytes of any node into any image, by several threads, in bounded memory.
+
+The stages: the source is walked for its extents, which become *tasks* of at most a chunk (:mod:`.tasks`); a worker
+*reads* one (:mod:`.reading`); *watchers* look at what was read; and one *writer*, chosen once, finds what need not be
+stored, reserves places in the target, writes, and publishes (:mod:`.writer`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ...contract.extents import Extent, Kind
+from ...contract.node import Image, Node, Storage
+from ..progress import Progress, RateLimit
+from ..workers import Workers
+from .compressed import Compressed, Overlay
+from .fresh import Fresh
+from .gauge import Gauge
+from .in_place import InPlace
+from .plan import CopyPlan, Watcher
+from .reading import Buffers, read
+from .tasks import Task, joined, tasks_of
+from .writer import Turns, Window, Writer
+
+__all__ = ["CopyPlan", "Watcher", "copy"]
+
+
+def copy(
+    source: Node | Sequence[Node],
+    target: Image,
+    plan: CopyPlan,
+    *,
+    source_offset: int = 0,
+    target_offset: int = 0,
+    length: int | None = None,
+    progress: Progress | None = None,
+    limit: RateLimit | None = None,
+    cancel: threading.Event | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> None:
+    """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
+
+    :param source_offset: where to begin in the source (in each, where there are several).
+    :param length: how many bytes; None: up to the source's end. They fit in the target.
+    :param watchers: shown all that is copied, at its guest offsets in the target.
+    :raises CancelledError: *cancel* was set.
+    """
+    if target.detect_zeroes != "off" and not plan.sparse:
+        plan = replace(plan, sparse=CopyPlan.sparse)
+    if not plan.zeroed and "zero" not in target.driver.capabilities:
+        plan = replace(plan, sparse=0)  # zeros are written like data, so there is no use in looking for them
+    if plan.compress:
+        plan = replace(plan, sparse=target.unit)  # a unit of zeros is never worth a place
+    sources = [source] if isinstance(source, Node) else source
+    writer = _writer(target, plan, Gauge(target, plan))
+    copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers)
+    extents = joined(sources, source_offset, target_offset, length, plan)
+    tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
+    Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
+
+
+def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
+    """The one that writes all of the copy."""
+    if not plan.zeroed:
+        return Overlay(target, plan, gauge) if target.sequential else InPlace(target, plan, gauge)
+    if plan.compress or target.sequential:
+        return Compressed(target, plan, gauge)
+    return Fresh(target, plan, gauge)
+
+
+class _Copier:
+    """Takes tasks through the stages."""
+
+    def __init__(self, writer: Writer, progress: Progress, limit: RateLimit, watchers: Sequence[Watcher]) -> None:
+        self.writer = writer
+        self.plan = writer.plan
+        self.progress = progress
+        self.limit = limit
+        self.watchers = watchers
+
+    def left_out(self, extent: Extent) -> None:
+        """Nothing need be done for *extent*."""
+        for watcher in self.watchers:
+            tell = watcher.zeros if extent.kind is not Kind.HOLE or self.plan.shared is None else watcher.shared
+            tell(extent.start, extent.length)
+        self.progress.advance(extent.length)
+
+    def worker(self, workers: Workers[Task]) -> Callable[[Task, int], None]:
+        """What a thread does with each task that it takes."""
+        buffers = Buffers(self.writer.gauge.chunk)
+        turns = Turns(workers.in_turn, workers.done, ordered=self.writer.ordered)
+
+        def work(task: Task, turn: int) -> None:
+            self.deal(task, turn, turns, buffers)
+            self.progress.advance(task.end - task.start)
+
+        return work
+
+    def deal(self, task: Task, turn: int, turns: Turns, buffers: Buffers) -> None:
+        """One task: read, show, write."""
+        writer = self.writer
+        if task.zeros:
+            writer.zeros(task, turns, turn)
+            for watcher in self.watchers:
+                watcher.zeros(task.start, task.end - task.start)
+            return
+        self.limit.take(task.end - task.start)
+        if self.plan.offload and not self.plan.compress and not self.watchers and self.offload(task.extents):
+            return
+        low, high = writer.span(task)
+        buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
+        view = memoryview(buffer)[: high - low]
+        stretches = writer.wanted(task, low, high)
+        read(task.extents, stretches, view, low, buffers, self.plan.salvage)
+        if self.watchers:
+            self.show(task.extents, view, low)
+        writer.write(Window(task, turn, low, high, buffer, stretches), turns)
+
+    def show(self, extents: Sequence[Extent], view: memoryview, low: int) -> None:
+        """Let the watchers see *extents*, which were read to *view*, guest bytes from *low* on."""
+        for extent in extents:
+            for watcher in self.watchers:
+                if extent.reads_as_zeros:
+                    watcher.zeros(extent.start, extent.length)
+                else:
+                    watcher.data(extent.start, view[extent.start - low : extent.end - low])
+
+    def offload(self, extents: Sequence[Extent]) -> bool:
+        """Let the target's storage take *extents* in its own way; False: it cannot, or not all of them."""
+        target = self.writer.target
+        if target.unit > 1:
+            return False
+        for extent in extents:
+            if extent.kind is not Kind.DATA or extent.node is None:
+                return False
+            with target.lock:
+                placed = target.reserve(extent.start, extent.length)
+            for placement in placed:
+                into, start = placement.node, extent.offset + placement.start - extent.start
+                if not isinstance(into, Storage) or placement.cipher is not None:
+                    return False
+                if not into.take_from(extent.node, start, placement.offset, placement.length):
+                    return False
+        return True

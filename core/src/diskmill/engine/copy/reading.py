@@ -1,0 +1,110 @@
+"""Reading a task's extents into memory that is used again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ...contract.extents import Extent
+from ...errors import DiskmillError
+from ...sizes import KiB, MiB
+from ..access import fill_zeros, place_decoded, read_extent
+from .stretches import Stretch
+
+_GATHER = 2 * MiB
+"""The most stored bytes that are read at once for a chunk of compressed extents."""
+Salvage = Callable[[int, int, DiskmillError], None]
+"""Called with (guest offset, length, error) of what cannot be read."""
+
+
+class Buffers:
+    """A worker's memory, which is used again and again: fresh memory costs as much as copying it does."""
+
+    def __init__(self, guest: int) -> None:
+        self.guest = bytearray(guest)
+        self.stored = bytearray()
+
+    def for_guest(self, length: int) -> bytearray:
+        """For *length* guest bytes at least."""
+        if length > len(self.guest):
+            self.guest = bytearray(length)
+        return self.guest
+
+    def for_stored(self, length: int) -> memoryview:
+        """For *length* stored bytes."""
+        if length > len(self.stored):
+            self.stored = bytearray(length)
+        return memoryview(self.stored)[:length]
+
+
+def read(
+    extents: Sequence[Extent],
+    stretches: Sequence[Stretch],
+    view: memoryview,
+    base: int,
+    buffers: Buffers,
+    salvage: Salvage | None,
+) -> None:
+    """Fill those *stretches* of *view*, guest bytes from *base* on, with *extents* and zeros between them.
+
+    :param salvage: told what cannot be read, which becomes zeros; None: the first error is raised.
+    """
+    index = 0
+    for at, end in stretches:
+        while index < len(extents) and extents[index].start < end:
+            extent = extents[index]
+            if extent.start > at:
+                fill_zeros(view[at - base : extent.start - base])
+            upto = index + 1
+            if extent.unit:
+                while upto < len(extents) and _follows(extents[upto], extent, extents[upto - 1]):
+                    upto += 1
+            group = extents[index:upto]
+            at = group[-1].end
+            try:
+                _read_group(group, view[extent.start - base : at - base], buffers)
+            except DiskmillError as error:
+                _salvage(group, view, base, error, salvage)
+            index = upto
+        fill_zeros(view[at - base : end - base])
+
+
+def _salvage(group: Sequence[Extent], view: memoryview, base: int, error: DiskmillError, tell: Salvage | None) -> None:
+    if tell is None:
+        raise error
+    for extent in group:
+        for at in range(extent.start, extent.end, 4096):
+            part = extent.clip(at, at + 4096)
+            into = view[part.start - base : part.end - base]
+            try:
+                read_extent(part, into)
+            except DiskmillError as cause:
+                fill_zeros(into)
+                tell(part.start, part.length, cause)
+
+
+def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
+    """Whether *extent*'s payload comes after *previous*'s, near enough to be read along with it."""
+    return (
+        extent.unit > 0
+        and extent.node is first.node
+        and extent.start == previous.end
+        and 0 <= extent.offset - previous.offset <= previous.stored + 4 * KiB
+        and extent.offset + extent.stored - first.offset <= _GATHER
+    )
+
+
+def _read_group(group: Sequence[Extent], view: memoryview, buffers: Buffers) -> None:
+    """Fill *view* from neighbouring extents, compressed payloads with one read for all."""
+    first = group[0]
+    if not first.unit:
+        read_extent(first, view)
+        return
+    assert first.node is not None
+    end = max(extent.offset + extent.stored for extent in group)  # payloads may overlap
+    stored = buffers.for_stored(end - first.offset)
+    first.node.read_into(first.offset, stored)
+    for extent in group:
+        at = extent.offset - first.offset
+        place_decoded(
+            extent, stored[at : at + extent.stored], view[extent.start - first.start : extent.end - first.start]
+        )

@@ -1,0 +1,112 @@
+"""What all writers of a copy have in common.
+
+A writer says which bytes of a task it wants in memory, and then puts them into the target. One is chosen for a whole
+copy. What it does *in turn* it does for one task after the other, in guest order, so that the layout of the target does
+not depend on chance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ...contract.extents import Placement
+from ...contract.node import Image, Node, Storage
+from ...sizes import round_down, round_up
+from ..access import put, store
+from .gauge import Gauge
+from .plan import CopyPlan
+from .stretches import Stretch
+from .tasks import Task
+
+
+class Window(NamedTuple):
+    """A task in memory: *buffer* holds guest bytes *low* to *high*, of which *stretches* were read."""
+
+    task: Task
+    turn: int
+    low: int
+    high: int
+    buffer: bytearray
+    stretches: list[Stretch]
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes from *low* to *high*."""
+        return memoryview(self.buffer)[: self.high - self.low]
+
+
+class Turns:
+    """Lets tasks pass a point in order.
+
+    :param wait: blocks until all tasks before the one of that number have passed.
+    :param passed: lets the next one pass.
+    """
+
+    def __init__(self, wait: Callable[[int], None], passed: Callable[[], None], *, ordered: bool) -> None:
+        self._wait = wait
+        self._passed = passed
+        self._ordered = ordered
+
+    def wait(self, turn: int) -> None:
+        """Wait for one's turn, where order matters."""
+        if self._ordered:
+            self._wait(turn)
+
+    def passed(self) -> None:
+        """Let the next one go on."""
+        if self._ordered:
+            self._passed()
+
+
+class Writer(ABC):
+    """Puts what was read into *target*."""
+
+    ordered: bool
+    """Whether tasks go in turn somewhere."""
+
+    def __init__(self, target: Image, plan: CopyPlan, gauge: Gauge) -> None:
+        self.target = target
+        self.plan = plan
+        self.gauge = gauge
+        # Where nothing is allocated, the order of writes leaves no trace.
+        self.ordered = plan.in_order and (target.unit > 1 or plan.compress)
+
+    def span(self, task: Task) -> Stretch:
+        """The guest bytes that are to be in memory: by default whole units, so that a fresh one is complete."""
+        target = self.target
+        return round_down(task.start, target.unit), min(round_up(task.end, target.unit), target.size)
+
+    @abstractmethod
+    def wanted(self, task: Task, low: int, high: int) -> list[Stretch]:
+        """What of guest bytes *low* to *high* must be read, and what lies between read extents be zeros."""
+
+    @abstractmethod
+    def write(self, window: Window, turns: Turns) -> None:
+        """Put what was read into the target, and publish it."""
+
+    def zeros(self, task: Task, turns: Turns, turn: int) -> None:
+        """Let the long stretch of zeros that *task* is read as zeros."""
+        turns.wait(turn)
+        self.target.zero(task.start, task.end - task.start)
+        turns.passed()
+
+    def store(self, placement: Placement, low: int, view: memoryview) -> None:
+        """Put what *view*, guest bytes from *low* on, has of *placement* into its place; complete what is fresh."""
+        end = placement.start + placement.length
+        begin, upto = max(placement.start, low), min(end, low + len(view))
+        if placement.fresh and (begin > placement.start or upto < min(end, self.target.size)):
+            store(self.target, placement, low, view)
+            return
+        put(placement, begin, view[begin - low : upto - low])
+        if placement.fresh and upto < end:  # the unit goes on after the disk's end
+            put(placement, upto, memoryview(bytes(end - upto)))
+
+
+def write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
+    """Put the buffers of *vector* one after the other at *offset*."""
+    if isinstance(node, Storage):
+        node.write_vector(offset, vector)
+        return
+    node.write(offset, b"".join(vector))

@@ -1,0 +1,147 @@
+"""The rooms of the core, and who may use whom: each only what is below it, and nobody in a circle.
+
+Imports inside functions count, as they close circles too; those that only a type checker follows do not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import diskmill
+import pytest
+
+ROOT = Path(diskmill.__file__).parent
+PLUGINS = Path(__file__).parents[2] / "plugins"
+FLOORS = (
+    {"errors", "sizes"},
+    {"contract"},
+    {"engine", "trace", "qapi"},
+    {"kit"},
+    {"formats", "filters", "storages"},
+    {"opening"},
+    {"commands", "library"},
+    {"__init__"},
+)
+PUBLIC = {"contract", "kit", "errors", "sizes"}
+"""What plugins may import of the core, beside the names of ``diskmill`` itself."""
+
+
+def module_of(path: Path, root: Path, package: str) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def imports(path: Path, module: str) -> Iterator[str]:
+    """The modules that *path* imports when it runs, at its top or in a function."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            for one in node.names:
+                inner = f"{base}.{one.name}"
+                yield inner if inner in MODULES else base
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text()))
+
+
+FILES = {module_of(path, ROOT, "diskmill"): path for path in ROOT.rglob("*.py")}
+MODULES = set(FILES)
+
+
+def floor_of(module: str) -> int:
+    room = module.split(".")[1] if "." in module else "__init__"
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_module_has_a_room() -> None:
+    for module in MODULES:
+        floor_of(module)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES - {"diskmill"}))
+def test_a_module_uses_only_what_is_below_it(module: str) -> None:
+    upwards = [
+        used
+        for used in imports(FILES[module], module)
+        if used in MODULES and used != "diskmill" and floor_of(used) > floor_of(module)
+    ]
+    assert not upwards
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected parts of a graph that have more than one node (Tarjan's algorithm)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def connect(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in edges.get(node, ()):
+            if other not in index:
+                connect(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            part = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for node in edges:
+        if node not in index:
+            connect(node)
+    return found
+
+
+def test_no_modules_of_the_core_need_one_another_in_a_circle() -> None:
+    edges = {
+        module: {used for used in imports(path, module) if used in MODULES and used not in (module, "diskmill")}
+        for module, path in FILES.items()
+    }
+    assert not circles(edges)
+
+
+def plugin_files() -> list[Path]:
+    return sorted(PLUGINS.glob("*/src/*/*.py"))
+
+
+def test_plugins_import_nothing_private_of_the_core() -> None:
+    private = []
+    for path in plugin_files():
+        module = module_of(path, path.parents[1], "")[1:]
+        for used in imports(path, module):
+            room = used.split(".")[1] if used.startswith("diskmill.") else None
+            if room is not None and room not in PUBLIC:
+                private.append(f"{module} imports {used}")
+    assert not private
+
+
+def test_no_plugin_has_modules_in_a_circle() -> None:
+    for package in sorted({path.parent for path in plugin_files()}):
+        files = {module_of(path, package.parent, "")[1:]: path for path in package.glob("*.py")}
+        edges = {
+            module: {
+                other
+                for used in imports(path, module)
+                for other in files
+                if (used == other or used.startswith(f"{other}.") and used not in files) and other != module
+            }
+            for module, path in files.items()
+        }
+        edges = {module: used - {package.name} for module, used in edges.items()}
+        assert not circles(edges), package.name
