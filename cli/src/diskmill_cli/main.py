@@ -195,9 +195,11 @@ GROUP = "diskmill.command"
 
 def known(name: str, session: Session) -> bool:
     """Whether there is a command *name*: one of the program's own, or one that a package brings."""
-    from .commands import NAMES
+    from .commands import NAMES, OWN
 
-    return name in NAMES or (not session.plain and name in brought())
+    if session.plain:
+        return name in NAMES and name not in OWN
+    return name in NAMES or name in brought()
 
 
 def brought() -> dict[str, EntryPoint]:

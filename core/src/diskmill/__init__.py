@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .commands.convert import convert as convert
     from .commands.create import create as create
     from .commands.dd import dd as dd
+    from .commands.digest import digest as digest
     from .commands.drivers import list_drivers as list_drivers
     from .commands.info import info as info
     from .commands.info import info_chain as info_chain
@@ -66,6 +67,7 @@ _HOMES = {
     "convert": "commands.convert",
     "create": "commands.create",
     "dd": "commands.dd",
+    "digest": "commands.digest",
     "hookimpl": "contract.drivers",
     "info": "commands.info",
     "info_chain": "commands.info",

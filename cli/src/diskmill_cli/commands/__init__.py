@@ -10,6 +10,7 @@ NAMES = (
     "convert",
     "create",
     "dd",
+    "digest",
     "drivers",
     "info",
     "map",
@@ -19,3 +20,6 @@ NAMES = (
     "snapshot",
 )
 """Every command that comes with the program, which is also the name of its module."""
+
+OWN = ("digest",)
+"""Those that qemu-img does not have, nor the drop-in."""

@@ -50,8 +50,13 @@ def run(arguments: Arguments, session: Session) -> int:
         damage.append(error)
         session.warn(f"{error}: {length} bytes from guest offset {offset} on are written as zeros")
 
+    verify, digest = arguments.has("verify"), None
+    if arguments.has("digest"):
+        from diskmill.commands.digest import ALGORITHM
+
+        digest = arguments.one("digest") or ALGORITHM
     with shown(arguments, session, "convert") as report:
-        convert(
+        made = convert(
             arguments.operands[:-1],
             arguments.operands[-1],
             format=arguments.one("format"),
@@ -76,7 +81,11 @@ def run(arguments: Arguments, session: Session) -> int:
             context=context,
             target_context=target_context,
             progress=report,
+            digest=digest,
+            verify=verify,
         )
+    if made is not None:
+        session.print(f"{made}  {arguments.operands[-1]}")
     return 0
 
 
@@ -99,6 +108,8 @@ def _check(arguments: Arguments) -> None:
         ("offload", "compress", "cannot offload copying when compressing (-C and -c)"),
         ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),
         ("offload", "salvage", "cannot offload copying with --salvage"),
+        ("backing", "digest", "no digest can be made of a copy that leaves data to a backing image (-B)"),
+        ("backing", "verify", "a copy that leaves data to a backing image (-B) is verified with compare"),
         ("existing", "in_place", "--in-place makes an image anew, and -n writes into one that exists"),
         ("existing", "no_clobber", "--no-clobber refuses the image that -n writes into"),
     ):
@@ -133,6 +144,8 @@ COMMAND = Command(
         Option("unordered", ("-W", "--oob-writes"), "Write in any order: faster, and not reproducible.", panel=_COPY),
         Option("rate", ("-r", "--rate-limit"), "The most bytes a second.", "RATE", panel=_COPY),
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
+        Option("digest", ("--digest",), "Print the disk's digest, made out of the copy.", "NAME", (), True, _COPY),
+        Option("verify", ("--verify",), "Read the output back before it gets its name.", panel=_COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
         common.CACHE._replace(flags=("-t", "--target-cache")),
         common.SOURCE_CACHE._replace(flags=("-T", "--source-cache")),

@@ -26,6 +26,7 @@ from ..opening.registry import Registry
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
+    from ..engine.digest import Digester
 
 
 def convert(
@@ -55,7 +56,9 @@ def convert(
     target_context: Context | None = None,
     progress: Report | None = None,
     cancel: threading.Event | None = None,
-) -> None:
+    digest: str | None = None,
+    verify: bool = False,
+) -> str | None:
     """Copy the guest disks of *sources*, one after the other, into *output*.
 
     The output does not bear its name before it is whole; when the call fails, nothing is left of it, and what bore
@@ -78,6 +81,9 @@ def convert(
     :param context: for the sources; *target_context*: for the output, by default the same without flushes to disk
         (as qemu-img does; pass one with ``cache="writeback"`` to have them).
     :param cancel: set it to stop.
+    :param digest: make the digest of the guest disk out of the copy: the algorithm, see :func:`diskmill.digest`.
+    :param verify: read the output back, and compare it with what was read, before it gets its name.
+    :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
     context = context or Context()
@@ -175,7 +181,21 @@ def convert(
                 salvage=salvage,
             )
             _add_bitmaps(copied, target, context)
-            copy(images, target, plan, progress=counter, limit=RateLimit(rate), cancel=cancel)
+            watched = _Watched(size, digest, verify, stack)
+            if verify:
+                counter.expect(size)
+            copy(
+                images,
+                target,
+                plan,
+                progress=counter,
+                limit=RateLimit(rate),
+                cancel=cancel,
+                watchers=watched.watchers,
+            )
+            found = watched.found
+            if verify:
+                watched.verify(target, counter)
             for one in copied:
                 calls.bitmap(context.registry, target, "merge", one.name, source=one)
                 if one.enabled:
@@ -192,6 +212,47 @@ def convert(
                 target.abandon()
             raise
         target.close()
+        return found
+
+
+class _Watched:
+    """What looks on at a copy of *size* bytes: a digest that was asked for, and what the output is verified by."""
+
+    def __init__(self, size: int, algorithm: str | None, verify: bool, stack: ExitStack) -> None:
+        self.watchers: list[Digester] = []
+        self._size = size
+        self._told = algorithm is not None
+        if algorithm is None and not verify:
+            return
+        import tempfile
+
+        from ..engine.digest import BLOCK, Digester
+        from .digest import ALGORITHM, BlockFile
+
+        self._algorithm, self._block = algorithm or ALGORITHM, BLOCK
+        put = None
+        if verify:  # two tenths of a thousandth of the disk, on disk rather than in memory
+            self._recorded = stack.enter_context(tempfile.TemporaryFile(prefix="diskmill-"))  # noqa: SIM115
+            zero = Digester(0, self._algorithm, BLOCK).zero
+            put = BlockFile(self._recorded, zero).put
+        self.watchers.append(Digester(size, self._algorithm, BLOCK, put))
+
+    @property
+    def found(self) -> str | None:
+        """The digest, where it was asked for; all was copied."""
+        return self.watchers[0].hexdigest() if self._told else None
+
+    def verify(self, target: Image, counter: Progress) -> None:
+        """See that *target* reads as what was copied.
+
+        :raises ImageError: it does not.
+        """
+        from .digest import verify
+
+        target.flush()
+        for storage in target.leaves():
+            storage.forget()
+        verify(target, self._size, self._recorded, algorithm=self._algorithm, block_size=self._block, progress=counter)
 
 
 def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:

@@ -266,6 +266,10 @@ class Storage(Node):
         """Take its name away, so that nothing is left once it is closed."""
         self._refuse("remove files")
 
+    def forget(self) -> None:
+        """Drop what is remembered of its bytes (a page cache, a buffer), where that can be: the next reads shall come
+        from where they are kept."""
+
     def interrupt(self) -> None:
         """Called from another thread when an operation is cancelled: whoever waits for a network in a call of this
         storage shall leave it, with an error, within a second. The default never waits long."""

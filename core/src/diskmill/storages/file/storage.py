@@ -390,6 +390,12 @@ class FileStorage(Storage):
     def allocated(self) -> int | None:
         return os.fstat(self._fd).st_blocks * 512
 
+    def forget(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.fsync(self._fd)  # what is not on disk cannot be dropped
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def fileno(self) -> int | None:
         return self._fd if self._used is None else None
 

@@ -1,0 +1,98 @@
+"""``digest``: one digest for the same guest bytes in every format."""
+
+from __future__ import annotations
+
+import threading
+from typing import BinaryIO
+
+from ..contract.node import Image
+from ..engine.digest import BLOCK, Digester, scan
+from ..engine.progress import Progress, Report
+from ..errors import ImageError, UsageError
+from ..opening.context import Context
+from ..opening.graph import open_image
+
+ALGORITHM = "sha256"
+
+
+def digest(
+    name: str,
+    *,
+    format: str | None = None,
+    algorithm: str = ALGORITHM,
+    block_size: int = BLOCK,
+    block_digests: BinaryIO | None = None,
+    threads: int | None = None,
+    image_opts: bool = False,
+    context: Context | None = None,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+) -> str:
+    """The digest of the guest disk of *name*, in hexadecimal: that of ``blksum``, whatever the image's format.
+
+    :param algorithm: as hashlib or OpenSSL name it, or ``blake3`` where that is installed.
+    :param block_size: bytes of the blocks that are hashed by themselves; another size is another digest.
+    :param block_digests: a binary file that gets the digest of each block, one after the other.
+    :raises DiskmillError: the image cannot be opened or read.
+    """
+    context = context or Context()
+    if block_size <= 0:
+        raise UsageError("the block size must be at least 1 byte")
+    counter = Progress(progress)
+    with open_image(name, format, context=context, image_opts=image_opts) as image:
+        counter.expect(image.size)
+        digester = Digester(image.size, algorithm, block_size)
+        if block_digests is not None:
+            digester = Digester(image.size, algorithm, block_size, BlockFile(block_digests, digester.zero).put)
+        scan(image, [digester], granule=block_size, threads=threads, progress=counter, cancel=cancel)
+        return digester.hexdigest()
+
+
+class BlockFile:
+    """The digests of blocks in a file, one after the other, all of one length.
+
+    :param zero: the digest of a block of zeros.
+    """
+
+    def __init__(self, file: BinaryIO, zero: bytes) -> None:
+        self.file = file
+        self.zero = zero
+
+    def put(self, first: int, count: int, digest: bytes | None) -> None:
+        """Write the digests of *count* blocks from block *first* on; None: they are zeros."""
+        for at in range(0, count, 1 << 14):
+            self.file.write((digest or self.zero) * min(1 << 14, count - at))
+
+    def expect(self, first: int, count: int, digest: bytes | None) -> int | None:
+        """The first of *count* blocks from block *first* on that the file has another digest for."""
+        length = len(self.zero)
+        for at in range(0, count, 1 << 14):
+            many = min(1 << 14, count - at)
+            wanted = (digest or self.zero) * many
+            there = self.file.read(len(wanted))
+            if there != wanted:
+                differs = next(
+                    one for one in range(many) if there[one * length :][:length] != wanted[one * length :][:length]
+                )
+                return first + at + differs
+        return None
+
+
+def verify(image: Image, size: int, recorded: BinaryIO, *, algorithm: str, block_size: int, progress: Progress) -> None:
+    """Read the first *size* bytes of *image* back, and hold them against the digests of blocks that were *recorded*.
+
+    :raises ImageError: they differ; the first block that does is named.
+    """
+    wrong: list[int] = []
+
+    def look(first: int, count: int, digest: bytes | None) -> None:
+        if not wrong and (differs := blocks.expect(first, count, digest)) is not None:
+            wrong.append(differs)
+
+    digester = Digester(size, algorithm, block_size, look)
+    blocks = BlockFile(recorded, digester.zero)
+    recorded.seek(0)
+    scan(image, [digester], length=size, granule=block_size, progress=progress)
+    if wrong:
+        place = f"guest offset {wrong[0] * block_size}"
+        raise ImageError("what was written reads back differently", file=image.name, place=place)
