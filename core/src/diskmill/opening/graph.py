@@ -5,6 +5,7 @@ Storage is opened first, a format driver on top, and then what the image refers 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,7 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
-from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
+from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError
 from .known import BUNDLES, PROBE_BYTES, no_disk, recognise
 from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .places import place_under, protocol_of, storage_of
@@ -388,11 +389,15 @@ class _Opener:
                 target, told = parse_name(given) if isinstance(given, str) else child_options(given), False
             else:
                 target, told = self.admitted(image, reference, wish), reference.role == "backing"
+            known = len(image.references)
             self.attached(image, reference, self.referred(image, reference, target, wish._replace(told=told)))
+            references += image.references[known:]
         self.jobs[first:] = reversed(self.jobs[first:])  # the first one is looked into first
 
-    def attached(self, image: Image, reference: Reference, node: Node) -> None:
+    def attached(self, image: Image, reference: Reference, node: Node | None) -> None:
         """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
+        if node is None:
+            return
         try:
             image.attach(reference, node)
         except BaseException:
@@ -438,8 +443,8 @@ class _Opener:
             target, image=image.name, reference=reference.name, home=self.home, registry=self.registry
         )
 
-    def referred(self, image: Image, reference: Reference, target: Spec, wish: _Wish) -> Node:
-        """What *image* refers to, opened as *target* says; *wish* is that of the image."""
+    def referred(self, image: Image, reference: Reference, target: Spec, wish: _Wish) -> Node | None:
+        """What *image* refers to, opened as *target* says; *wish* is that of the image. None: it need not be there."""
         backing = reference.role == "backing"
         if wish.depth >= self.limits.chain:
             raise LimitError(
@@ -460,6 +465,8 @@ class _Opener:
                     target.setdefault("driver", reference.format)
                 node = self.image(target, wish)
         except DiskmillError as error:
+            if reference.optional and isinstance(error, StorageError) and error.errno == errno.ENOENT:
+                return None
             if purpose is not None and error.file != image.name and error.place is None:
                 error.place = purpose
             raise
