@@ -23,8 +23,11 @@ def check_ewf(image: EwfImage) -> CheckResult:
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in image.hashes}
     step = min(image.chunk_size, MiB)
     buffer, whole = bytearray(step), True
-    for at in range(0, image.size, step):
-        part = memoryview(buffer)[: image.size - at]
+    if image.held < image.size:
+        result.found("corruption", f"no table has a chunk for guest bytes {image.held} to {image.size}")
+        whole = False
+    for at in range(0, image.held, step):
+        part = memoryview(buffer)[: image.held - at]
         try:
             image.read_into(at, part)
         except ImageError as error:

@@ -74,7 +74,7 @@ class EwfImage(FormatImage):
         super().__init__(driver, file, name=name, size=size, writable=False)
         self.volume = volume
         self.sector_size = volume.bytes_per_sector
-        self.chunk_size = volume.sectors_per_chunk * volume.bytes_per_sector
+        self.chunk_size: int = volume.sectors_per_chunk * volume.bytes_per_sector
         self.hashes: dict[str, bytes] = {}
         self.references: list[Reference] = []
         self.tables: list[Table] = []
@@ -108,6 +108,7 @@ class EwfImage(FormatImage):
         """The next segment is in *node*."""
         number = len(self._segments) + 1
         data: Section | None = None
+        of: Section | None = None
         following = False
         tables: list[Table] = []
         for section in sections(node, number):
@@ -117,9 +118,10 @@ class EwfImage(FormatImage):
                 node.account.charge(_TABLE_MEMORY, "a list of tables", self.name)
                 tables.append(Table(section, self._count, data))
                 self._count += tables[-1].count
+                of, data = data, None  # chunks belong to one table
             elif section.type == "table2" and tables:
                 with suppress(ImageError):  # a damaged one is no better than none
-                    tables[-1].reflect(Table(section, tables[-1].first, data))
+                    tables[-1].reflect(Table(section, tables[-1].first, of))
             elif section.type == "hash":
                 self._keep("md5", section.read(HASH).md5)
             elif section.type == "digest":
@@ -143,7 +145,8 @@ class EwfImage(FormatImage):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
-        for number in range(offset // self.chunk_size, -(-end // self.chunk_size)):
+        held = min(end, self.held)
+        for number in range(offset // self.chunk_size, -(-held // self.chunk_size)):
             start = number * self.chunk_size
             upto = min(start + self.chunk_size, self.size)
             try:
@@ -151,12 +154,18 @@ class EwfImage(FormatImage):
             except DiskmillError as error:
                 yield unreadable(self.file, start, upto - start, error).clip(offset, end)
             else:
-                yield from chunks.extents(chunk, offset, end)
+                yield from chunks.extents(chunk, offset, held)
+        if held < end:
+            why = ImageError(f"no table has a chunk for guest bytes {self.held} to {self.size}", file=self.name)
+            yield unreadable(self.file, max(held, offset), end - max(held, offset), why)
+
+    @property
+    def held(self) -> int:
+        """The guest byte up to which tables have chunks."""
+        return min(self._count * self.chunk_size, self.size)
 
     def _chunk(self, number: int, start: int, length: int) -> tuple[Chunks, Chunk]:
         index = bisect_right(self._firsts, number) - 1
-        if index < 0 or number >= self._count:
-            raise ImageError(f"no table has chunk {number}", file=self.name, place=f"guest byte {start}")
         table = self.tables[index]
         entry, at, end = table.chunk(number - table.first)
         chunks = self._chunks[index]
