@@ -43,7 +43,6 @@ DONT_CARE = 0xCAC3
 CRC32 = 0xCAC4
 """No blocks; followed by the CRC-32 of the disk up to here."""
 
-NAMES = {RAW: "raw", FILL: "fill", DONT_CARE: "don't care", CRC32: "crc32"}
 FILL_SIZE = 4
 """Bytes that a fill repeats."""
 CRC_SIZE = 4

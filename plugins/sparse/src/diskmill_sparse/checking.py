@@ -45,11 +45,8 @@ def check_sparse(image: SparseImage) -> CheckResult:
 
 
 def _crc_data(crc: int, file: Node, offset: int, length: int) -> int:
-    buffer = bytearray(min(MiB, length))
     for at in range(0, length, MiB):
-        part = memoryview(buffer)[: length - at]
-        file.read_into(offset + at, part)
-        crc = zlib.crc32(part, crc)
+        crc = zlib.crc32(file.read(offset + at, min(MiB, length - at)), crc)
     return crc
 
 

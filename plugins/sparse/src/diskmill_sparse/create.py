@@ -12,10 +12,11 @@ from diskmill.contract.extents import Encoder, Extent, Placement
 from diskmill.contract.node import Storage
 from diskmill.contract.results import Measurement
 from diskmill.errors import UnsupportedError, UsageError
+from diskmill.kit.image import FormatImage
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_sparse import CHUNK_HEADER, DONT_CARE, FILL, FILL_SIZE, MAX_BLOCKS, RAW, SPARSE_HEADER, SPARSE_HEADER_MAGIC
-from .image import MAX_CHUNKS, Chunks, SparseImage, read_chunks
+from .image import MAX_CHUNKS
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, MeasureRequest
@@ -45,20 +46,17 @@ class ChunkEncoder:
 
     def encode(self, start: int, data: memoryview) -> bytes:
         view = data[: self.size - start]
-        parts = [part for fill, low, high in self._runs(view) for part in self._chunk(fill, view[low:high])]
+        parts: list[bytes | memoryview] = []
+        for fill, low, high in self._runs(view):
+            length = high - low
+            parts += _chunk(RAW, length // self.block, view[low:high]) if fill is None else self.alike(length, fill)
         self.counts[start] = len(parts) // 2
         return b"".join(parts)
 
-    def _chunk(self, fill: bytes | None, data: memoryview) -> tuple[bytes, bytes | memoryview]:
-        if fill is None:
-            return _chunk(RAW, len(data) // self.block, data)
-        return self.alike(len(data) // self.block, fill)
-
-    def alike(self, blocks: int, fill: bytes = bytes(FILL_SIZE)) -> tuple[bytes, bytes | memoryview]:
-        """A chunk of *blocks* that repeat *fill*."""
-        if self.zeros == DONT_CARE and not any(fill):
-            return _chunk(DONT_CARE, blocks)
-        return _chunk(FILL, blocks, fill)
+    def alike(self, length: int, fill: bytes = bytes(FILL_SIZE)) -> tuple[bytes, bytes | memoryview]:
+        """A chunk of *length* guest bytes that repeat *fill*."""
+        skipped = self.zeros == DONT_CARE and not any(fill)
+        return _chunk(DONT_CARE if skipped else FILL, length // self.block, b"" if skipped else fill)
 
     def _runs(self, view: memoryview) -> Iterator[tuple[bytes | None, int, int]]:
         """(what is repeated, start, end) for the stretches of *view*; None: nothing is."""
@@ -74,14 +72,15 @@ class ChunkEncoder:
         yield held, begin, len(view)
 
 
-class SparseWriter(SparseImage):
-    """A new image. It is written once, in order, and can be read when it is whole."""
+class SparseWriter(FormatImage):
+    """A new image. It is written once, in order; it is read when it is opened again."""
 
     file: Storage
     sequential = True
 
     def __init__(self, driver: SparseDriver, file: Storage, *, name: str, size: int, block: int, zeros: int) -> None:
-        header = SPARSE_HEADER.new(
+        super().__init__(driver, file, name=name, size=size, writable=True)
+        self.header = SPARSE_HEADER.new(
             magic=SPARSE_HEADER_MAGIC,
             major_version=1,
             file_hdr_sz=SPARSE_HEADER.size,
@@ -89,7 +88,6 @@ class SparseWriter(SparseImage):
             blk_sz=block,
             total_blks=size // block,
         )
-        super().__init__(driver, file, header, Chunks(), name=name, writable=True)
         self.unit = round_up(_UNIT, block)
         self._encoder = ChunkEncoder(block, size, zeros)
         self._at = SPARSE_HEADER.size
@@ -102,9 +100,7 @@ class SparseWriter(SparseImage):
         return self._encoder
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        if length and not self._whole:
-            raise UnsupportedError("a sparse image can be read only when it is whole", file=self.name)
-        return super().extents(offset, length)
+        raise UnsupportedError("a sparse image cannot be read while it is written", file=self.name)
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:
         placed = []
@@ -132,33 +128,19 @@ class SparseWriter(SparseImage):
     def _skip_to(self, start: int) -> None:
         """What was left out up to guest byte *start* is zeros."""
         if start > self._written:
-            chunk = b"".join(self._encoder.alike((start - self._written) // self.header.blk_sz))
+            chunk = b"".join(self._encoder.alike(start - self._written))
             self.file.write(self._at, chunk)
             self._count(1)
             self._at += len(chunk)
             self._written = start
 
-    def finish(self) -> None:
-        """The last chunk, and the header, which counts them."""
-        if self._whole:
-            return
-        self._skip_to(self.size)
-        self.file.write(0, SPARSE_HEADER.pack(self.header))
-        self.chunks = read_chunks(self.file, self.header, self.name)
-        self._whole = True
-
-    def settle(self) -> None:
-        self.finish()
-        super().settle()
-
-    def close(self) -> None:
-        if not self.closed:
-            try:
-                self.finish()
-            except BaseException:
-                self.abandon()
-                raise
-        super().close()
+    def flush(self) -> None:
+        """The last chunk, and the header, which counts them: nothing can follow."""
+        if not self._whole:
+            self._skip_to(self.size)
+            self.file.write(0, SPARSE_HEADER.pack(self.header))
+            self._whole = True
+        super().flush()
 
 
 def create_sparse(driver: SparseDriver, request: CreateRequest) -> SparseWriter:

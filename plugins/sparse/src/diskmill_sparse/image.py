@@ -13,18 +13,8 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.image import FormatImage
 from diskmill.sizes import MAX_SIZE, MiB
 
-from .c_sparse import (
-    CHUNK_HEADER,
-    CRC32,
-    CRC_SIZE,
-    DONT_CARE,
-    FILL,
-    FILL_SIZE,
-    NAMES,
-    RAW,
-    SPARSE_HEADER,
-    SPARSE_HEADER_MAGIC,
-)
+from . import c_sparse as spec
+from .c_sparse import CHUNK_HEADER, CRC32, DONT_CARE, FILL, FILL_SIZE, RAW, SPARSE_HEADER
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
@@ -46,7 +36,7 @@ class Chunks:
 
     :ivar starts: first guest byte of each.
     :ivar offsets: where in the file its contents are.
-    :ivar types: one of :data:`~.c_sparse.NAMES`.
+    :ivar types: RAW, FILL, DONT_CARE or CRC32.
     :ivar size: guest bytes in all.
     """
 
@@ -83,10 +73,8 @@ class Fill:
 class SparseImage(FormatImage):
     """A sparse file."""
 
-    def __init__(
-        self, driver: SparseDriver, file: Node, header: Record, chunks: Chunks, *, name: str, writable: bool = False
-    ) -> None:
-        super().__init__(driver, file, name=name, size=header.total_blks * header.blk_sz, writable=writable)
+    def __init__(self, driver: SparseDriver, file: Node, header: Record, chunks: Chunks, *, name: str) -> None:
+        super().__init__(driver, file, name=name, size=header.total_blks * header.blk_sz, writable=False)
         self.header = header
         self.chunks = chunks
         self._fill = Fill()
@@ -116,18 +104,16 @@ class SparseImage(FormatImage):
             start, end = chunks.starts[index], chunks.end(index)
             if start >= high:
                 break
-            if end > low:
+            if end > max(start, low):  # a checksum is of no length
                 yield from self._chunk(chunks.types[index], start, end, chunks.offsets[index], low, high)
 
     def _chunk(self, type: int, start: int, end: int, offset: int, low: int, high: int) -> Iterator[Extent]:
         """The part in guest bytes *low* to *high* of the chunk of *start* to *end*."""
         if type == RAW:
             yield Extent(start, end - start, Kind.DATA, self.file, offset).clip(low, high)
-        elif type == DONT_CARE:
-            yield Extent(start, end - start, Kind.HOLE).clip(low, high)
-        elif type == FILL and self.file.read(offset, FILL_SIZE) == bytes(FILL_SIZE):
-            yield Extent(start, end - start, Kind.ZERO).clip(low, high)
-        elif type == FILL:
+        elif type == DONT_CARE or not any(self.file.read(offset, FILL_SIZE)):
+            yield Extent(start, end - start, Kind.HOLE if type == DONT_CARE else Kind.ZERO).clip(low, high)
+        else:
             for at in range(start + max(low - start, 0) // _PIECE * _PIECE, min(end, high), _PIECE):
                 size = min(_PIECE, end - at)
                 piece = Extent(at, size, Kind.ENCODED, self.file, offset, FILL_SIZE, self._fill, size)
@@ -138,7 +124,7 @@ def open_sparse(driver: SparseDriver, request: OpenRequest) -> SparseImage:
     """The image in ``request.file``; all its chunks' headers are looked at."""
     file, name = request.below(), request.name
     head = file.read(0, min(SPARSE_HEADER.size, file.size))
-    if len(head) < SPARSE_HEADER.size or int.from_bytes(head[:4], "little") != SPARSE_HEADER_MAGIC:
+    if len(head) < SPARSE_HEADER.size or int.from_bytes(head[:4], "little") != spec.SPARSE_HEADER_MAGIC:
         raise ImageError("not an Android sparse image (it does not begin as one)", file=name)
     header = SPARSE_HEADER.unpack(head, file=name)
     if header.major_version != 1:
@@ -169,24 +155,18 @@ def read_chunks(file: Node, header: Record, name: str) -> Chunks:
             base, window = at, file.read(at, min(_WINDOW, max(file.size - at, 0)))
         chunk = CHUNK_HEADER.unpack(window, at - base, file=name)
         length, stored = chunk.chunk_sz * header.blk_sz, chunk.total_sz - header.chunk_hdr_sz
-        right = {RAW: length, FILL: FILL_SIZE, DONT_CARE: 0, CRC32: CRC_SIZE}.get(chunk.chunk_type)
+        right = {RAW: length, FILL: FILL_SIZE, DONT_CARE: 0, CRC32: spec.CRC_SIZE}.get(chunk.chunk_type)
         place = f"chunk {index}, at offset {at}"
         if right is None:
             raise UnsupportedError(f"chunks of type {chunk.chunk_type:#06x}", file=name, place=place)
         if stored != right or chunk.chunk_type == CRC32 and length:
-            kind = NAMES[chunk.chunk_type]
-            raise ImageError(
-                f"total_sz {chunk.total_sz} is wrong for a {kind} chunk of {chunk.chunk_sz} blocks",
-                file=name,
-                place=place,
-            )
+            why = f"total_sz {chunk.total_sz} is wrong for {chunk.chunk_sz} blocks of type {chunk.chunk_type:#06x}"
+            raise ImageError(why, file=name, place=place)
         if at + chunk.total_sz > file.size:
             raise ImageError("it is cut short: the file ends before the chunk does", file=name, place=place)
         if length or chunk.chunk_type == CRC32:
             chunks.add(chunk.chunk_type, length, at + header.chunk_hdr_sz)
         at += chunk.total_sz
     if chunks.size != header.total_blks * header.blk_sz:
-        raise ImageError(
-            f"its chunks hold {chunks.size} bytes, not {header.total_blks} blocks", file=name, place="chunks"
-        )
+        raise ImageError(f"chunks hold {chunks.size} bytes, not {header.total_blks} blocks", file=name, place="chunks")
     return chunks
