@@ -24,7 +24,7 @@ from diskmill.opening.gate import ANYTHING
 from diskmill.opening.graph import open_image
 from diskmill.opening.registry import Registry
 from diskmill.sizes import KiB, MiB
-from encoders import Variants, bochs, cloop, dmg
+from encoders import Variants, bochs, cloop, dmg, ewf, sparseimage, vma
 from twins import Content, MemoryDriver
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "example-driver" / "src"))
@@ -44,7 +44,14 @@ REGISTRY = _registry()
 FORMATS: dict[str, FormatDriver] = {driver.name: driver for driver in REGISTRY.all(FormatDriver.group)}
 
 
-ENCODERS: dict[str, Variants] = {"bochs": bochs.VARIANTS, "cloop": cloop.VARIANTS, "dmg": dmg.VARIANTS}
+ENCODERS: dict[str, Variants] = {
+    "bochs": bochs.VARIANTS,
+    "cloop": cloop.VARIANTS,
+    "dmg": dmg.VARIANTS,
+    "ewf": ewf.VARIANTS,
+    "sparseimage": sparseimage.VARIANTS,
+    "vma": vma.VARIANTS,
+}
 """Of formats that diskmill does not create: what makes their images, by the kind of image."""
 
 NOISE = {"luks"}

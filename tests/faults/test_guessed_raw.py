@@ -24,6 +24,10 @@ TEXTS = {
     "cloop": b"#!/bin/sh\n#V2.0 Format\n",
     "luks": b"LUKS\xba\xbe\0\1",
     "bochs": b"Bochs Virtual HD Image\0",
+    "sparse": b"\x3a\xff\x26\xed\1\0\0\0",
+    "ewf": b"EVF\x09\x0d\x0a\xff\0",
+    "sparseimage": b"sprs\0\0\0\3",
+    "vma": b"VMA\0\0\0\0\1",
 }
 CASES = [(format, "image") for format in CREATED] + [(format, "text") for format in TEXTS]
 

@@ -19,7 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".fuzz"
-DRIVERS = ["bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed", "raw", "vdi", "vhdx", "vmdk", "vpc"]
+DRIVERS = [
+    *("bochs", "cloop", "dmg", "ewf", "luks", "parallels", "qcow", "qcow2", "qed", "raw", "sparse", "sparseimage"),
+    *("vdi", "vhdx", "vma", "vmdk", "vpc"),
+]
 PACKAGES = {"raw": "diskmill"}
 """Where a driver is, if not in `diskmill_DRIVER`."""
 _LARGEST = 256 << 10

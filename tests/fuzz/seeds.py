@@ -13,7 +13,7 @@ import esx
 import vhdx_samples
 from diskmill.sizes import KiB, MiB
 from encoders import bochs, cloop, dmg, in_memory
-from formats import FORMATS, Machine, layouts
+from formats import ENCODERS, FORMATS, Machine, layouts
 from twins import Content
 
 from .mutant import Mutant
@@ -65,6 +65,9 @@ def seeds(machine: Machine, format: str) -> Iterator[Content]:
     maker = {"bochs": _bochs, "cloop": _cloop, "dmg": _dmg}.get(format)
     if maker is not None:
         yield from map(Content, maker())
+        return
+    if format in ENCODERS:
+        yield from (Content(make(disk())) for make in ENCODERS[format].values())
         return
     choices = [one.values[1] for one in layouts("create") if one.values[0] == format] or [{}]
     for number, options in enumerate((*choices, *MORE.get(format, ()))):

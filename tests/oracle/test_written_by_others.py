@@ -399,9 +399,7 @@ def archives() -> dict[str, bytes]:
         "bzip2": bz2.compress(data),
         "zip": zipped.getvalue(),
         "tar": tarred.getvalue(),
-        "EWF": b"EVF\x09\x0d\x0a\xff\0" + data,
-        "Apple": b"sprs" + data,
-        "VMA": b"VMA\0" + data,
+        "EWF": b"EVF2\x0d\x0a\x81\0" + data,
     }
 
 

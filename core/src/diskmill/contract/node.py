@@ -292,7 +292,7 @@ class Image(Node):
     backing: Image | None = None
     references: Sequence[Reference] = ()
     """What the image says that it stands on: backing file, data file, extents. The core opens them, through the
-    gate, and hands each to :meth:`attach`."""
+    gate, and hands each to :meth:`attach`. Where one file tells of the next, ``attach`` appends to it."""
 
     unit: int = 1
     """Bytes that are allocated together, at most 2 MiB: writes of whole units need no copy. A format with larger

@@ -15,6 +15,7 @@ class Reference:
     :param writable: whether it is opened for writing when the image is (a backing file is not).
     :param storage: open only the protocol node, without a format on top.
     :param key: the driver's own mark, to know the reference by in ``attach``.
+    :param optional: that there is no such file is fine: it is not attached then.
     """
 
     role: str
@@ -23,3 +24,4 @@ class Reference:
     writable: bool = False
     storage: bool = False
     key: int = 0
+    optional: bool = False

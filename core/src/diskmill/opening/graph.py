@@ -5,6 +5,7 @@ Storage is opened first, a format driver on top, and then what the image refers 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
-from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, UsageError
+from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
@@ -390,7 +391,9 @@ class _Opener:
             if reference.role == "backing" and not self.backing:
                 continue
             if reference.role not in spec:
+                known = len(image.references)
                 self.attach_named(image, reference, wish._replace(told=reference.role == "backing"), files)
+                references += image.references[known:]  # what it took may name more
                 continue
             given = spec[reference.role]
             if given is not None:
@@ -410,11 +413,13 @@ class _Opener:
             return
         node = self.referred(image, reference, self.admitted(image, reference, wish), wish)
         self.attached(image, reference, node)
-        if once:
+        if once and node is not None:
             files[reference.name] = node
 
-    def attached(self, image: Image, reference: Reference, node: Node) -> None:
+    def attached(self, image: Image, reference: Reference, node: Node | None) -> None:
         """Let *image* have *node*, or nobody: what it does not take is not left open, and locked."""
+        if node is None:
+            return
         try:
             image.attach(reference, node)
         except BaseException:
@@ -460,8 +465,8 @@ class _Opener:
             target, image=image.name, reference=reference.name, home=self.home, registry=self.registry
         )
 
-    def referred(self, image: Image, reference: Reference, target: Spec, wish: _Wish) -> Node:
-        """What *image* refers to, opened as *target* says; *wish* is that of the image."""
+    def referred(self, image: Image, reference: Reference, target: Spec, wish: _Wish) -> Node | None:
+        """What *image* refers to, opened as *target* says; *wish* is that of the image. None: it need not be there."""
         backing = reference.role == "backing"
         if wish.depth >= self.limits.chain:
             raise LimitError(
@@ -482,6 +487,8 @@ class _Opener:
                     target.setdefault("driver", reference.format)
                 node = self.image(target, wish)
         except DiskmillError as error:
+            if reference.optional and isinstance(error, StorageError) and error.errno == errno.ENOENT:
+                return None
             if purpose is not None and error.file != image.name and error.place is None:
                 error.place = purpose
             raise

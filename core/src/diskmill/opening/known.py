@@ -21,6 +21,10 @@ PACKAGES = {
     "cloop": "diskmill-cloop",
     "bochs": "diskmill-bochs",
     **dict.fromkeys(("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"), "diskmill-nbd"),
+    "sparse": "diskmill-sparse",
+    "ewf": "diskmill-ewf",
+    "sparseimage": "diskmill-sparseimage",
+    "vma": "diskmill-vma",
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
 
@@ -47,11 +51,15 @@ _MAGICS = (
     ("parallels", 0, b"WithouFreSpacExt"),
     ("bochs", 0, b"Bochs Virtual HD Image"),
     ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\n"),
+    ("sparse", 0, b"\x3a\xff\x26\xed"),
+    ("ewf", 0, b"EVF\x09\x0d\x0a\xff\0"),
+    ("sparseimage", 0, b"sprs"),
+    ("vma", 0, b"VMA\0"),
 )
 
 
-BUNDLES = ("DiskDescriptor.xml",)
-"""Files that describe the disk of the folder that they are in: Parallels' bundles."""
+BUNDLES = ("DiskDescriptor.xml", "Info.plist")
+"""Files that describe the disk of the folder that they are in: Parallels' bundles, Apple's sparse bundles."""
 
 _SUFFIXES = {".dmg": "dmg"}
 """Formats that nothing at the start of the file tells."""
@@ -64,10 +72,7 @@ _NO_DISKS = (
     ("bzip2 data", 0, b"BZh"),
     ("a zip archive", 0, b"PK\3\4"),
     ("a tar archive (an OVA package, perhaps)", 257, b"ustar"),
-    ("an Expert Witness (EWF) image", 0, b"EVF\x09\x0d\x0a\xff\0"),
     ("an Expert Witness (EWF) image", 0, b"EVF2\x0d\x0a\x81\0"),
-    ("an Apple sparse image", 0, b"sprs"),
-    ("a Proxmox backup (VMA)", 0, b"VMA\0"),
 )
 """What holds disks, or is made of them, and is none."""
 
