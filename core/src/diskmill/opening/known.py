@@ -23,6 +23,8 @@ PACKAGES = {
     "dmg": "diskmill-dmg",
     "cloop": "diskmill-cloop",
     "bochs": "diskmill-bochs",
+    "ssh": "diskmill-ssh",
+    "sftp": "diskmill-ssh",
 }
 """Driver name → the distribution that brings it."""
 
