@@ -17,6 +17,7 @@ from ..contract.results import MapEntry
 from ..engine.walk import walk
 from ..errors import DiskmillError
 from ..opening.graph import open_image
+from ..opening.names import parse_name
 from ..opening.places import place_named, place_under, storage_of
 from ..opening.registry import Registry
 from .info import full_name
@@ -167,7 +168,9 @@ def _name(extent: Extent, image: Image, shown: str, registry: Registry) -> str:
         return shown
     reference = _reference(image, node, registry)
     full = full_name(shown, reference.name, registry) if reference else None
-    return os.path.normpath(full) if full else node.name
+    if not full:
+        return node.name
+    return os.path.normpath(full) if parse_name(full)["file"].get("driver") == "file" else full
 
 
 def _reference(image: Image, node: Node, registry: Registry) -> Reference | None:

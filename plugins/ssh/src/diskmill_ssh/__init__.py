@@ -26,7 +26,7 @@ class SshDriver(ProtocolDriver):
     name = "ssh"
     title = "files on other machines, over the user's ssh (SFTP)"
     prefixes = ("ssh", "sftp")
-    capabilities = frozenset({"create", "write", "resize"})
+    capabilities = frozenset({"create", "write", "resize", "preallocation"})
     siblings = True
     options = (
         Option("server.host", "str", "the other machine", when=("open",)),

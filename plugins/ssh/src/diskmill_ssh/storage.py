@@ -130,7 +130,13 @@ class _Output:
                 with contextlib.suppress(StorageError):  # as far as we may
                     if change.owner is not None or change.mode is not None:
                         session.ask(c.FSETSTAT, handle, change.pack())
-        remote.rename(session, self.temporary, self.target, replace=self._replaces)
+        try:
+            remote.rename(session, self.temporary, self.target, replace=self._replaces)
+        except StorageError:
+            # Servers do not say that the name is taken: it is asked, where that may be why.
+            if not self._replaces and remote.attributes_of(session, self.target, follow=False) is not None:
+                raise StorageError("File exists", errno=errno.EEXIST) from None
+            raise
 
 
 class SshStorage(Storage):
@@ -229,12 +235,20 @@ class SshStorage(Storage):
         end = offset + length
         if length <= 0:
             return
-        inside = min(end, self.size)
-        zeros = bytes(min(max(inside - offset, 0), _ZEROS))
-        for at in range(offset, inside, _ZEROS):
-            self.write(at, memoryview(zeros)[: inside - at])
+        self._write_zeros(offset, min(end, self.size))
         if end > self.size:  # what a file gets by being made longer is zeros, and costs nothing
             self.truncate(end)
+
+    def _write_zeros(self, offset: int, end: int) -> None:
+        zeros = memoryview(bytes(min(max(end - offset, 0), _ZEROS)))
+        for at in range(offset, end, _ZEROS):
+            self.write(at, zeros[: end - at])
+
+    def allocate(self, offset: int, length: int, mode: str) -> None:
+        """By writing zeros: to all of the range (``full``), or, as what is there is to stay, behind the end."""
+        end = offset + length
+        self._write_zeros(offset if mode == "full" else max(offset, self.size), end)
+        self.flush()
 
     def truncate(self, size: int) -> None:
         with self._growing, self._telling(f"set the size to {size} bytes"):
