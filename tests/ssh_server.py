@@ -1,4 +1,4 @@
-"""A real sshd on the loopback address, with keys, known hosts and a configuration of its own, and none of the user's."""
+"""A real sshd on the loopback address, with keys, known hosts and a configuration of its own."""
 
 from __future__ import annotations
 
