@@ -8,10 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from diskmill import open as open_image
+from diskmill.errors import DiskmillError
+from diskmill.opening.places import storage_of
 from samples import MiB, scattered_file
 from ssh_server import SshServer
 from tools import diskmill, qemu_img, run, tool
@@ -95,6 +99,28 @@ def test_a_program_that_is_missing_costs_one_line() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "DISKMILL_SSH" in done.stderr
+
+
+def test_who_waits_for_a_server_that_stalls_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISKMILL_SSH", fake("stall")["DISKMILL_SSH"])
+    failures: list[DiskmillError] = []
+    with open_image("ssh://h/disk.raw", "raw") as image:
+        storage = storage_of(image)
+
+        def read() -> None:
+            try:
+                storage.read(5 * MiB, MiB)
+            except DiskmillError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        time.sleep(0.3)
+        assert thread.is_alive()
+        storage.interrupt()
+        thread.join(1)
+        assert not thread.is_alive()
+        assert "given up" in str(failures[0])
 
 
 # -- an output has its name when it is whole ------------------------------------------------------------------------

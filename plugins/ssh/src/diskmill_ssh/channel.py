@@ -35,7 +35,7 @@ def arguments(server: Server, *, ask: bool) -> list[str]:
     :param ask: whether ``ssh`` may ask a person at the terminal.
     :raises UsageError: the environment variable cannot be parsed.
     """
-    text = os.environ.get(VARIABLE) or "ssh"
+    text = os.environ.get(VARIABLE, "").strip() or "ssh"
     try:
         words = shlex.split(text)
     except ValueError as error:

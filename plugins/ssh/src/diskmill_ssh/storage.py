@@ -97,11 +97,11 @@ class _Output:
     """
 
     def __init__(self, session: Session, path: str, *, like: SshStorage | None, alone: bool) -> None:
-        # A symbolic link stays: the file that it names is replaced.
+        folder = posixpath.dirname(path)
         try:
-            self.target = path if alone else remote.real_path(session, path)
+            # A symbolic link stays: the file that it names is replaced.
+            self.target = path if alone else _real_target(session, path)
         except StorageError as error:
-            folder = posixpath.dirname(path)
             raise StorageError(
                 f"cannot make a file in the folder '{folder}': {error.cause}", errno=error.errno
             ) from None
@@ -137,6 +137,17 @@ class _Output:
             if not self._replaces and remote.attributes_of(session, self.target, follow=False) is not None:
                 raise StorageError("File exists", errno=errno.EEXIST) from None
             raise
+
+
+def _real_target(session: Session, path: str) -> str:
+    """*path* without links; only its folder need be there."""
+    try:
+        return remote.real_path(session, path)
+    except StorageError as error:
+        if error.errno != errno.ENOENT:  # some servers resolve nothing but what is there
+            raise
+    folder, name = posixpath.split(path)
+    return posixpath.join(remote.real_path(session, folder), name)
 
 
 class SshStorage(Storage):
@@ -321,7 +332,8 @@ class SshStorage(Storage):
 
     def abandon(self) -> None:
         if self._open:
-            self._release()
+            with contextlib.suppress(StorageError):  # what went wrong before is what tells why
+                self._release()
 
     def _release(self) -> None:
         self._open = False
