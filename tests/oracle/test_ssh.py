@@ -129,6 +129,10 @@ def test_a_backing_chain_and_a_data_file_over_there(tmp_path: Path, ssh_server: 
     outside = command("compare", ssh_server.url(top), top, check=False)
     assert "outside the trusted folders" in outside.stderr
     command("compare", f"--trust={ssh_server.url(tmp_path)}", f"--trust={tmp_path}", ssh_server.url(top), top)
+    own = tmp_path / "own.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", ssh_server.url(base), "-F", "raw", own, "4M")
+    command("compare", ssh_server.url(own), base)  # the same folder, named in full
+    assert "--trust" in command("compare", own, base, check=False).stderr
     middle = tmp_path / "middle.qcow2"
     command("create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", ssh_server.url(middle))
     assert "backing file: base.raw" in qemu_img("info", middle).stdout

@@ -1,8 +1,9 @@
 """Messages of the SSH File Transfer Protocol, version 3.
 
-Facts from draft-ietf-secsh-filexfer-02 (sections 3 to 7), https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02,
-and, for the extensions ``posix-rename@openssh.com`` and ``fsync@openssh.com``, from the file PROTOCOL of OpenSSH
-(sections 4.3 and 4.6). All numbers are big-endian; a string is its length (32 bits) and its bytes.
+Facts from draft-ietf-secsh-filexfer-02 (sections 3 to 7),
+https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, and, for the extensions
+``posix-rename@openssh.com``, ``fsync@openssh.com`` and ``limits@openssh.com``, from the file PROTOCOL of OpenSSH
+(sections 4.3, 4.6 and 4.8). All numbers are big-endian; a string is its length (32 bits) and its bytes.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ DATA = 103
 NAME = 104
 ATTRS = 105
 EXTENDED = 200
+EXTENDED_REPLY = 201
 
 POSIX_RENAME = b"posix-rename@openssh.com"
 FSYNC = b"fsync@openssh.com"
+LIMITS = b"limits@openssh.com"
 
 # Flags of OPEN.
 FOR_READING = 0x01
@@ -58,6 +61,8 @@ MAX_PACKET = 256 * 1024
 """Bytes of the longest packet that is taken. The draft asks for 34,000 at least; OpenSSH's limit is this."""
 PIECE = 32768
 """Bytes of one READ or WRITE: what the draft lets every server take."""
+LARGE_PIECE = 131072
+"""Bytes of one READ or WRITE, where the server says that it takes so many: less work a byte, for both sides."""
 MAX_NAME = 4096
 """Bytes of the longest path that a server may tell us."""
 

@@ -1,8 +1,8 @@
 """An SFTP session: requests over one channel, many in flight, from several threads at once.
 
 A thread of the session takes the answers, and puts data where it is wanted. Whatever the server sends is bounded and
-checked: it can fail a session, or slow it down, and nothing else. Up to :data:`DEPTH` requests are in flight, so that
-the time that an answer takes costs little.
+checked: it can fail a session, or slow it down, and nothing else. Requests for up to :data:`WINDOW` bytes are in
+flight, so that the time that an answer takes costs little.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from . import c_sftp as c
 from .channel import Channel
 from .server import Server
 
-DEPTH = 64
-"""Requests in flight: with pieces of 32 KiB as much as OpenSSH lets a channel have under way (2 MiB)."""
+WINDOW = 2 << 20
+"""Bytes in flight: as many as OpenSSH lets a channel have under way; 64 requests of 32 KiB."""
 _BATCH = 8
-"""Requests that are sent with one call at least, where there are as many."""
+"""So many times per window, requests are sent: several with one call."""
 _BUFFER = 2 * c.MAX_PACKET
 _PATIENCE = 10
 """How many times longer than for other answers a flush of the other machine's disk is waited for."""
@@ -76,6 +76,7 @@ class Session:
         """Whether the user was told that nothing can be locked."""
         self.timeout = timeout
         self.extensions: frozenset[bytes] = frozenset()
+        self._piece = c.PIECE
         self._channel = Channel(server, ask=ask)
         self._sending = threading.Lock()
         self._state = threading.Condition(threading.Lock())
@@ -95,6 +96,8 @@ class Session:
                 while not self._greeted:
                     self._check()
                     self._wait()
+            if c.LIMITS in self.extensions:
+                self._piece = self._largest_piece()
         except BaseException:
             self.close()
             raise
@@ -103,6 +106,21 @@ class Session:
     def alive(self) -> bool:
         """Whether it has not failed."""
         return self._failure is None
+
+    def _largest_piece(self) -> int:
+        """How many bytes a request may have."""
+        (answer,) = self.ask_all([(c.EXTENDED, c.string(c.LIMITS))])
+        if isinstance(answer, StorageError) or answer[0] != c.EXTENDED_REPLY:
+            return c.PIECE
+        fields = answer[1]
+        _, *most = fields.large(), fields.large(), fields.large()
+        told = [limit for limit in most if limit]  # 0: the server does not tell
+        return min(max(min(told), c.PIECE), c.LARGE_PIECE) if len(told) == 2 else c.PIECE
+
+    @property
+    def _depth(self) -> int:
+        """How many requests may be in flight."""
+        return WINDOW // self._piece
 
     # -- what callers ask ---------------------------------------------------------------------------------------
 
@@ -123,9 +141,9 @@ class Session:
         """
         jobs = []
         packets = []
-        flushes = sum(kind == c.EXTENDED for kind, *_ in requests)
+        flushes = sum(fields[:1] == [c.string(c.FSYNC)] for _, *fields in requests)
         with self._state:
-            while len(self._pending) > DEPTH - len(requests):
+            while len(self._pending) > self._depth - len(requests):
                 self._check()
                 self._wait()
             self._check()
@@ -168,17 +186,17 @@ class Session:
                     if job.error is not None or at == end and not job.again:
                         if not job.left:  # nobody writes to the buffer any more
                             break
-                    elif self._room(-(-(end - at) // c.PIECE) + len(job.again)):
+                    elif self._room(-(-(end - at) // self._piece) + len(job.again)):
                         break
                     self._wait()
                 if job.error is not None:
                     raise job.error
-                room = DEPTH - len(self._pending)
+                room = self._depth - len(self._pending)
                 while room and (job.again or at < end):
                     if job.again:
                         where, piece = job.again.pop()
                     else:
-                        where, piece = offset + at, target[at : at + c.PIECE]
+                        where, piece = offset + at, target[at : at + self._piece]
                         at += len(piece)
                     number = self._enter(_Request(c.READ, job, where, piece, pad))
                     packets.append(c.read_packet(number, handle, where, len(piece)))
@@ -193,7 +211,7 @@ class Session:
         :raises StorageError: something of it could not be written.
         """
         job = _Job()
-        pieces = _pieces(buffers)
+        pieces = _pieces(buffers, self._piece)
         at = 0
         while True:
             parts: list[ReadBuffer] = []
@@ -208,7 +226,7 @@ class Session:
                     self._wait()
                 if job.error is not None:
                     raise job.error
-                room = DEPTH - len(self._pending)
+                room = self._depth - len(self._pending)
                 for piece in pieces[at : at + room]:
                     number = self._enter(_Request(c.WRITE, job))
                     parts += [c.write_head(number, handle, offset, len(piece)), piece]
@@ -248,7 +266,7 @@ class Session:
 
     def _room(self, wanted: int) -> bool:
         """Whether some of *wanted* more requests may be sent: enough for a call to be worth it."""
-        return DEPTH - len(self._pending) >= min(wanted, _BATCH)
+        return self._depth - len(self._pending) >= min(wanted, self._depth // _BATCH)
 
     def _enter(self, request: _Request) -> int:
         """The number of *request*, which is in flight from now on."""
@@ -384,7 +402,7 @@ class Session:
                 job.again.append((request.offset + count, into[count:]))
         elif kind == c.STATUS:
             self._judge(request, c.Fields(bytes(data[5:])))
-        elif request.kind in _ANSWERS and kind == _ANSWERS[request.kind]:
+        elif kind == _ANSWERS.get(request.kind):
             job.answer = kind, bytes(data[5:])
         else:
             c.malformed(f"an answer of type {kind} to a request of type {request.kind}")
@@ -411,7 +429,7 @@ class Session:
             request.into[:] = bytes(len(request.into))
         elif code != c.STATUS_OK:
             request.job.error = request.job.error or c.refusal(code, message)
-        elif request.kind in _ANSWERS or request.kind == c.READ:
+        elif request.kind == c.READ or request.kind in _ANSWERS and request.kind != c.EXTENDED:
             c.malformed("no answer but 'OK'")
         else:
             request.job.answer = c.STATUS, b""
@@ -433,16 +451,17 @@ _ANSWERS = {
     c.FSTAT: c.ATTRS,
     c.STAT: c.ATTRS,
     c.REALPATH: c.NAME,
+    c.EXTENDED: c.EXTENDED_REPLY,
 }
-"""What answers a request that is not answered by a status alone."""
+"""What answers a request that is not answered by a status alone; an extension may be answered by either."""
 
 
-def _pieces(buffers: Sequence[ReadBuffer]) -> list[memoryview]:
-    """*buffers* in pieces of what one request may have."""
+def _pieces(buffers: Sequence[ReadBuffer], size: int) -> list[memoryview]:
+    """*buffers* in pieces of up to *size* bytes."""
     pieces = []
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
-        pieces += [view[at : at + c.PIECE] for at in range(0, len(view), c.PIECE)]
+        pieces += [view[at : at + size] for at in range(0, len(view), size)]
     return pieces
 
 
