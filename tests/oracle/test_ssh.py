@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -200,3 +204,45 @@ def test_qemus_options_name_it(folder: Path, ssh_server: SshServer) -> None:
     both = command("info", "--image-opts", f"{old},server.host=h", check=False)
     assert both.returncode == 1
     assert "say the same" in both.stderr
+
+
+def at_terminal(words: list[str], env: dict[str, str], *, until: bytes, press: bytes) -> tuple[int, str]:
+    """Run diskmill at a terminal, and *press* keys once it shows *until*: its exit status, and what was shown."""
+    program = Path(sys.executable).with_name("diskmill")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(program, [str(program), *words], {**os.environ, **env})
+    text, end = b"", time.monotonic() + 30
+    while time.monotonic() < end:
+        if not select.select([terminal], [], [], 0.2)[0]:
+            continue
+        try:
+            text += os.read(terminal, 4096)
+        except OSError:  # it has ended
+            break
+        if until in text and press:
+            os.write(terminal, press)
+            press = b""
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text.decode()
+
+
+def test_a_person_may_trust_a_machine_at_the_terminal(folder: Path, tmp_path: Path, ssh_server: SshServer) -> None:
+    known = tmp_path / "known"
+    env = {"DISKMILL_SSH": f"{ssh_server.command} -o UserKnownHostsFile={known} -o StrictHostKeyChecking=ask"}
+    words = ["info", ssh_server.url(folder / "qcow2")]
+    status, text = at_terminal(words, env, until=b"continue connecting", press=b"yes\n")
+    assert status == 0, text
+    assert "virtual size" in text
+    assert "127.0.0.1" in known.read_text()
+
+
+def test_interrupting_at_the_terminal_tidies_up_over_there(tmp_path: Path, ssh_server: SshServer) -> None:
+    source = scattered_file(tmp_path / "source.raw", 64 * MiB, seed=9, pieces=300, longest=MiB)
+    there = tmp_path / "there"
+    there.mkdir()
+    # The key press reaches ssh, too, which must live on to remove what is not finished.
+    words = ["convert", "-p", "-r", "8M", "-f", "raw", "-O", "raw", str(source), ssh_server.url(there / "out.raw")]
+    status, text = at_terminal(words, ssh_server.env, until=b"20.", press=b"\x03")
+    assert status == 130, text
+    assert os.listdir(there) == []
