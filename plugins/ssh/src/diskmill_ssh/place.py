@@ -92,7 +92,10 @@ def place_of(driver: ProtocolDriver, options: Mapping[str, Any]) -> SshPlace:
     if name is not None:
         if any(key in options for key in _WHERE):
             raise UsageError("a name says where it is, and so do options: give one of them", file=_safe(str(name)))
-        options = {**options, **_parse(str(name))}
+        found = _parse(str(name))
+        if not options.keys().isdisjoint(found):
+            raise UsageError("a name says how its key is checked, and so do options: give one", file=_safe(str(name)))
+        options = {**options, **found}
     path = str(options.get("path", ""))
     if not path.startswith("/") or "\0" in path:
         shown = _safe(str(name)) if name is not None else path
