@@ -3,11 +3,12 @@ hypothesis can use them too: each is the same for the whole session and keeps no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import samples
+import ssh_server as ssh
 import tools
 from hypothesis import HealthCheck, settings
 
@@ -57,3 +58,10 @@ def diskmill_json() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def ext4_image() -> Callable[..., Any]:
     return samples.ext4_image
+
+
+@pytest.fixture(scope="session")
+def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssh.SshServer]:
+    """A real sshd on the loopback address; see ssh_server.py."""
+    with ssh.SshServer(tmp_path_factory.mktemp("sshd")) as server:
+        yield server

@@ -1,4 +1,4 @@
-"""One contract of storage, kept by files and by their twin in memory."""
+"""One contract of storage, kept by files, by their twin in memory, and by files of another machine (ssh)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
+from diskmill.contract.options import validate
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
 from diskmill.opening.context import Context
@@ -16,15 +17,19 @@ from diskmill.opening.creation import create_image
 from diskmill.opening.registry import Registry
 from hypothesis import given
 from hypothesis import strategies as st
+from ssh_server import SshServer
 from twins import MemoryDriver
 
 PAGE = 4096
 Make = Callable[..., Storage]
 
 
-@pytest.fixture(params=["file", "memory"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+@pytest.fixture(params=["file", "memory", "ssh"])
+def make(
+    request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Make]:
     """Makes new storage by name, or opens what is there."""
+    monkeypatch.setenv("DISKMILL_SSH", ssh_server.command)
     registry = Registry()
     registry.add(MemoryDriver())
     context = Context(registry=registry)
@@ -35,15 +40,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     def make(
         name: str | None = None, *, new: bool = True, writable: bool = True, like: Storage | None = None
     ) -> Storage:
-        where = (
-            f"memory:{name or next(numbers)}"
-            if request.param == "memory"
-            else str(tmp_path / f"{name or next(numbers)}")
-        )
+        path = tmp_path / f"{name or next(numbers)}"
+        where = {"file": str(path), "memory": f"memory:{path.name}", "ssh": ssh_server.url(path)}[request.param]
+        place = driver.place({"filename": where})
         if new:
-            storage = registry.call(driver, "create", request=CreateRequest(where, context, 0, like=like))
+            options = validate(driver.options, {}, when="create", driver=driver.name)
+            asked = CreateRequest(where, context, 0, options=options, like=like, place=place)
+            storage = registry.call(driver, "create", request=asked)
         else:
-            storage = registry.call(driver, "open", request=OpenRequest(where, context, writable=writable))
+            options = validate(driver.options, {}, when="open", driver=driver.name)
+            wanted = OpenRequest(where, context, options=options, writable=writable, place=place)
+            storage = registry.call(driver, "open", request=wanted)
         opened.append(storage)
         return storage
 

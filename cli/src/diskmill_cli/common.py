@@ -195,6 +195,7 @@ def _asker(session: Session) -> Callable[[str], bytes] | None:
 def trust_of(arguments: Arguments, session: Session) -> Trust:
     """The trust policy: of the option, of the environment, or the program's own default."""
     from diskmill.opening.gate import Trust
+    from diskmill.opening.names import new_file
 
     given = arguments.all("trust")
     if not given:
@@ -202,7 +203,8 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
         # Set, but empty: nothing is named, so nothing is trusted.
         given = [session.trust] if named is None else named.split(os.pathsep) if named else ["nothing"]
     for one in given:
-        if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
+        local = one not in ("nothing", "folder", "anything") and new_file(one)["driver"] == "file"
+        if local and not os.path.isdir(one):
             raise UsageError(f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists")
     return Trust.parse(given)
 

@@ -17,6 +17,7 @@ from ..engine.walk import walk
 from ..errors import DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
+from ..opening.names import parse_name
 from ..opening.places import place_named, place_under, storage_of
 from ..opening.registry import Registry
 from .info import full_name
@@ -173,7 +174,9 @@ class _Files:
     def _as_named(self, image: Image, node: Node, shown: str) -> str:
         reference = self._reference(image, node)
         full = full_name(shown, reference.name, self._registry) if reference else None
-        return os.path.normpath(full) if full else node.name
+        if not full:
+            return node.name
+        return os.path.normpath(full) if parse_name(full)["file"].get("driver") == "file" else full
 
     def is_extent(self, image: Image, node: Node) -> bool:
         """Whether *node* is a file of plain data, whose holes are the guest's."""

@@ -25,6 +25,8 @@ PACKAGES = {
     "ewf": "diskmill-ewf",
     "sparseimage": "diskmill-sparseimage",
     "vma": "diskmill-vma",
+    "ssh": "diskmill-ssh",
+    "sftp": "diskmill-ssh",
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
 
