@@ -83,14 +83,10 @@ class SparseImage(FormatImage):
     def dirty(self) -> None:
         """The format does not tell."""
 
-    @property
-    def cluster_size(self) -> int:
-        return int(self.header.blk_sz)
-
     def details(self) -> dict[str, Any]:
         header = self.header
         return {
-            "version": f"{header.major_version}.{header.minor_version}",
+            "block-size": header.blk_sz,
             "chunks": header.total_chunks,
             "image-checksum": f"{header.image_checksum:08x}" if header.image_checksum else None,
         }
