@@ -33,14 +33,9 @@ VOLUME = Structure(
         ("bytes_per_sector", "I"),
         ("number_of_sectors", "Q"),
         ("_geometry", "12s"),
-        ("media_flags", "B"),
-        ("_unknown2", "15s"),
-        ("compression_level", "B"),
-        ("_unknown3", "3s"),
-        ("error_granularity", "I"),
-        ("_unknown4", "4s"),
+        ("_acquisition", "28s"),
         ("set_identifier", "16s"),
-        ("_unknown5", "963s"),
+        ("_unknown", "963s"),
         ("signature", "5s"),
         ("checksum", "I"),
     ],
@@ -65,13 +60,7 @@ VOLUME_SMART = Structure(
 TABLE_HEADER = Structure(
     "table header",
     "<",
-    [
-        ("number_of_entries", "I"),
-        ("_padding1", "4s"),
-        ("base_offset", "Q"),
-        ("_padding2", "4s"),
-        ("checksum", "I"),
-    ],
+    [("number_of_entries", "I"), ("_padding1", "4s"), ("base_offset", "Q"), ("_padding2", "4s"), ("checksum", "I")],
 )
 """Before the entries: 4 bytes for each chunk, the top bit of which tells that it is compressed, the others where it
 is, from ``base_offset`` on. Behind them their checksum, if the chunks are in a section ``sectors`` and not here."""
@@ -82,6 +71,7 @@ CHECKSUM = 4
 
 HASH = Structure("hash section", "<", [("md5", "16s"), ("_unknown", "16s"), ("checksum", "I")])
 DIGEST = Structure("digest section", "<", [("md5", "16s"), ("sha1", "20s"), ("_padding", "40s"), ("checksum", "I")])
+HASHES = {"hash": HASH, "digest": DIGEST}
 
 LAST = ("next", "done")
 """Types of sections that end a segment: another one follows, or none."""

@@ -22,10 +22,9 @@ def check_ewf(image: EwfImage) -> CheckResult:
                 result.found("corruption", f"{copy.section.place}: the checksum of its entries is wrong")
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in image.hashes}
     step = min(image.chunk_size, MiB)
-    buffer, whole = bytearray(step), True
-    if image.held < image.size:
+    buffer, whole = bytearray(step), image.held == image.size
+    if not whole:
         result.found("corruption", f"no table has a chunk for guest bytes {image.held} to {image.size}")
-        whole = False
     for at in range(0, image.held, step):
         part = memoryview(buffer)[: image.held - at]
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from diskmill.kit.chunks import Chunk, Chunks, Method, unreadable, zlib_method
 from diskmill.kit.image import FormatImage
 from diskmill.sizes import MAX_SIZE, MiB
 
-from .c_ewf import CHECKSUM, COMPRESSED, DIGEST, HASH, VOLUME, VOLUME_SMART
+from .c_ewf import CHECKSUM, COMPRESSED, HASHES, VOLUME, VOLUME_SMART
 from .segments import Section, Table, sections, segment_name
 
 if TYPE_CHECKING:
@@ -89,8 +88,6 @@ class EwfImage(FormatImage):
 
     def details(self) -> dict[str, Any]:
         told: dict[str, Any] = {"segments": len(self._segments), "chunk-size": self.chunk_size}
-        if "set_identifier" in vars(self.volume):
-            told["set-identifier"] = str(uuid.UUID(bytes_le=self.volume.set_identifier))
         return told | {name: value.hex() for name, value in self.hashes.items()}
 
     def children(self) -> Iterator[Node]:
@@ -109,7 +106,6 @@ class EwfImage(FormatImage):
         number = len(self._segments) + 1
         data: Section | None = None
         of: Section | None = None
-        following = False
         tables: list[Table] = []
         for section in sections(node, number):
             if section.type == "sectors":
@@ -121,25 +117,18 @@ class EwfImage(FormatImage):
                 of, data = data, None  # chunks belong to one table
             elif section.type == "table2" and tables:
                 with suppress(ImageError):  # a damaged one is no better than none
-                    tables[-1].reflect(Table(section, tables[-1].first, of))
-            elif section.type == "hash":
-                self._keep("md5", section.read(HASH).md5)
-            elif section.type == "digest":
-                digest = section.read(DIGEST)
-                self._keep("md5", digest.md5)
-                self._keep("sha1", digest.sha1)
-            following = section.type == "next"
+                    mirror = Table(section, tables[-1].first, of)
+                    tables[-1].mirror = mirror if mirror.count == tables[-1].count else None
+            elif section.type in HASHES:
+                told = vars(section.read(HASHES[section.type]))
+                self.hashes |= {name: told[name] for name in ("md5", "sha1") if any(told.get(name, b""))}
         self.tables += tables
         self._firsts += [table.first for table in tables]
         self._chunks += [Chunks(node, self.name)] * len(tables)
         self._segments.append(node)
-        if following:
+        if section.type == "next":
             name = segment_name(os.path.basename(self.file.name), number + 1)
             self.references.append(Reference("extent", f"./{name}", storage=True))
-
-    def _keep(self, name: str, value: bytes) -> None:
-        if any(value):
-            self.hashes[name] = value
 
     # -- the map ------------------------------------------------------------------------------------------------
 

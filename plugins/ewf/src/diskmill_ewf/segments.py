@@ -114,11 +114,6 @@ class Table:
         self.summed = data is not None
         self._entries: BlockTable | None = None
 
-    def reflect(self, mirror: Table) -> None:
-        """*mirror* holds the same, if it has as many entries."""
-        if mirror.count == self.count:
-            self.mirror = mirror
-
     def entries(self) -> BlockTable:
         """The entries, those of the mirror if their checksum is wrong.
 

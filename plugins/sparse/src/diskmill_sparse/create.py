@@ -152,10 +152,7 @@ def create_sparse(driver: SparseDriver, request: CreateRequest) -> SparseWriter:
     assert file is not None
     size = round_up(request.size, block)
     if size // block > MAX_BLOCKS:
-        raise UnsupportedError(
-            f"a sparse image of {size} bytes needs a larger block_size: it has at most {MAX_BLOCKS} blocks",
-            file=request.name,
-        )
+        raise UnsupportedError(f"more than {MAX_BLOCKS} blocks: take a larger block_size", file=request.name)
     zeros = DONT_CARE if request.options["zeros"] == "skip" else FILL
     return SparseWriter(driver, file, name=request.name, size=size, block=block, zeros=zeros)
 

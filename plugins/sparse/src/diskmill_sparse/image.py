@@ -77,20 +77,15 @@ class SparseImage(FormatImage):
         super().__init__(driver, file, name=name, size=header.total_blks * header.blk_sz, writable=False)
         self.header = header
         self.chunks = chunks
-        self._fill = Fill()
 
     @property
     def dirty(self) -> None:
         """The format does not tell."""
 
-    @property
-    def cluster_size(self) -> int:
-        return int(self.header.blk_sz)
-
     def details(self) -> dict[str, Any]:
         header = self.header
         return {
-            "version": f"{header.major_version}.{header.minor_version}",
+            "block-size": header.blk_sz,
             "chunks": header.total_chunks,
             "image-checksum": f"{header.image_checksum:08x}" if header.image_checksum else None,
         }
@@ -116,12 +111,12 @@ class SparseImage(FormatImage):
         else:
             for at in range(start + max(low - start, 0) // _PIECE * _PIECE, min(end, high), _PIECE):
                 size = min(_PIECE, end - at)
-                piece = Extent(at, size, Kind.ENCODED, self.file, offset, FILL_SIZE, self._fill, size)
+                piece = Extent(at, size, Kind.ENCODED, self.file, offset, FILL_SIZE, Fill(), size)
                 yield piece.clip(low, high)
 
 
 def open_sparse(driver: SparseDriver, request: OpenRequest) -> SparseImage:
-    """The image in ``request.file``; all its chunks' headers are looked at."""
+    """The image in ``request.file``; all its chunks' headers are looked at, if it is to be read."""
     file, name = request.below(), request.name
     head = file.read(0, min(SPARSE_HEADER.size, file.size))
     if len(head) < SPARSE_HEADER.size or int.from_bytes(head[:4], "little") != spec.SPARSE_HEADER_MAGIC:
@@ -135,7 +130,8 @@ def open_sparse(driver: SparseDriver, request: OpenRequest) -> SparseImage:
         raise ImageError(f"blk_sz {header.blk_sz} is no multiple of {FILL_SIZE}", file=name, place=SPARSE_HEADER.name)
     if header.total_blks * header.blk_sz > MAX_SIZE:
         raise ImageError(f"impossible size of {header.total_blks} blocks", file=name, place=SPARSE_HEADER.name)
-    return SparseImage(driver, file, header, read_chunks(file, header, name), name=name)
+    chunks = Chunks() if request.shallow else read_chunks(file, header, name)
+    return SparseImage(driver, file, header, chunks, name=name)
 
 
 def read_chunks(file: Node, header: Record, name: str) -> Chunks:
