@@ -6,6 +6,7 @@ A filter derives from :class:`Filter` and overrides what it is for. It may stand
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 from ..contract.drivers import Driver
 from ..contract.extents import Extent, Kind
@@ -20,11 +21,13 @@ class Filter(Storage):
     shown as data of the filter.
 
     :param driver: the filter's own driver.
+    :param others: other nodes that it stands on, which are flushed, settled and closed with *file*.
     """
 
-    def __init__(self, driver: Driver, file: Node) -> None:
+    def __init__(self, driver: Driver, file: Node, others: Sequence[Node] = ()) -> None:
         self.driver = driver
         self.file = file
+        self.others = tuple(others)
         self.name = file.name
         self.writable = file.writable
         self.blank = file.blank
@@ -74,16 +77,22 @@ class Filter(Storage):
         self.file.allocate(offset, length, mode)
 
     def flush(self) -> None:
-        self.file.flush()
+        for child in self.children():
+            child.flush()
 
     def barrier(self) -> None:
-        self.file.barrier()
+        for child in self.children():
+            child.barrier()
+
+    def event(self, name: str) -> None:
+        self.file.event(name)
 
     def allocated(self) -> int | None:
         return self.file.allocated()
 
     def settle(self) -> None:
-        self.file.settle()
+        for child in reversed(list(self.children())):
+            child.settle()
 
     @property
     def settled(self) -> bool:
@@ -104,9 +113,13 @@ class Filter(Storage):
 
     def children(self) -> Iterator[Node]:
         yield self.file
+        yield from self.others
 
     def close(self) -> None:
-        self.file.close()
+        with ExitStack() as stack:  # whatever else can be closed, is
+            for child in reversed(list(self.children())):
+                stack.callback(child.close)
 
     def abandon(self) -> None:
-        self.file.abandon()
+        for child in self.children():
+            child.abandon()

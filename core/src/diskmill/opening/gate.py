@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..contract.drivers import FilterDriver
 from ..contract.place import Place
 from ..errors import DiskmillError, RefusedError, StorageError
 from .names import CHILDREN, new_file
@@ -74,6 +75,9 @@ class Trust:
         :raises _Objection: something speaks against opening a node of it.
         """
         result = dict(spec)
+        name = spec.get("driver")
+        if isinstance(name, str) and registry.has(FilterDriver.group, name):
+            raise _Objection(f"filter '{name[:_SHOWN]}' is not trusted")  # who knows what else it opens
         if _is_opened(spec):
             place = self._judged(spec, own, registry)
             result.update(place=place, filename=place.display())

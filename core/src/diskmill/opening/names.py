@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..contract.options import HelpAsked, split
@@ -153,7 +153,64 @@ DEVICES = ("host_device", "host_cdrom")
 """Other names of ``file``, which QEMU has for devices."""
 
 CHILDREN = ("file", "backing", "data-file", "header", "image")
-"""Option names whose value is another node."""
+"""Option names whose value is another node, whatever the driver. What else a filter stands on, it declares itself: its
+options stay flat (``raw.filename``) until the driver is known, and :func:`children_of` gathers them."""
+
+
+def children_of(spec: Mapping[str, Any], declared: Sequence[str]) -> tuple[dict[str, Any], Spec]:
+    """The nodes below that *spec* gives, by role, and its other options.
+
+    :param declared: what the driver declares: option names, or ``NAME.*`` for a list, whose roles are ``NAME.0`` and so
+        on, in the order of the numbers.
+    :raises UsageError: options contradict each other, or a list's number is none.
+    """
+    given: dict[str, Any] = {}
+    rest: Spec = {}
+    parts: dict[str, list[tuple[str, Any]]] = {}
+    for key, value in flatten_lists(spec):
+        role, inside = _role(key, declared)
+        if role is None:
+            rest[key] = value
+        elif not inside:
+            given[role] = value
+        else:
+            parts.setdefault(role, []).append((inside, value))
+    for role, pairs in parts.items():
+        if role in given and not isinstance(given[role], Mapping):
+            raise UsageError(f"option '{role}' and option '{role}.{pairs[0][0]}' contradict each other")
+        given[role] = {**given.get(role, {}), **nest(pairs)}
+    return {role: given[role] for role in sorted(given, key=lambda role: _rank(role, declared))}, rest
+
+
+def flatten_lists(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options of *spec*, those of a list under numbered names: ``children.0``."""
+    for key, value in spec.items():
+        if isinstance(value, list):
+            yield from flatten_lists({f"{key}.{number}": one for number, one in enumerate(value)})
+        else:
+            yield key, value
+
+
+def _role(key: str, declared: Sequence[str]) -> tuple[str | None, str]:
+    """The child of those *declared* that the option *key* belongs to, and its name there; None: to no child."""
+    for name in declared:
+        if name.endswith(".*"):
+            head, _, rest = key.removeprefix(name[:-1]).partition(".")
+            if key.startswith(name[:-1]):
+                if not head.isdecimal() or len(head) > 4:
+                    raise UsageError(f"option '{key[:80]}': the nodes of a list are numbered: {name[:-1]}0 and so on")
+                return f"{name[:-1]}{int(head)}", rest
+        elif key == name or key.startswith(f"{name}."):
+            return name, key[len(name) + 1 :]
+    return None, ""
+
+
+def _rank(role: str, declared: Sequence[str]) -> tuple[int, int]:
+    """Where *role* stands among all children: as declared, those of a list by number."""
+    if role in declared:
+        return declared.index(role), 0
+    name, _, number = role.rpartition(".")
+    return declared.index(f"{name}.*"), int(number)
 
 
 def child_options(value: object) -> Spec:
@@ -210,9 +267,12 @@ def _typed(spec: Mapping[str, Any]) -> Spec:
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> Spec:
-    """*options* without nesting, as drivers declare them: ``{"encrypt": {"format": x}}`` is ``encrypt.format=x``."""
+    """*options* without nesting, as drivers declare them: ``{"encrypt": {"format": x}}`` is ``encrypt.format=x``, and
+    ``{"server": [x]}`` is ``server.0=x``."""
     result: Spec = {}
     for key, value in options.items():
+        if isinstance(value, list):
+            value = {str(number): one for number, one in enumerate(value)}
         if isinstance(value, Mapping):
             result.update(flatten(value, f"{prefix}{key}."))
         else:
