@@ -43,7 +43,11 @@ OPTIONS = Option(
     panel=_TARGET,
 )
 OBJECT = Option(
-    "object", ("--object",), "A secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT.", "OBJ", panel=_ACCESS
+    "object",
+    ("--object",),
+    "A secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT; or limits: throttle-group,id=ID,x-bps-total=N.",
+    "OBJ",
+    panel=_ACCESS,
 )
 CACHE = Option(
     "cache",
@@ -99,16 +103,18 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     :param cache: the cache mode where the option *key* does not name one.
     :raises UsageError: a bad cache mode, trust or object.
     """
-    from diskmill.contract.context import Context
+    from diskmill.contract.context import Context, SharedObject
 
     secrets: dict[str, bytes] = {}
+    objects: dict[str, SharedObject] = {}
     if arguments.has("object"):
-        from .secrets import read_secrets
+        from .secrets import read_objects
 
-        secrets = read_secrets(arguments.all("object"))
+        secrets, objects = read_objects(arguments.all("object"))
     return Context(
         trust=trust_of(arguments, session),
         secrets=secrets,
+        objects=objects,
         cache=_cache_mode(arguments, cache, key),
         share=arguments.has("share"),
         warn=session.warn,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import SecretError
 from ..opening.gate import FOLDER, Trust
@@ -16,11 +17,26 @@ CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
 
 
 @dataclass
+class SharedObject:
+    """What the user defined for nodes to name, other than a secret (``--object throttle-group,id=…``).
+
+    :param kind: its type, as typed.
+    :param properties: as typed: texts, or in JSON whatever stood there.
+    :param state: what the driver that knows the kind keeps of it, common to all nodes that name it.
+    """
+
+    kind: str
+    properties: Mapping[str, Any]
+    state: Any = None
+
+
+@dataclass
 class Context:
     """Settings that go along with every open.
 
     :param trust: which references inside images may be opened.
     :param secrets: secret id → bytes (``--object secret,id=…``).
+    :param objects: id → other objects that nodes name (``--object throttle-group,id=…``).
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
@@ -36,6 +52,7 @@ class Context:
 
     trust: Trust = FOLDER
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
+    objects: dict[str, SharedObject] = field(default_factory=dict)
     cache: str = "writeback"
     share: bool = False
     registry: Registry = field(default_factory=default_registry)
