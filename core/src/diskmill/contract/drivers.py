@@ -138,7 +138,7 @@ class FilterDriver(Driver):
 
     group = "diskmill.filter"
     kind = "filter"
-    children = ("file",)
+    children: tuple[str, ...] = ("file",)
 
     def named(self, name: str) -> Mapping[str, Any]:
         """The options that a *name* which begins with the filter's own, and a colon, stands for.

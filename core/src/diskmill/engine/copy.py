@@ -558,6 +558,7 @@ class _Copier:
 
 
 def _write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
+    node.event("write_compressed")
     if isinstance(node, Storage):
         node.write_vector(offset, vector)
         return
@@ -654,6 +655,7 @@ def _read_group(group: Sequence[Extent], view: memoryview, buffers: _Buffers) ->
     assert first.node is not None
     end = max(extent.offset + extent.stored for extent in group)  # payloads may overlap
     stored = buffers.for_stored(end - first.offset)
+    first.node.event("read_compressed")
     first.node.read_into(first.offset, stored)
     for extent in group:
         at = extent.offset - first.offset

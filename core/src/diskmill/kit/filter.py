@@ -54,15 +54,18 @@ class Filter(Storage):
         self.file.read_into(offset, buffer)
 
     def read_some(self, offset: int, length: int) -> bytes:
-        return self.file.read_some(offset, length)
+        if type(self).read_into is Filter.read_into:
+            return self.file.read_some(offset, length)
+        return super().read_some(offset, length)  # by the filter's own way of reading
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         self.file.write(offset, data)
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
-        for buffer in buffers:
-            self.write(offset, buffer)
-            offset += len(buffer)
+        if type(self).write is Filter.write and isinstance(self.file, Storage):
+            self.file.write_vector(offset, buffers)
+        else:
+            super().write_vector(offset, buffers)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self.file.zero(offset, length, unmap=unmap)

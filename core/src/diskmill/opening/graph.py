@@ -344,9 +344,9 @@ class _Opener:
 
     def filter(self, spec: Spec, driver: FilterDriver, wish: _Wish) -> Node:
         """The filter that *driver* puts over the nodes below."""
-        if isinstance(spec.get("filename"), str) and "filename" not in {option.name for option in driver.options}:
-            spec = {**spec, **driver.named(spec["filename"])}
-            del spec["filename"]
+        typed = spec.get("filename")
+        if isinstance(typed, str):
+            spec = {key: value for key, value in spec.items() if key != "filename"} | dict(driver.named(typed))
         below, own = children_of(spec, driver.children)
         for role in driver.children:
             if not role.endswith(".*") and below.get(role) is None:
@@ -369,7 +369,10 @@ class _Opener:
                 shallow=self.shallow,
                 children=nodes,
             )
-            return calls.open_storage(self.registry, driver, request)
+            opened = calls.open_storage(self.registry, driver, request)
+            if isinstance(typed, str):
+                opened.name = typed
+            return opened
         except BaseException:
             for node in nodes.values():
                 node.abandon()

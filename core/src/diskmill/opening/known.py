@@ -23,6 +23,21 @@ PACKAGES = {
     "dmg": "diskmill-dmg",
     "cloop": "diskmill-cloop",
     "bochs": "diskmill-bochs",
+    **dict.fromkeys(
+        (
+            "blkdebug",
+            "blklogwrites",
+            "blkverify",
+            "compress",
+            "copy-on-read",
+            "null-aio",
+            "null-co",
+            "preallocate",
+            "quorum",
+            "throttle",
+        ),
+        "diskmill-filters",
+    ),
 }
 """Driver name → the distribution that brings it."""
 

@@ -167,7 +167,7 @@ def children_of(spec: Mapping[str, Any], declared: Sequence[str]) -> tuple[dict[
     given: dict[str, Any] = {}
     rest: Spec = {}
     parts: dict[str, list[tuple[str, Any]]] = {}
-    for key, value in flatten_lists(spec):
+    for key, value in _flatten_lists(spec):
         role, inside = _role(key, declared)
         if role is None:
             rest[key] = value
@@ -182,11 +182,25 @@ def children_of(spec: Mapping[str, Any], declared: Sequence[str]) -> tuple[dict[
     return {role: given[role] for role in sorted(given, key=lambda role: _rank(role, declared))}, rest
 
 
-def flatten_lists(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def gathered(spec: Mapping[str, Any], declared: Sequence[str]) -> Spec:
+    """*spec* of a driver with the children *declared*, with those nested, in lists where they stand in one, and other
+    options flat: as QEMU shows it."""
+    below, rest = children_of(spec, declared)
+    result = flatten(rest)
+    for role, value in below.items():
+        name, _, number = role.rpartition(".")
+        if number.isdecimal():
+            result.setdefault(name, []).append(value)
+        else:
+            result[role] = value
+    return result
+
+
+def _flatten_lists(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The options of *spec*, those of a list under numbered names: ``children.0``."""
     for key, value in spec.items():
         if isinstance(value, list):
-            yield from flatten_lists({f"{key}.{number}": one for number, one in enumerate(value)})
+            yield from _flatten_lists({f"{key}.{number}": one for number, one in enumerate(value)})
         else:
             yield key, value
 
