@@ -2,9 +2,10 @@
 
 The log has the layout of Linux's target dm-log-writes (``Documentation/admin-guide/device-mapper/log-writes.rst``), so
 that its replay-log program reads it: a superblock in the first sector, then for each write an entry of one sector with
-the data behind it. The options are those of ``BlockdevOptionsBlklogwrites`` in QEMU's ``qapi/block-core.json``.
+the data behind it (``data_len`` only counts a mark's text, inside of the entry's own sector). The options are those
+of ``BlockdevOptionsBlklogwrites`` in QEMU's ``qapi/block-core.json``.
 
-A log knows no sizes: what is cut off is logged as discarded.
+A log knows no sizes: what is cut off is logged as discarded, and of what is added, the last sector is logged.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ class LogWriter:
 
     def add(self, offset: int, length: int, flags: int, data: ReadBuffer = b"") -> None:
         """An entry for bytes *offset* to *offset + length*, which are whole sectors."""
-        record = ENTRY.new(
-            sector=offset // self.sector, nr_sectors=length // self.sector, flags=flags, data_len=len(data)
-        )
+        record = ENTRY.new(sector=offset // self.sector, nr_sectors=length // self.sector, flags=flags, data_len=0)
         self.node.write(self._end, ENTRY.pack(record).ljust(self.sector, b"\0") + bytes(data))
         self._end += self.sector + len(data)
         self._entries += 1
@@ -103,6 +102,15 @@ class BlkLogWrites(Filter):
                     self._logged(size, whole)
                 if whole < before:
                     self._log.add(whole, round_up(before, self._log.sector) - whole, DISCARD)
+            elif size > before:
+                self._logged(size - 1, size)  # a file that the log is replayed into becomes as long
+
+    def allocate(self, offset: int, length: int, mode: str) -> None:
+        with self._lock:
+            before = self.file.size
+            self.file.allocate(offset, length, mode)
+            if self.file.size > before:
+                self._logged(self.file.size - 1, self.file.size)
 
     def flush(self) -> None:
         self._flushed(barrier=False)
@@ -167,7 +175,10 @@ def _found(log: Node, sector: int) -> tuple[int, int]:
 
     :raises ImageError: it is no log. UsageError: it has another sector size.
     """
-    head = SUPER.unpack(log.read_some(0, SUPER.size), file=log.name)
+    start = log.read(0, SUPER.size)
+    if not any(start):
+        return 0, sector  # nothing was logged yet
+    head = SUPER.unpack(start, file=log.name)
     if (head.magic, head.version) != (MAGIC, VERSION):
         raise ImageError("it is no log of writes", file=log.name)
     if head.sectorsize != sector:
@@ -177,7 +188,7 @@ def _found(log: Node, sector: int) -> tuple[int, int]:
         if end + sector > log.size:
             raise ImageError(f"it ends before entry {number} of {head.nr_entries}", file=log.name)
         entry = ENTRY.unpack(log.read(end, ENTRY.size), file=log.name)
-        end += sector + (0 if entry.flags & DISCARD else round_up(entry.data_len, sector))
+        end += sector + (0 if entry.flags & DISCARD else entry.nr_sectors * sector)
     return head.nr_entries, end
 
 

@@ -34,10 +34,10 @@ def _limits() -> Iterator[Option]:
         what, _, way = name.partition("-")
         unit = _PHRASES[what]
         of = {"total": "", "read": ", of reads", "write": ", of writes"}[way]
-        yield Option(f"limits.{name}", "size", f"{unit} a second{of}; 0: no limit", default=0, when=("open",))
-        yield Option(f"limits.{name}-max", "size", f"{unit} a second in bursts{of}", default=0, when=("open",))
-        yield Option(f"limits.{name}-max-length", "size", f"seconds that a burst lasts{of}", default=1, when=("open",))
-    yield Option("limits.iops-size", "size", "bytes that count as a request each", default=0, when=("open",))
+        yield Option(f"limits.{name}", "int", f"{unit} a second{of}; 0: no limit", default=0, when=("open",))
+        yield Option(f"limits.{name}-max", "int", f"{unit} a second in bursts{of}", default=0, when=("open",))
+        yield Option(f"limits.{name}-max-length", "int", f"seconds that a burst lasts{of}", default=1, when=("open",))
+    yield Option("limits.iops-size", "int", "bytes that count as a request each", default=0, when=("open",))
 
 
 LIMITS = tuple(_limits())
