@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from diskmill.contract.context import Context
+from diskmill.contract.drivers import FilterDriver
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.kit.filter import Filter
 from diskmill.opening.creation import create_image
 from diskmill.opening.registry import Registry
 from hypothesis import given
@@ -22,13 +24,22 @@ PAGE = 4096
 Make = Callable[..., Storage]
 
 
-@pytest.fixture(params=["file", "memory"])
+class PassDriver(FilterDriver):
+    """A filter that changes nothing."""
+
+    contract = 1
+    name = "pass"
+
+
+@pytest.fixture(params=["file", "memory", "pass-file", "pass-memory"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Makes new storage by name, or opens what is there."""
     registry = Registry()
     registry.add(MemoryDriver())
     context = Context(registry=registry)
-    driver = registry.protocol(request.param)
+    protocol = request.param.removeprefix("pass-")
+    filtered = protocol != request.param
+    driver = registry.protocol(protocol)
     opened = []
     numbers = itertools.count()
 
@@ -36,14 +47,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         name: str | None = None, *, new: bool = True, writable: bool = True, like: Storage | None = None
     ) -> Storage:
         where = (
-            f"memory:{name or next(numbers)}"
-            if request.param == "memory"
-            else str(tmp_path / f"{name or next(numbers)}")
+            f"memory:{name or next(numbers)}" if protocol == "memory" else str(tmp_path / f"{name or next(numbers)}")
         )
+        if isinstance(like, Filter):
+            assert isinstance(like.file, Storage)
+            like = like.file
         if new:
             storage = registry.call(driver, "create", request=CreateRequest(where, context, 0, like=like))
         else:
             storage = registry.call(driver, "open", request=OpenRequest(where, context, writable=writable))
+        if filtered:
+            storage = Filter(PassDriver(), storage)
         opened.append(storage)
         return storage
 

@@ -116,7 +116,7 @@ class Rule:
         """Whether a request for *length* bytes at *offset* is to fail by it."""
         if io_type != self.io_type and (self.io_type is not None or io_type == "block-status"):
             return False
-        return self.sector is None or offset <= self.sector * 512 < offset + length
+        return self.sector is None or offset < (self.sector + 1) * 512 and self.sector * 512 < offset + length
 
 
 class Rules:
@@ -152,8 +152,9 @@ class Rules:
         with self._lock:
             for rule in self._waiting:
                 if rule.concerns(io_type, offset, length):
-                    if rule.once:
+                    if rule.once:  # its event does not bring it back
                         self._waiting = [one for one in self._waiting if one is not rule]
+                        self._rules[rule.event].remove(rule)
                     return rule.errno
         return 0
 
