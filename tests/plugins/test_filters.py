@@ -94,6 +94,8 @@ def test_what_passes_through_is_what_a_plain_file_has(machine: Machine, name: st
                 expected[at : at + length] = data
         assert node.size == len(expected)
         node.flush()
+    node.close()  # twice is harmless
+    node.abandon()
     assert bytes(machine.files["disk"]) == expected
     if name == "quorum":
         assert bytes(machine.files["disk"]) == bytes(machine.files["third"])
@@ -119,6 +121,17 @@ def test_filters_stand_on_filters(machine: Machine) -> None:
     spec = {"driver": "quorum", "vote-threshold": 2, "children": [deep, {"driver": "raw", "file": memory("disk")}]}
     with open_image(spec, context=machine.context) as image:
         assert image.read(0, 4096) == b"x" * 4096
+
+
+def test_nodes_are_not_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    for levels, status in ((20, 0), (200, 1), (900, 1)):
+        text = '{"driver":"file","filename":"disk"}'
+        for _ in range(levels):
+            text = f'{{"driver":"quorum","vote-threshold":1,"children":[{text}]}}'
+        done = diskmill("info", f"json:{text}", cwd=tmp_path, check=False)
+        assert done.returncode == status and len(done.stderr.splitlines()) == status
+        assert "internal error" not in done.stderr
 
 
 # --- blkdebug

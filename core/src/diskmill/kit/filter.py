@@ -31,8 +31,8 @@ class Filter(Storage):
         self.name = file.name
         self.writable = file.writable
         self.blank = file.blank
+        self.charged = file.account
         if isinstance(file, Storage):
-            self.charged = file.charged
             self.requests = file.requests
             self.place = file.place
             self.conflict = file.conflict
@@ -108,8 +108,9 @@ class Filter(Storage):
             super().remove()
 
     def interrupt(self) -> None:
-        if isinstance(self.file, Storage):
-            self.file.interrupt()
+        for child in self.children():
+            if isinstance(child, Storage):
+                child.interrupt()
 
     def identity(self) -> object | None:
         return self.file.identity() if isinstance(self.file, Storage) else None
@@ -124,5 +125,6 @@ class Filter(Storage):
                 stack.callback(child.close)
 
     def abandon(self) -> None:
-        for child in self.children():
-            child.abandon()
+        with ExitStack() as stack:
+            for child in reversed(list(self.children())):
+                stack.callback(child.abandon)

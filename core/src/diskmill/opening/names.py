@@ -78,7 +78,10 @@ def _parse_json(name: str) -> Spec:
         raise UsageError(f"cannot parse the name '{name[:200]}': {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"cannot parse the name '{name[:200]}': it is not a JSON object")
-    return nest(value.items())
+    try:
+        return nest(value.items())
+    except RecursionError:
+        raise UsageError(f"cannot parse the name '{name[:200]}': it is nested too deeply") from None
 
 
 _STRING = re.compile(r"""("(?:[^"\\]|\\.)*")|'((?:[^'\\]|\\.)*)'""", re.DOTALL)
@@ -119,15 +122,18 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
     result: Spec = {}
     for name, value in pairs:
         path, last = _path(name)
-        if depth + len(path) > 32:
+        if depth + len(path) > 32 or last.count(".") > _DOTS:
             raise UsageError(f"option '{name[:80]}' is nested too deeply")
         level = result
         for part in path:
             level = level.setdefault(part, {})
             if not isinstance(level, dict):
                 raise UsageError(f"option '{name}' and option '{part}' contradict each other")
-        if isinstance(value, Mapping) and value and last not in CHILDREN:
-            level.update(flatten(value, f"{last}."))
+        if isinstance(value, list) or isinstance(value, Mapping) and value and last not in CHILDREN:
+            flat = flatten({last: value})
+            if any(key.count(".") > _DOTS for key in flat):
+                raise UsageError(f"option '{name[:80]}' is nested too deeply")
+            level.update(flat)
         elif isinstance(value, Mapping):
             merged = level.setdefault(last, {})
             if not isinstance(merged, dict):
@@ -151,6 +157,9 @@ def _path(name: str) -> tuple[list[str], str]:
 
 DEVICES = ("host_device", "host_cdrom")
 """Other names of ``file``, which QEMU has for devices."""
+
+_DOTS = 64
+"""Dots that the name of an option may have: what filters stand on is no deeper, either."""
 
 CHILDREN = ("file", "backing", "data-file", "header", "image")
 """Option names whose value is another node, whatever the driver. What else a filter stands on, it declares itself: its

@@ -31,6 +31,7 @@ class Preallocate(Filter):
         self._ahead, self._align = ahead, align
         self._end = file.size
         self._claims = ahead > 0
+        self._closed = False
         self._lock = threading.Lock()
 
     @property
@@ -88,14 +89,17 @@ class Preallocate(Filter):
 
     def close(self) -> None:
         try:
-            self._give_back()
+            if not self._closed:
+                self._give_back()
         finally:
+            self._closed = True
             super().close()
 
     def abandon(self) -> None:
-        if self.settled:  # it stays, and some formats go by where it ends
+        if self.settled and not self._closed:  # it stays, and some formats go by where it ends
             with suppress(DiskmillError):
                 self._give_back()
+        self._closed = True
         super().abandon()
 
 
