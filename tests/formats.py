@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,16 @@ class Machine:
         with self.open(name, format, writable=True) as image:
             image.write(0, data)
 
-    def open(self, name: str, format: str | None, *, writable: bool = False) -> Image:
-        """The image *name*."""
-        spec: dict[str, Any] = {"file": {"driver": "memory", "filename": f"memory:{name}"}}
+    def open(
+        self,
+        name: str,
+        format: str | None,
+        *,
+        writable: bool = False,
+        over: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> Image:
+        """The image *name*; *over* makes of its file's options those of a filter over it."""
+        spec: dict[str, Any] = {"file": over({"driver": "memory", "filename": f"memory:{name}"})}
         driver = FORMATS[format] if format is not None else None
         opened = {option.name for option in driver.options if "open" in option.when} if driver else set()
         if "key-secret" in opened:

@@ -47,6 +47,16 @@ def build(folder: Path) -> None:
     make("long.raw", "raw", "6M", commands=DATA)
     make("longdata.raw", "raw", "6M", commands=(*DATA, "write -P 5 5M 64k"))
     make("zero.raw", "raw", "4M")
+    make("blank.qcow2", "qcow2", "4M")
+    make("twin.raw", "raw", "4M", commands=DATA)
+    (folder / "reads.ini").write_text('[inject-error]\nevent = "read_aio"\nerrno = "28"\n')
+    (folder / "states.ini").write_text(
+        '# the second read of sector 0 fails\n[set-state]\nevent = "read_aio"\nstate = "1"\nnew_state = "2"\n'
+        '[inject-error "second"]\nevent = "read_aio"\nstate = "2"\nonce = "on"\n'
+    )
+    (folder / "group.ini").write_text('[inject]\nevent = "read_aio"\n')
+    (folder / "key.ini").write_text('[inject-error]\nevnt = "read_aio"\n')
+    (folder / "event.ini").write_text('[inject-error]\nevent = "nothing"\n')
     (folder / "odd.raw").write_bytes(bytes(range(250)) * 4)
     (folder / "empty.raw").touch()
     make("base.qcow2", "qcow2", "4M", commands=DATA)

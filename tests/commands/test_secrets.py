@@ -329,13 +329,13 @@ def test_an_empty_new_passphrase_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a\\u0000b", "\\ud800"])
 def test_a_secret_in_json_may_hold_any_characters(key: str, text: str) -> None:
     from diskmill.errors import DiskmillError
-    from diskmill_cli.secrets import read_secrets
+    from diskmill_cli.secrets import read_objects
 
     rest = '"data":"YWJj","keyid":"k",' if key == "iv" else ""
     master = '{"qom-type":"secret","id":"k","data":"' + "x" * 32 + '"}'
     definition = f'{{"qom-type":"secret","id":"s",{rest}"{key}":"{text}"}}'
     if (key, text) == ("data", "a\\u0000b"):
-        assert read_secrets([master, definition])["s"] == b"a\0b"
+        assert read_objects([master, definition])[0]["s"] == b"a\0b"
     else:
         with pytest.raises(DiskmillError):
-            read_secrets([master, definition])
+            read_objects([master, definition])

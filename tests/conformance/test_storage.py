@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from diskmill.contract.drivers import FilterDriver
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
 from diskmill.contract.options import validate
 from diskmill.contract.requests import CreateRequest, OpenRequest
 from diskmill.errors import DiskmillError, StorageError
+from diskmill.kit.filter import Filter
 from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
 from diskmill.opening.registry import Registry
@@ -24,7 +26,14 @@ PAGE = 4096
 Make = Callable[..., Storage]
 
 
-@pytest.fixture(params=["file", "memory", "ssh"])
+class PassDriver(FilterDriver):
+    """A filter that changes nothing."""
+
+    contract = 1
+    name = "pass"
+
+
+@pytest.fixture(params=["file", "memory", "ssh", "pass-file", "pass-memory"])
 def make(
     request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Make]:
@@ -33,7 +42,9 @@ def make(
     registry = Registry()
     registry.add(MemoryDriver())
     context = Context(registry=registry)
-    driver = registry.protocol(request.param)
+    protocol = request.param.removeprefix("pass-")
+    filtered = protocol != request.param
+    driver = registry.protocol(protocol)
     opened = []
     numbers = itertools.count()
 
@@ -41,8 +52,11 @@ def make(
         name: str | None = None, *, new: bool = True, writable: bool = True, like: Storage | None = None
     ) -> Storage:
         path = tmp_path / f"{name or next(numbers)}"
-        where = {"file": str(path), "memory": f"memory:{path.name}", "ssh": ssh_server.url(path)}[request.param]
+        where = {"file": str(path), "memory": f"memory:{path.name}", "ssh": ssh_server.url(path)}[protocol]
         place = driver.place({"filename": where})
+        if isinstance(like, Filter):
+            assert isinstance(like.file, Storage)
+            like = like.file
         if new:
             options = validate(driver.options, {}, when="create", driver=driver.name)
             asked = CreateRequest(where, context, 0, options=options, like=like, place=place)
@@ -51,6 +65,8 @@ def make(
             options = validate(driver.options, {}, when="open", driver=driver.name)
             wanted = OpenRequest(where, context, options=options, writable=writable, place=place)
             storage = registry.call(driver, "open", request=wanted)
+        if filtered:
+            storage = Filter(PassDriver(), storage)
         opened.append(storage)
         return storage
 

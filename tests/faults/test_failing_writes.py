@@ -460,3 +460,60 @@ def test_a_file_that_may_not_grow(format: str, tmp_path: Path) -> None:
     assert checked.returncode in (0, 3), checked.stdout + checked.stderr
     diskmill("convert", "-n", "-f", "raw", "-O", format, source, target)
     qemu_img("compare", "-f", "raw", "-F", format, source, target)
+
+
+EVENTS = ("pwritev", "pwritev_done", "write_aio", "flush_to_disk")
+"""What happens in every format, as blkdebug calls it."""
+TABLE_EVENTS = {
+    "qcow2": (
+        *("l1_update", "l2_update", "l2_load", "l2_alloc_write", "refblock_load", "refblock_alloc"),
+        *("refblock_update_part", "refblock_alloc_write", "refblock_alloc_hookup", "cow_write"),
+    ),
+    "qed": ("cow_write", "l1_update", "l2_update", "l2_alloc_write"),
+    "qcow": ("cow_write", "l1_update", "l2_update"),
+    "vmdk": ("cow_write", "l2_update"),
+    "vdi": ("l2_update",),
+    "vpc": ("l2_update",),
+    "parallels": ("l2_update",),
+}
+
+
+@pytest.mark.parametrize(
+    ("format", "event"),
+    [
+        pytest.param(format, event, id=f"{format}-{event}")
+        for format in formats("create", "write")
+        for event in (*EVENTS, *TABLE_EVENTS.get(format, ()))
+    ],
+)
+@pytest.mark.parametrize("once", [True, False], ids=["once", "from-then-on"])
+def test_what_blkdebug_lets_fail_costs_nothing_else(format: str, event: str, once: bool) -> None:
+    machine = Machine()
+    options = LAYOUTS.get(format, [{}])[0]
+    if format == "qcow2" and event != "cow_write":
+        options = {"cluster_size": 512}  # tables so small that there is more than one of each
+    if event in TABLE_EVENTS.get(format, ()) and format != "qcow2":
+        machine.create("disk", format, SIZE, options)  # the tables that there are do for all the disk
+        disk = bytes(SIZE)
+    else:
+        disk = made(machine, format, options)
+    values = values_of(disk)
+    rule = {"event": event, "once": once, "iotype": "flush" if event == "flush_to_disk" else "write"}
+    if event.endswith("_load"):
+        del rule["iotype"]
+
+    def operation() -> None:
+        with machine.open("disk", format, writable=True, over=debugged) as image:
+            for at, data, flush in steps(disk):
+                add(values, at, data)
+                put(image, at, data)
+                if flush:
+                    image.flush()
+                    values.update({sector: found[-1:] for sector, found in values.items()})
+
+    def debugged(file: dict[str, Any]) -> dict[str, Any]:
+        return {"driver": "blkdebug", "image": file, "inject-error": [rule]}
+
+    with pytest.raises(DiskmillError, match="Input/output error"):
+        operation()
+    holds(examine(machine, format), values)

@@ -11,6 +11,7 @@ import diskmill
 import pytest
 from diskmill.errors import RefusedError
 from diskmill.opening.context import Context
+from diskmill.opening.graph import open_image
 from diskmill.opening.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -20,7 +21,8 @@ ELSEWHERE = ("A storage", "A filter", "Packages that bring a command")
 SECTIONS = [part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if not part.startswith(ELSEWHERE)]
 SNIPPETS = re.findall(r"^```(python|toml)\n(.*?)^```$", "".join(SECTIONS), re.MULTILINE | re.DOTALL)
 OWN = [code for _, code in SNIPPETS if "class Guard" in code]
-QUOTED = [code for _, code in SNIPPETS if code not in OWN]
+FILTER = [code for _, code in SNIPPETS if "class Watched" in code]
+QUOTED = [code for _, code in SNIPPETS if code not in OWN + FILTER]
 
 
 def lines(path: Path) -> list[str]:
@@ -64,3 +66,19 @@ def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
 def test_the_example_stays_small() -> None:
     count = sum(len(lines(path)) for path in (DOCS / "example-driver").rglob("*.py"))
     assert count < 360
+
+
+def test_the_filter_that_the_page_shows_works(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    [code] = FILTER
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(code, names)
+    driver = names["driver"]
+    registry = Registry()
+    registry.add(driver)
+    diskmill.create(str(tmp_path / "disk"), 1 << 20)
+    spec = {"driver": "watch", "file": {"driver": "file", "filename": str(tmp_path / "disk")}}
+    with open_image(spec, context=Context(registry=registry), writable=True) as image:
+        image.write(512, b"x" * 1024)
+    assert driver.seen == [(512, 1024)]
+    assert (tmp_path / "disk").read_bytes()[:2048] == bytes(512) + b"x" * 1024 + bytes(512)

@@ -45,7 +45,8 @@ OPTIONS = Option(
 OBJECT = Option(
     "object",
     ("--object",),
-    "A secret (secret,id=ID,file=PATH or data=TEXT), or TLS credentials (tls-creds-x509,id=ID,dir=PATH).",
+    "A secret (secret,id=ID,file=PATH or data=TEXT), TLS credentials (tls-creds-x509,id=ID,dir=PATH), or limits "
+    "(throttle-group,id=ID,x-bps-total=N).",
     "OBJ",
     panel=_ACCESS,
 )
@@ -122,20 +123,19 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     :raises UsageError: a bad cache mode, trust or object.
     """
     from diskmill.contract.limits import Budget, Limits
-    from diskmill.opening.context import Context
+    from diskmill.opening.context import Context, SharedObject
 
     secrets: dict[str, bytes] = {}
-    objects: dict[str, dict[str, str]] = {}
+    objects: dict[str, SharedObject] = {}
     if arguments.has("object"):
-        from .secrets import read_objects, read_secrets
+        from .secrets import read_objects
 
-        secrets = read_secrets(arguments.all("object"))
-        objects = read_objects(arguments.all("object"))
+        secrets, objects = read_objects(arguments.all("object"))
     return Context(
         trust=trust_of(arguments, session),
         secrets=secrets,
-        cache=_cache_mode(arguments, cache, key),
         objects=objects,
+        cache=_cache_mode(arguments, cache, key),
         share=arguments.has("share"),
         overwrite=_overwrite(arguments, session),
         warn=session.warn,

@@ -1,5 +1,5 @@
-"""Passphrases and keys: of ``--object secret,…``, in every form that QEMU's manual gives ("Secret objects"), or asked
-for at the terminal.
+"""What ``--object`` defines: passphrases and keys (``secret,…``, in every form that QEMU's manual gives, "Secret
+objects"), or asked for at the terminal, and groups of nodes that are slowed down together (``throttle-group,…``).
 """
 
 from __future__ import annotations
@@ -11,55 +11,50 @@ from typing import Any
 
 from diskmill.contract.options import HelpAsked, split
 from diskmill.errors import SecretError, StorageError, UsageError, printable
+from diskmill.opening.context import SharedObject
 
 _MAX = 1 << 20
 """Bytes of a secret file that are read at most; keys and passphrases are far smaller."""
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_TLS = ("tls-creds-x509", "tls-creds-psk", "tls-creds-anon", "authz-simple", "authz-list", "authz-list-file")
+_OTHERS = ("throttle-group", *_TLS)
+"""Types of objects that are no secrets; what they may say is known to the drivers that take them."""
 _KNOWN = ("id", "data", "file", "format", "keyid", "iv")
 
 
-OTHERS = ("tls-creds-x509", "tls-creds-psk", "tls-creds-anon", "authz-simple", "authz-list", "authz-list-file")
-"""Types of objects whose properties drivers and commands get as they are."""
-
-
-def read_objects(definitions: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The objects of :data:`OTHERS` among *definitions*: id → properties.
-
-    :raises UsageError: a definition makes no sense.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for text in definitions:
-        properties = _properties(text)
-        if properties.get("qom-type") in OTHERS:
-            key = _key(properties)
-            if key in found:
-                raise UsageError(f"the object id '{key}' is given twice")
-            found[key] = properties
-    return found
-
-
-def read_secrets(definitions: Sequence[str]) -> dict[str, bytes]:
-    """The secrets that *definitions* (one for each ``--object``) define: id → bytes.
+def read_objects(definitions: Sequence[str]) -> tuple[dict[str, bytes], dict[str, SharedObject]]:
+    """What *definitions* (one for each ``--object``) define: secrets, and other objects, each by id.
 
     :raises UsageError: a definition makes no sense.
     :raises SecretError: a secret cannot be decoded or decrypted.
     """
     secrets: dict[str, bytes] = {}
+    others: dict[str, SharedObject] = {}
     for text in definitions:
         properties = _properties(text)
         kind = properties.pop("qom-type", None)
-        if kind in OTHERS:
-            continue
-        if kind != "secret":
-            raise UsageError(f"invalid object type '{kind}': only 'secret' and {', '.join(OTHERS)} are known")
-        key = _key(properties)
-        if key in secrets:
+        if kind not in ("secret", *_OTHERS):
+            raise UsageError(f"invalid object type '{kind}': only 'secret' and {', '.join(_OTHERS)} are known")
+        key = properties.get("id")
+        if not key:
+            raise UsageError(f"a {kind} object needs an id")
+        if not isinstance(key, str) or not _ID.fullmatch(key):
+            raise UsageError(f"invalid id '{key}': a letter, then letters, digits, '-', '.' and '_'")
+        if key in secrets or key in others:
             raise UsageError(f"the object id '{key}' is given twice")
+        if kind in _OTHERS:
+            del properties["id"]
+            if kind in _TLS:
+                properties = {name: _text(value) for name, value in properties.items()}
+            others[key] = SharedObject(kind, properties)
+            continue
+        if not all(isinstance(one, str) for one in properties.values()):
+            raise UsageError("a secret object in JSON must be an object of texts")
         unknown = sorted(set(properties) - set(_KNOWN))
         if unknown:
             raise UsageError(f"a secret object has no property '{unknown[0]}'")
         secrets[key] = _read(properties, secrets)
-    return secrets
+    return secrets, others
 
 
 def ask(prompt: str) -> bytes:
@@ -78,26 +73,26 @@ def ask(prompt: str) -> bytes:
     return typed
 
 
-def _key(properties: Mapping[str, str]) -> str:
-    key = properties.get("id")
-    if not key:
-        raise UsageError("an object needs an id")
-    if not _ID.fullmatch(key):
-        raise UsageError(f"invalid id '{key}': a letter, then letters, digits, '-', '.' and '_'")
-    return key
+def _text(value: object) -> str:
+    """A property as it is typed, where JSON has texts and truths."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if not isinstance(value, str):
+        raise UsageError("an object in JSON must be an object of texts")
+    return value
 
 
-def _properties(text: str) -> dict[str, str]:
+def _properties(text: str) -> dict[str, Any]:
     if text.startswith("{"):
         import json
 
         try:
             value: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"cannot parse the object: {error}") from None
-        if not isinstance(value, Mapping) or not all(isinstance(one, str | bool) for one in value.values()):
-            raise UsageError("an object in JSON must be an object of texts")
-        return {key: one if isinstance(one, str) else "on" if one else "off" for key, one in value.items()}
+        if not isinstance(value, Mapping):
+            raise UsageError("cannot parse the object: it is not a JSON object")
+        return dict(value)
     kind, _, rest = text.partition(",")
     if "=" in kind:
         kind, rest = "", text

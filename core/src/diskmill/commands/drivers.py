@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..contract.drivers import CAPABILITIES, CryptoDriver, FormatDriver, ProtocolDriver
+from ..contract.drivers import CAPABILITIES, CryptoDriver, FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.options import Option
 from ..opening.registry import Registry, default_registry
 
@@ -13,7 +13,7 @@ from ..opening.registry import Registry, default_registry
 class DriverInfo:
     """One installed driver.
 
-    :param kind: ``format``, ``protocol`` or ``crypto``; ``unknown`` for a broken one.
+    :param kind: ``format``, ``protocol``, ``filter`` or ``crypto``; ``unknown`` for a broken one.
     :param capabilities: names out of :data:`diskmill.contract.drivers.CAPABILITIES`, in their order.
     :param broken: why it cannot be used; empty: it can.
     """
@@ -30,7 +30,7 @@ def list_drivers(registry: Registry | None = None) -> list[DriverInfo]:
     """Every installed driver, by kind and name; broken ones last."""
     registry = registry or default_registry()
     found = []
-    for kind in (FormatDriver, ProtocolDriver, CryptoDriver):
+    for kind in (FormatDriver, ProtocolDriver, FilterDriver, CryptoDriver):
         for driver in registry.all(kind.group):
             able = [name for name in CAPABILITIES if name in driver.capabilities]
             found.append(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pluggy
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from .extents import Extent
     from .node import Image
@@ -134,11 +136,21 @@ class ProtocolDriver(Driver):
 
 class FilterDriver(Driver):
     """A driver for a node that passes on what the node below it has, and changes what it is for. Hook: ``open``, which
-    gives a ``Storage`` over ``request.file``."""
+    gives a ``Storage`` over ``request.file``; those that declare several ``children`` find them in
+    ``request.children``, and all that have one name must be given."""
 
     group = "diskmill.filter"
     kind = "filter"
-    children = ("file",)
+    children: tuple[str, ...] = ("file",)
+
+    def named(self, name: str) -> Mapping[str, Any]:
+        """The options that a *name* which begins with the filter's own, and a colon, stands for.
+
+        The default has no such names.
+
+        :raises UsageError: it is not of the form that the filter's names have.
+        """
+        raise UsageError(f"a filter '{self.name}' is given by options, and not by a name", file=name)
 
 
 class CryptoDriver(Driver):

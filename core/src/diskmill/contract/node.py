@@ -114,6 +114,11 @@ class Node(ABC):
         """What was written before reaches the disk before what is written after. The default flushes."""
         self.flush()
 
+    def event(self, name: str) -> None:
+        """The format above is about to do what QEMU calls *name* (``l2_update``, say; see ``BlkdebugEvent`` in QEMU's
+        ``qapi/block-core.json``). Nobody listens but filters that are there to disturb it, and their neighbours, which
+        pass it on."""
+
     def close(self) -> None:
         """Flush and release. Calling it twice is harmless."""
 

@@ -16,7 +16,8 @@ Value = str | int | bool
 class Option:
     """One option of a driver.
 
-    :param name: as typed in ``-o name=value``; ``encrypt.format`` style names are allowed.
+    :param name: as typed in ``-o name=value``; ``encrypt.format`` style names are allowed. A part that is ``*`` stands
+        for a number: ``inject-error.*.event`` is that of each in a list.
     :param type: ``str``, ``bool`` (on/off), ``int`` or ``size`` (bytes, with suffixes).
     :param help: a phrase for ``-o help`` and the docs.
     :param default: what holds where it is not given; None: the driver decides.
@@ -95,6 +96,11 @@ def split(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def _starred(name: str) -> str:
+    """*name* with ``*`` for each part that is a number."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
 def validate(
     declared: Iterable[Option], given: Mapping[str, Any] | Iterable[tuple[str, Any]], *, when: str, driver: str
 ) -> dict[str, Value]:
@@ -107,13 +113,13 @@ def validate(
     table = {option.name: option for option in declared if when in option.when}
     result: dict[str, Value] = {}
     for name, value in given.items() if isinstance(given, Mapping) else given:
-        option = table.get(name)
+        option = table.get(name) or table.get(_starred(name))
         if option is None:
             known = f"; it has {', '.join(sorted(table))}" if table else ""
             raise UsageError(f"driver '{driver}' has no option '{name}' to {when}{known}")
-        result[name] = option.parse(value)
+        result[name] = option.parse(value)  # under its own number, if it stands in a list
     if when != "amend":
         for option in table.values():
-            if option.default is not None:
+            if option.default is not None and "*" not in option.name:
                 result.setdefault(option.name, option.default)
     return result

@@ -31,6 +31,8 @@ class OpenRequest:
         believed.
     :param child: opens the node that the user gave under a role such as ``header``; None where they gave none. The
         driver closes it.
+    :param children: for a filter, the opened nodes below by the roles it declares; ``NAME.0`` and so on for a list;
+        ``file`` is the first.
     :param place: for a protocol driver, where the bytes are, as its own :meth:`ProtocolDriver.place` told; the gate may
         have resolved it.
     :param siblings: other files in the folder of ``file``, where that is open for writing: for formats of several
@@ -48,6 +50,7 @@ class OpenRequest:
     child: Callable[[str], Node | None] = lambda role: None
     siblings: Siblings | None = None
     place: Place | None = None
+    children: Mapping[str, Node] = field(default_factory=dict)
 
     def below(self) -> Node:
         """``file``, for drivers that stand on a node: the core always gives it to them."""

@@ -28,6 +28,7 @@ def read_extent(extent: Extent, view: memoryview) -> None:
     """Fill *view* with the bytes of *extent*, which is as long."""
     if extent.kind is Kind.DATA:
         assert extent.node is not None
+        extent.node.event("read_aio")
         extent.node.read_into(extent.offset, view)
     elif extent.kind is Kind.ENCODED:
         _decode(extent, view)
@@ -140,17 +141,20 @@ def _store_mixed(image: Image, placement: Placement, low: int, high: int, offset
     inside = min(high, image.size) - low
     before, after = max(offset - low, 0), min(offset + len(data) - low, high - low)
     view = memoryview(whole)
+    placement.node.event("cow_read")
     if before > 0:
         image.read_into(low, view[:before])
     if after < inside:
         image.read_into(low + after, view[after:inside])
     view[before:after] = data[low + before - offset : low + after - offset]
+    placement.node.event("cow_write")
     put(placement, low, view)
 
 
 def put(placement: Placement, start: int, data: memoryview) -> None:
     """Write *data*, guest bytes from *start* on, where *placement* says."""
     at = placement.offset + start - placement.start
+    placement.node.event("write_aio")
     if placement.cipher is not None:
         placement.node.write(at, placement.cipher.encrypt(start, at, data))
     else:

@@ -1,7 +1,7 @@
 """The raw format: the guest disk's bytes as they are, in a file or a window of one.
 
-``offset`` and ``size`` choose the window, so a disk inside a tar archive can be read in place. See the QEMU manual,
-"Raw disk format options".
+``offset`` and ``size`` choose the window, so a disk inside a tar archive can be read in place; ``partition`` lets the
+disk's own table choose it. See the QEMU manual, "Raw disk format options".
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class RawDriver(FormatDriver):
     options = (
         Option("offset", "size", "where the guest disk begins in the file", when=("open",)),
         Option("size", "size", "the guest disk's size", when=("open",)),
+        Option("partition", "str", "the partition to open: its number, name or UUID (GPT, MBR)", when=("open",)),
         Option(
             "preallocation",
             "str",
@@ -108,6 +109,12 @@ class RawDriver(FormatDriver):
         file, options = request.file, request.options
         assert file is not None
         offset, size = int(options.get("offset", 0)), options.get("size")
+        if "partition" in options:
+            if "offset" in options or "size" in options:
+                raise UsageError("give either 'partition', or 'offset' and 'size'", file=request.name)
+            from .partitions import find
+
+            _, _, _, offset, size = find(file, str(options["partition"]))
         available = round_up(max(file.size - offset, 0), SECTOR)
         if offset and offset > file.size or size is not None and int(size) > available:
             raise UsageError(f"the window of offset and size does not fit in {file.size} bytes", file=request.name)

@@ -63,6 +63,8 @@ class BlockTable:
         """Entries in a page."""
         self.kept = _PAGES
         """How many pages are kept in memory."""
+        self.level = "l2"
+        """What the node below is told is loaded and updated: ``l1`` where it names other tables."""
         self._make_room = make_room
         self._pages: dict[int, array[int]] = {}
         self._dirty: dict[int, tuple[int, int]] = {}
@@ -91,6 +93,7 @@ class BlockTable:
                 if place is None:
                     page = tables.filled(count, self.width)
                 else:
+                    self.node.event(f"{self.level}_load")
                     page = tables.read(self.node, place, count, self.width, self.order)
                 self._pages[number] = page
                 self._tell()
@@ -164,6 +167,7 @@ class BlockTable:
             for number, (low, high) in sorted(self._dirty.items()):
                 place = self._place(number)
                 assert place is not None
+                self.node.event(f"{self.level}_update")
                 self.node.write(place + low * self.width, tables.to_bytes(self._pages[number][low:high], self.order))
             self._dirty.clear()
 

@@ -6,6 +6,7 @@ A filter derives from :class:`Filter` and overrides what it is for. It may stand
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 from ..contract.drivers import Driver
 from ..contract.extents import Extent, Kind
@@ -20,16 +21,18 @@ class Filter(Storage):
     shown as data of the filter.
 
     :param driver: the filter's own driver.
+    :param others: other nodes that it stands on, which are flushed, settled and closed with *file*.
     """
 
-    def __init__(self, driver: Driver, file: Node) -> None:
+    def __init__(self, driver: Driver, file: Node, others: Sequence[Node] = ()) -> None:
         self.driver = driver
         self.file = file
+        self.others = tuple(others)
         self.name = file.name
         self.writable = file.writable
         self.blank = file.blank
+        self.charged = file.account
         if isinstance(file, Storage):
-            self.charged = file.charged
             self.requests = file.requests
             self.place = file.place
             self.conflict = file.conflict
@@ -51,15 +54,18 @@ class Filter(Storage):
         self.file.read_into(offset, buffer)
 
     def read_some(self, offset: int, length: int) -> bytes:
-        return self.file.read_some(offset, length)
+        if type(self).read_into is Filter.read_into:
+            return self.file.read_some(offset, length)
+        return super().read_some(offset, length)  # by the filter's own way of reading
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         self.file.write(offset, data)
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
-        for buffer in buffers:
-            self.write(offset, buffer)
-            offset += len(buffer)
+        if type(self).write is Filter.write and isinstance(self.file, Storage):
+            self.file.write_vector(offset, buffers)
+        else:
+            super().write_vector(offset, buffers)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self.file.zero(offset, length, unmap=unmap)
@@ -74,19 +80,27 @@ class Filter(Storage):
         self.file.allocate(offset, length, mode)
 
     def flush(self) -> None:
-        self.file.flush()
+        for child in self.children():
+            child.flush()
 
     def barrier(self) -> None:
-        self.file.barrier()
+        for child in self.children():
+            child.barrier()
+
+    def event(self, name: str) -> None:
+        self.file.event(name)
 
     def allocated(self) -> int | None:
         return self.file.allocated()
 
     def settle(self, others: Sequence[Storage] = ()) -> None:
-        if isinstance(self.file, Storage):
-            self.file.settle(others)
+        first, *rest = self.children()
+        for child in reversed(rest):
+            child.settle()
+        if isinstance(first, Storage):
+            first.settle(others)
         else:
-            self.file.settle()
+            first.settle()
 
     @property
     def settled(self) -> bool:
@@ -99,17 +113,23 @@ class Filter(Storage):
             super().remove()
 
     def interrupt(self) -> None:
-        if isinstance(self.file, Storage):
-            self.file.interrupt()
+        for child in self.children():
+            if isinstance(child, Storage):
+                child.interrupt()
 
     def identity(self) -> object | None:
         return self.file.identity() if isinstance(self.file, Storage) else None
 
     def children(self) -> Iterator[Node]:
         yield self.file
+        yield from self.others
 
     def close(self) -> None:
-        self.file.close()
+        with ExitStack() as stack:  # whatever else can be closed, is
+            for child in reversed(list(self.children())):
+                stack.callback(child.close)
 
     def abandon(self) -> None:
-        self.file.abandon()
+        with ExitStack() as stack:
+            for child in reversed(list(self.children())):
+                stack.callback(child.abandon)

@@ -55,6 +55,7 @@ class TwoLevelTable(BlockTable):
     ) -> None:
         super().__init__(node, 0, len(l1) * l2_entries, WIDTH, order, make_room)
         self.l1 = l1
+        l1.level = "l1"
         self.l2_entries = l2_entries
         self.page = min(l2_entries, PAGE)
         self.kept = max(_CACHE_BYTES // (self.page * WIDTH), 64)
@@ -229,6 +230,7 @@ class TwoLevelImage(BlockImage):
     def _new_l2(self) -> int:
         at = self.entry_at(self.find_end(), 0)
         self.end = at + round_up(self.l2_bytes, self.block_size)
+        self.file.event("l2_alloc_write")
         if not self.cleared:
             self.file.zero(at, self.l2_bytes)
         self.table_places().append(at)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..contract.limits import Budget
 from ..contract.options import Option
@@ -19,13 +20,26 @@ OVERWRITES = ("replace", "in-place", "refuse")
 
 
 @dataclass
+class SharedObject:
+    """What the user defined for nodes to name, other than a secret (``--object throttle-group,id=…``).
+
+    :param kind: its type, as typed.
+    :param properties: as typed: texts, or in JSON whatever stood there.
+    :param state: what the driver that knows the kind keeps of it, common to all nodes that name it.
+    """
+
+    kind: str
+    properties: Mapping[str, Any]
+    state: Any = None
+
+
+@dataclass
 class Context:
     """Settings that go along with every open.
 
     :param trust: which references inside images may be opened.
     :param secrets: secret id → bytes (``--object secret,id=…``).
-    :param objects: properties of other objects that drivers are given by id (``--object tls-creds-x509,id=…``), with
-        the type as ``qom-type``.
+    :param objects: id → other objects that nodes name (``--object throttle-group,id=…``).
     :param cache: a cache mode, one of :data:`CACHE_MODES`.
     :param overwrite: what becomes of a file that bears the name of a new output, one of :data:`OVERWRITES`: it is
         replaced when the output is whole, written into, or left alone and the output refused.
@@ -43,7 +57,7 @@ class Context:
 
     trust: Trust = FOLDER
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
-    objects: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    objects: dict[str, SharedObject] = field(default_factory=dict)
     cache: str = "writeback"
     share: bool = False
     overwrite: str = "replace"
@@ -64,6 +78,11 @@ class Context:
             f"'{name}': that it is raw was guessed: its first bytes can only be written as long as it looks raw "
             "(-f raw says that it is)"
         )
+
+    def properties(self, key: str) -> dict[str, Any] | None:
+        """The properties of the object with id *key*, its type as ``qom-type``; None: there is none."""
+        found = self.objects.get(key)
+        return None if found is None else {"qom-type": found.kind, **found.properties}
 
     def secret(self, key: str) -> bytes:
         """The secret with id *key*.

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..contract.drivers import FilterDriver
 from ..contract.place import Place
 from ..errors import DiskmillError, RefusedError, StorageError
-from .names import CHILDREN, new_file
+from .names import CHILDREN, DEVICES, new_file
 from .places import place_of
 from .registry import Registry
 
@@ -74,6 +75,9 @@ class Trust:
         :raises _Objection: something speaks against opening a node of it.
         """
         result = dict(spec)
+        name = spec.get("driver")
+        if isinstance(name, str) and registry.has(FilterDriver.group, name):
+            raise _Objection(f"filter '{name[:_SHOWN]}' is not trusted")  # who knows what else it opens
         if _is_opened(spec):
             place = self._judged(spec, own, registry)
             result.update(place=place, filename=place.display())
@@ -93,7 +97,7 @@ class Trust:
         driver = str(leaf.get("driver", "file"))
         try:
             place = place_of(leaf, registry)
-            if place.driver.name not in {"file", *protocols}:
+            if place.driver.name not in {"file", *protocols} or driver in DEVICES:
                 raise _Objection(f"protocol '{driver[:_SHOWN]}' is not trusted")
             if "place" not in leaf and place.driver.name == "file" and not isinstance(leaf.get("filename"), str):
                 raise _Objection("it is not a file name")

@@ -21,7 +21,7 @@ from ..contract.requests import OpenRequest
 from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
-from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
+from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
 from .places import place_under, protocol_of, storage_of
 from .runtime import split_runtime
 
@@ -351,26 +351,39 @@ class _Opener:
         return storage
 
     def filter(self, spec: Spec, driver: FilterDriver, wish: _Wish) -> Node:
-        """The filter that *driver* puts over the node below."""
-        if spec.get("file") is None:
-            raise UsageError(f"filter '{driver.name}' needs the option 'file': the node that it stands on")
-        runtime, options = split_runtime(_own_options(spec, driver.children))
+        """The filter that *driver* puts over the nodes below."""
+        typed = spec.get("filename")
+        if isinstance(typed, str):
+            spec = {key: value for key, value in spec.items() if key != "filename"} | dict(driver.named(typed))
+        below, own = children_of(spec, driver.children)
+        for role in driver.children:
+            if not role.endswith(".*") and below.get(role) is None:
+                raise UsageError(f"filter '{driver.name}' needs the option '{role}': a node that it stands on")
+        runtime, options = split_runtime(_own_options(own, ()))
         context = runtime.context(wish.context)
         runtime.allow(wish.writable, driver.name)
-        file = self.node(child_options(spec["file"]), wish._replace(context=context, depth=wish.depth + 1))
+        checked = validate(driver.options, options, when="open", driver=driver.name)
+        nodes: dict[str, Node] = {}
         try:
+            for role, child in below.items():
+                nodes[role] = self.node(child_options(child), wish._replace(context=context, depth=wish.depth + 1))
+            file = next(iter(nodes.values()), None)
             request = OpenRequest(
-                name=file.name,
+                name=driver.name if file is None else file.name,
                 context=context,
                 file=file,
-                options=validate(driver.options, options, when="open", driver=driver.name),
+                options=checked,
                 writable=wish.writable,
                 shallow=self.shallow,
-                child=lambda role: self.given(spec, role, wish),
+                children=nodes,
             )
-            return calls.open_storage(self.registry, driver, request)
+            opened = calls.open_storage(self.registry, driver, request)
+            if isinstance(typed, str):
+                opened.name = typed
+            return opened
         except BaseException:
-            file.abandon()
+            for node in nodes.values():
+                node.abandon()
             raise
 
     def attach(self, job: _Job) -> None:

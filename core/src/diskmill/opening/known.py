@@ -27,6 +27,21 @@ PACKAGES = {
     "vma": "diskmill-vma",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
+    **dict.fromkeys(
+        (
+            "blkdebug",
+            "blklogwrites",
+            "blkverify",
+            "compress",
+            "copy-on-read",
+            "null-aio",
+            "null-co",
+            "preallocate",
+            "quorum",
+            "throttle",
+        ),
+        "diskmill-filters",
+    ),
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..contract.drivers import ProtocolDriver
+from ..contract.drivers import FilterDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
 from ..contract.place import Place
-from ..errors import DriverError
+from ..errors import DriverError, UnsupportedError
 from .known import PACKAGES
 from .names import flatten, new_file, parse_name, relative_to
 from .registry import Registry
@@ -26,6 +26,8 @@ def protocol_of(name: str, registry: Registry, *, shown: str = "") -> ProtocolDr
     try:
         return registry.protocol(name)
     except DriverError:
+        if registry.has(FilterDriver.group, name):
+            raise UnsupportedError(f"filter '{name}' stands on what is there, and makes no new file") from None
         if name in PACKAGES or name in registry.failures:
             raise
         raise DriverError(f"unknown protocol '{name}'", file=shown or None) from None

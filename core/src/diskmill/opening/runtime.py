@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..contract.drivers import FormatDriver, ProtocolDriver
+from ..contract.drivers import FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.options import Option, validate
 from ..errors import UsageError
 from .context import Context
+from .names import gathered
 from .registry import Registry
 
 OPTIONS = (
@@ -128,12 +129,24 @@ def split_runtime(options: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
 def without_runtime(spec: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
     """The node options *spec* without those that say nothing about what is read: every node's, and its driver's."""
     name = spec.get("driver", "file" if "filename" in spec else None)
+    if isinstance(name, str) and registry.has(FilterDriver.group, name):
+        spec = gathered(spec, registry.filter(name).children)
     weak = set(_NAMES)
     for group in (FormatDriver.group, ProtocolDriver.group):
         if isinstance(name, str) and registry.has(group, name):
             weak |= {option.name for option in registry.get(group, name).options if option.runtime}
     return {
-        key: without_runtime(value, registry) if isinstance(value, Mapping) else value
+        key: _without_runtime(value, registry) if isinstance(value, Mapping | list) else value
         for key, value in spec.items()
         if key not in weak
     }
+
+
+def _without_runtime(value: Any, registry: Registry) -> Any:
+    if isinstance(value, list):
+        return [_without_runtime(one, registry) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "filename" in value and "driver" not in value:
+        value = {"driver": "file", **value}
+    return without_runtime(value, registry)

@@ -132,7 +132,7 @@ def _credentials(arguments: Arguments, context: Context, side: str) -> Credentia
     key = arguments.one("tls_creds")
     if key is None:
         return None
-    properties = context.objects.get(key)
+    properties = context.properties(key)
     if properties is None:
         raise UsageError(f"no object with id '{key}': define it with --object tls-creds-x509,id={key},dir=…")
     if properties.get("endpoint", side) != side:
@@ -147,10 +147,14 @@ def _authorization(arguments: Arguments, context: Context) -> Callable[[str], bo
         return None
     if not arguments.has("tls_creds"):
         raise UsageError("--tls-authz goes with --tls-creds")
-    properties = context.objects.get(key)
+    properties = context.properties(key)
     if properties is None or properties.get("qom-type") != "authz-simple" or "identity" not in properties:
         raise UsageError(f"--tls-authz names an object authz-simple,id={key},identity=…")
-    if context.objects[arguments.one("tls_creds") or ""].get("verify-peer", "on") not in ("on", "yes", "true"):
+    if (context.properties(arguments.one("tls_creds") or "") or {}).get("verify-peer", "on") not in (
+        "on",
+        "yes",
+        "true",
+    ):
         raise UsageError("--tls-authz needs clients' certificates (verify-peer=on)")
     identity = _parts(properties["identity"])
     return lambda name: _parts(name) == identity

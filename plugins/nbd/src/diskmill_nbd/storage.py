@@ -155,7 +155,7 @@ def _credentials(request: OpenRequest, location: Location) -> Credentials | None
     key = request.options.get("tls-creds")
     if key is None:
         return None
-    properties = request.context.objects.get(str(key))
+    properties = request.context.properties(str(key))
     if properties is None:
         raise UsageError(f"no TLS credentials with id '{key}': define them with --object tls-creds-x509,id={key},dir=…")
     if properties.get("endpoint", "client") != "client":

@@ -196,6 +196,7 @@ class Mapping:
         offset = self.offset(index)
         if not offset:
             return None
+        self.file.event("l2_load")
         table = Table(tables.read(self.file, offset, self.cluster_size // 8, 8, "big"), offset)
         self._keep(index, table)
         return table
@@ -350,6 +351,7 @@ class Mapping:
         try:
             for table in homeless:
                 origin = tables.filled(self.cluster_size // 8, 8) if table.origin is None else table.origin
+                self.file.event("l2_alloc_write")
                 self.file.write(table.offset, tables.to_bytes(origin, "big"))
         except BaseException:
             for table in homeless:  # nothing may name what does not hold its origin
@@ -370,6 +372,8 @@ class Mapping:
         """Write what changed of the L2 tables."""
         parts: list[bytes] = []
         start = end = size = 0
+        if self._dirty:
+            self.file.event("l2_update")
         for index in sorted(self._dirty, key=lambda one: self._tables[one].offset):
             table = self._tables[index]
             if table.dirty:
@@ -394,6 +398,7 @@ class Mapping:
     def write_l1(self) -> None:
         """Write what changed of the L1 table."""
         for low, high in _stretches(sorted(self.l1_dirty), 512):
+            self.file.event("l1_update")
             self.file.write(self.l1_offset + low * 8, tables.to_bytes(self.l1.part(low, high), "big"))
         self.l1_dirty.clear()
         self.l1.written()

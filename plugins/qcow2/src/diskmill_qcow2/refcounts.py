@@ -89,6 +89,7 @@ class Refcounts:
         self.damaged: Callable[[], None] = lambda: None
         """Called when metadata contradicts itself, before the error."""
         if first is None:
+            file.event("reftable_load")
             self.table = tables.read(file, self.offset, count, 8, "big")
             self._search: Iterator[tuple[int, int]] = self._free_runs(0)
         else:
@@ -359,6 +360,7 @@ class Refcounts:
         offset = self.place(index)
         if not offset:
             raise self._misplaced(index, offset)
+        self.file.event("refblock_load")
         data = self.file.read(offset, self.cluster_size)
         block = Block(unpack(data, self.bits), offset, new=False)
         self._keep(index, block)
@@ -394,6 +396,7 @@ class Refcounts:
         return self._new_block(index, self.allocate(1)[0][0])
 
     def _new_block(self, index: int, cluster: int) -> Block:
+        self.file.event("refblock_alloc")
         block = Block(array(_CODES[self.bits], bytes(self.per_block * max(self.bits // 8, 1))), 0, new=True)
         block.offset = cluster * self.cluster_size
         block.mark(0, self.per_block)
@@ -404,6 +407,7 @@ class Refcounts:
 
     def _grow_table(self, entries: int) -> None:
         """A longer refcount table, somewhere else; the old place is given back at the end."""
+        self.file.event("reftable_grow")
         clusters = -(-max(entries, len(self.table) * 3 // 2, self.expected) * 8 // self.cluster_size)
         if clusters * self.cluster_size > c.MAX_REFTABLE_BYTES:
             clusters = -(-entries * 8 // self.cluster_size)
@@ -467,6 +471,7 @@ class Refcounts:
             sector = SECTOR * 8 // self.bits
             low = block.low // sector * sector
             high = min(-(-block.high // sector) * sector, len(block.counts))
+        self.file.event("refblock_alloc_write" if block.new else "refblock_update_part")
         self.file.write(block.offset + low * self.bits // 8, pack(block.counts[low:high], self.bits))
         block.new = False
         block.low, block.high = len(block.counts), 0
@@ -474,9 +479,11 @@ class Refcounts:
     def write_table(self) -> None:
         """Write what changed of the refcount table; whole, where it moved."""
         if self.table_moved:
+            self.file.event("refblock_alloc_write_table")
             self.file.write(self.offset, tables.to_bytes(self.table, "big"))
         elif self.table_dirty:
             low, high = min(self.table_dirty), max(self.table_dirty) + 1
+            self.file.event("refblock_alloc_hookup")
             self.file.write(self.offset + low * 8, tables.to_bytes(self.table[low:high], "big"))
         self.table_dirty.clear()
 

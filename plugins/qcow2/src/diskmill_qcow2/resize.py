@@ -129,10 +129,12 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
     else:
         start = refcounts.allocate_together(clusters) * header.cluster_size
     image.write_refcounts()
+    image.file.event("l1_grow_write_table")
     image.file.write(start, tables.to_bytes(grown, "big").ljust(clusters * header.cluster_size, b"\0"))
     image.barrier()
     former = header.l1_table_offset
     header.l1_table_offset, header.l1_size = start, needed
+    image.file.event("l1_grow_activate_table")
     image.write_header()
     mapping.move_l1(start, needed)
     if former != start:  # only now: what fails before leaves the image with the table that it has

@@ -344,6 +344,7 @@ class HostedPart(GrainPart):
         self._placed.clear()
 
     def _write_directories(self) -> None:
+        self.node.event("l1_update")
         self.node.write(self.directory_offset, tables.to_bytes(self.directory, "little"))
         if self.redundant is not None and self.redundant_offset is not None:
             self.node.barrier()
@@ -357,6 +358,7 @@ class HostedPart(GrainPart):
             if group and (index < 0 or directory[index] != directory[group[-1]] + self.table_sectors):
                 data = b"".join(tables.to_bytes(self.changed[one], "little") + pad for one in group)
                 self.check_tables(group[0], directory[group[0]], 0)
+                self.node.event("l2_update")
                 self.node.write(directory[group[0]] * SECTOR, data)
                 group = []
             group.append(index)

@@ -102,6 +102,7 @@ def _read_group(group: Sequence[Extent], view: memoryview, buffers: Buffers) -> 
     assert first.node is not None
     end = max(extent.offset + extent.stored for extent in group)  # payloads may overlap
     stored = buffers.for_stored(end - first.offset)
+    first.node.event("read_compressed")
     first.node.read_into(first.offset, stored)
     for extent in group:
         at = extent.offset - first.offset

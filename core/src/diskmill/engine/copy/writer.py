@@ -106,6 +106,7 @@ class Writer(ABC):
 
 def write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
     """Put the buffers of *vector* one after the other at *offset*."""
+    node.event("write_compressed")
     if isinstance(node, Storage):
         node.write_vector(offset, vector)
         return

@@ -1,1 +1,0 @@
-"""The filter driver that comes with the core."""
