@@ -183,6 +183,8 @@ class Storage(Node):
     """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
     what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
+    one_pass: str = "a pipe"
+    """What storage that is read forward is, in messages."""
     charged: Account = FREE
     """What tables that are read from it are charged to; the core sets it where a command opens it."""
 

@@ -281,7 +281,8 @@ class _Opener:
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
         if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
-            raise UnsupportedError(f"format '{driver.name}' cannot be read from a pipe", file=file.name)
+            text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
+            raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
 
     def siblings(self, file: Node, context: Context) -> Siblings | None:
@@ -426,7 +427,7 @@ class _Opener:
         storage = storage_of(image.file)
         if storage.forward:
             raise ImageError(
-                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside a pipe: "
+                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside {storage.one_pass}: "
                 f"give that file too, with --image-opts and {reference.role}.file.filename=…",
                 file=image.name,
             )

@@ -23,6 +23,10 @@ PACKAGES = {
     "dmg": "diskmill-dmg",
     "cloop": "diskmill-cloop",
     "bochs": "diskmill-bochs",
+    "http": "diskmill-http",
+    "https": "diskmill-http",
+    "ftp": "diskmill-http",
+    "ftps": "diskmill-http",
 }
 """Driver name → the distribution that brings it."""
 
