@@ -156,7 +156,7 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
         # Set, but empty: nothing is named, so nothing is trusted.
         given = [session.trust] if named is None else named.split(os.pathsep) if named else ["nothing"]
     for one in given:
-        if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
+        if one not in ("nothing", "folder", "anything") and not os.path.isdir(one) and "://" not in one:
             raise UsageError(f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists")
     return Trust.parse(given)
 

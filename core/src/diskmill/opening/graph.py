@@ -427,8 +427,8 @@ class _Opener:
         storage = storage_of(image.file)
         if storage.forward:
             raise ImageError(
-                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside {storage.one_pass}: "
-                f"give that file too, with --image-opts and {reference.role}.file.filename=…",
+                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside "
+                f"{storage.one_pass}: give that file too, with --image-opts and {reference.role}.file.filename=…",
                 file=image.name,
             )
         try:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
 
 
-def _option(name: str, type: str, help: str, *, runtime: bool = False) -> Option:
-    return Option(name, type, help, when=("open",), runtime=runtime)
+def _option(name: str, type: str, help: str, *, runtime: bool = False, secret: bool = False) -> Option:
+    return Option(name, type, help, when=("open",), runtime=runtime, secret=secret)
 
 
 _ALL = (
-    _option("url", "str", "the URL, where no name gives it"),
+    _option("url", "str", "the URL, where no name gives it", secret=True),
     _option("readahead", "size", "bytes that are asked for at least, and kept (256k)", runtime=True),
     _option("timeout", "int", "seconds that the server may be silent (30)", runtime=True),
     _option("retries", "int", "failures in a row that are borne (5)", runtime=True),
@@ -28,9 +28,9 @@ _ALL = (
     _option("password-secret", "str", "id of the secret with the password"),
 )
 _HTTP = (
-    _option("cookie", "str", "what is sent as Cookie"),
+    _option("cookie", "str", "what is sent as Cookie", secret=True),
     _option("cookie-secret", "str", "id of the secret with what is sent as Cookie"),
-    _option("header", "str", "a header that is sent, as 'Name: value'; several: a line each"),
+    _option("header", "str", "a header that is sent, as 'Name: value'; several: a line each", secret=True),
     _option("header-secret", "str", "id of the secret with headers that are sent"),
     _option("netrc", "bool", "take user and password from ~/.netrc where there are no others (off)"),
     _option("proxy-username", "str", "who to log in as at the proxy"),
