@@ -306,7 +306,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"\0\1\2 no HTTP at all\r\n\r\n")
             self.close_connection = True
             return
-        if kind == "status":
+        if found and first >= len(data):
+            fault = Fault("status", 416, ("Content-Range", f"bytes */{len(data)}"))
+        if fault.kind == "status":
             self.send_response(fault.number)
             self.send_header(*fault.header)
             self.send_header("Content-Length", "4")
@@ -339,6 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: fault.number])
             self.close_connection = True
             if kind == "reset":
+                time.sleep(0.002)  # so that what was sent is not thrown away
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
             elif kind == "stall":

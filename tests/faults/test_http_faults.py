@@ -46,6 +46,7 @@ def reads(plan: Plan, tmp_path: Path, data: bytes = DATA, **options: Any) -> Fau
     with faulty(data, plan) as server:
         convert(server, tmp_path / "out", **options)
         assert (tmp_path / "out").read_bytes() == data + bytes(-len(data) % 512)
+        (tmp_path / "out").unlink()
         return server
 
 

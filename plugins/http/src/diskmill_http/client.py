@@ -26,6 +26,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 """Statuses that another try may not meet."""
 _LEFT = (401, 403, 404, 410)
 """Statuses by which a place that a redirection led to may say that this was for a time only."""
+_PIECE = 64 * KiB
 _CUT = "the connection was closed in the middle"
 _DRAINED = 64 * KiB
 """Bytes of an answer without use that are read for the connection's sake; a longer one costs the connection."""
@@ -183,9 +184,10 @@ class Client:
         got = 0
         while got < len(view):
             try:
-                count = answer.response.readinto(view[got:])
-            except (OSError, HTTPException) as error:
-                raise self.failure(error, got) from None
+                count = self.some(answer, view[got:])
+            except PassingError as error:
+                error.received = got
+                raise
             if not count:
                 raise PassingError(_CUT, received=got)
             got += count
@@ -195,8 +197,14 @@ class Client:
 
         :raises PassingError: the connection failed.
         """
+        response = answer.response
         try:
-            return answer.response.readinto(view)
+            if response.chunked or response.length is None:
+                return response.readinto(view[:_PIECE])
+            # Not more than one call to the kernel: what one call has brought is not lost when the next one fails.
+            count = response.fp.readinto1(view[: response.length])
+            response.length -= count
+            return count
         except (OSError, HTTPException) as error:
             raise self.failure(error, 0) from None
 

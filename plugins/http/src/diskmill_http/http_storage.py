@@ -107,7 +107,7 @@ class HttpStorage(RangedStorage):
         try:
             count = self._checked(answer, offset, last)
             self.client.fill(answer, view[:count])
-            if not answer.response.isclosed() and answer.response.readinto(bytearray(1)):
+            if answer.response.readinto(bytearray(1)):  # this also tells the connection that the answer is over
                 raise StorageError("the server sends more than it said", file=self.name)
         except BaseException:
             self.client.connections.drop(answer.connection)
