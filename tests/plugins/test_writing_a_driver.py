@@ -16,8 +16,8 @@ from diskmill.opening.registry import Registry
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "writing-a-driver.md").read_text()
 SNIPPETS = re.findall(r"^```(python|toml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-OWN = [code for _, code in SNIPPETS if "class Guard" in code]
-QUOTED = [code for _, code in SNIPPETS if code not in OWN]
+GUARD, PIECES = ([code for _, code in SNIPPETS if f"class {name}" in code] for name in ("Guard", "Pieces"))
+QUOTED = [code for _, code in SNIPPETS if code not in (*GUARD, *PIECES)]
 
 
 def lines(path: Path) -> list[str]:
@@ -45,7 +45,7 @@ def test_the_page_quotes_the_example() -> None:
 
 def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
-    [code] = OWN
+    [code] = GUARD
     exec(code.replace("/srv/private/", f"{tmp_path}/private/"), names)
     registry = Registry()
     registry.plugins.register(names["plugin"])
@@ -56,6 +56,26 @@ def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
     diskmill.info(str(tmp_path / "disk"), format="raw", context=context)
     with pytest.raises(RefusedError, match="nobody may open this"):
         diskmill.info(str(tmp_path / "private" / "disk"), format="raw", context=context)
+
+
+def test_the_storage_that_the_page_shows_works(tmp_path: Path) -> None:
+    [code] = PIECES
+    assert len(code.strip().splitlines()) <= 25
+    names: dict[str, Any] = {}
+    exec(code, names)
+    registry = Registry()
+    registry.add(names["PiecesDriver"]())
+    context = Context(registry=registry)
+    whole = tmp_path / "disk.qcow2"
+    diskmill.create(str(whole), 1 << 20, format="qcow2")
+    with diskmill.open(str(whole), writable=True) as disk:
+        disk.write(100_000, b"in pieces" * 1000)
+        expected = disk.read(0, disk.size)
+    data = whole.read_bytes()
+    for number, at in enumerate(range(0, len(data), 70_001)):
+        (tmp_path / f"disk.{number:03}").write_bytes(data[at : at + 70_001])
+    diskmill.convert([f"pieces:{tmp_path}/disk"], str(tmp_path / "out"), context=context)
+    assert (tmp_path / "out").read_bytes() == expected
 
 
 def test_the_example_stays_small() -> None:
