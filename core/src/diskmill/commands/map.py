@@ -167,7 +167,7 @@ def _name(extent: Extent, image: Image, shown: str, registry: Registry) -> str:
         return shown
     reference = _reference(image, node, registry)
     full = full_name(shown, reference.name, registry) if reference else None
-    return os.path.normpath(full) if full else node.name
+    return node.name if not full else full if "://" in full else os.path.normpath(full)
 
 
 def _reference(image: Image, node: Node, registry: Registry) -> Reference | None:

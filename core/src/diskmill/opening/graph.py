@@ -22,7 +22,7 @@ from ..errors import DiskmillError, DriverError, ImageError, UnsupportedError, U
 from .known import BUNDLES, PROBE_BYTES, no_disk, recognise
 from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .places import place_under, protocol_of, storage_of
-from .runtime import split_runtime
+from .runtime import split_runtime, without_runtime
 
 if TYPE_CHECKING:
     from .siblings import Siblings
@@ -60,10 +60,10 @@ def open_image(
         spec = dict(name)
     if format is not None:
         if spec.get("driver", format) != format:
-            raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
+            raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=_shown(spec, context))
         spec["driver"] = format
     if writable and not rehearse and context.share:
-        raise UsageError("an image that other processes may write (-U) can only be read", file=display(spec))
+        raise UsageError("an image that other processes may write (-U) can only be read", file=_shown(spec, context))
     opener = _Opener(
         context,
         shallow=shallow,
@@ -77,6 +77,11 @@ def open_image(
         return opener.graph(spec, _Wish(context, writable))
     except RecursionError:
         raise ImageError("what it stands on is nested too deeply", file=display(spec)) from None
+
+
+def _shown(spec: Spec, context: Context) -> str:
+    """*spec* for a message: without credentials."""
+    return display(without_runtime(spec, context.registry))
 
 
 def chain_of(image: Image | None) -> Iterator[Image]:

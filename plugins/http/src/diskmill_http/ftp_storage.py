@@ -99,15 +99,12 @@ class FtpStorage(RangedStorage):
         """The file at *place*."""
         storage = cls(driver, place, settings)
         patience = storage.patience()
-        while True:
+        while not storage._reached:
             try:
                 storage._begin()
-                return storage
             except PassingError as error:
                 patience.bear(error, "open")
-            except BaseException:
-                storage.close()
-                raise
+        return storage
 
     def _begin(self) -> None:
         control, used = self._take()
@@ -183,11 +180,14 @@ class FtpStorage(RangedStorage):
         self._free.release()
 
     def _failure(self, error: BaseException, received: int, used: bool) -> BaseException:
-        """What to raise for *error*. A server's own words are shown; they are no secret of ours."""
+        """What to raise for *error*. A server's own words are shown, unless they repeat the password."""
+        words = str(error)[:200]
+        if self.settings.password and self.settings.password in words:
+            words = words[:3]
         if isinstance(error, ftplib.error_temp):  # 4xx: busy, too many connections
-            return PassingError(f"the server says: {str(error)[:200]}", received=received)
+            return PassingError(f"the server says: {words}", received=received)
         if isinstance(error, ftplib.Error):
-            return StorageError(f"the server says: {str(error)[:200]}", file=self.name)
+            return StorageError(f"the server says: {words}", file=self.name)
         if isinstance(error, ssl.SSLCertVerificationError):
             return StorageError(f"its certificate is not accepted: {error.verify_message}", file=self.name)
         if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:

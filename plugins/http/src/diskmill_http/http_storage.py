@@ -48,21 +48,25 @@ class Pin(NamedTuple):
 def open_http(driver: ProtocolDriver, place: UrlPlace, settings: Settings, context: Context) -> HttpStorage | OnePass:
     """What is there, after asking for its first byte: that tells its size, and whether the server has ranges."""
     storage = HttpStorage(driver, place, settings)
-    patience = storage.patience()
-    while True:
-        try:
-            answer = storage.begin()
-            break
-        except PassingError as error:
-            patience.bear(error, "open")
-        except BaseException:
-            storage.close()
-            raise
+    try:
+        answer = _first(storage)
+    except BaseException:
+        storage.close()
+        raise
     if answer is not None:
         return OnePass(driver, storage, answer)
     if storage.size and not storage.pin.condition:
         context.warn(f"'{storage.name}': the server tells neither ETag nor date: a change meanwhile would go unnoticed")
     return storage
+
+
+def _first(storage: HttpStorage) -> Answer | None:
+    patience = storage.patience()
+    while True:
+        try:
+            return storage.begin()
+        except PassingError as error:
+            patience.bear(error, "open")
 
 
 class HttpStorage(RangedStorage):

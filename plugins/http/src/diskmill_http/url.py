@@ -102,11 +102,10 @@ def parse(text: str) -> Url:
         raise ValueError("its host or port is not valid") from None
     if parts.scheme not in PORTS or not host:
         raise ValueError("a URL is SCHEME://HOST/PATH, with one of the schemes " + ", ".join(PORTS))
-    if not host.isascii():
-        try:
-            host = host.encode("idna").decode()
-        except UnicodeError:
-            raise ValueError("its host is not valid") from None
+    try:
+        host = host if ":" in host else host.encode("idna").decode()
+    except UnicodeError:  # a part of it is empty or too long, say
+        raise ValueError("its host is not valid") from None
     if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[\w.-]+)?", host):
         raise ValueError("its host is not valid")
     origin = Origin(parts.scheme, host, PORTS[parts.scheme] if port is None else port)
