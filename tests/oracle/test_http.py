@@ -240,6 +240,18 @@ def test_a_reference_is_not_led_out_of_what_was_judged(way: str, web: Web, folde
     assert "outside the trusted folders" in refused(*words)
 
 
+@pytest.mark.parametrize("option", ['"netrc":"on"', '"cafile":"/dev/zero"', '"password-secret":"p"', '"retries":1000'])
+def test_an_image_sets_no_options(option: str, web: Web, folder: Path, tmp_path: Path) -> None:
+    """Not even for what it may name: they would send what is the user's, or open files."""
+    driver = "https" if "cafile" in option else "http"
+    base = web.tls if driver == "https" else web.url
+    name = f'json:{{"driver":"qcow2","file":{{"driver":"{driver}","url":"{base}/img.qcow2",{option}}}}}'
+    image = folder / "told.qcow2"
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", image, "4M")
+    with pytest.raises(diskmill.DiskmillError, match="an image may not set the option"):
+        diskmill.open(str(image), trust=diskmill.Trust([base])).close()
+
+
 def test_a_server_without_ranges(web: Web, folder: Path, tmp_path: Path) -> None:
     """It is read in one pass, by formats that can be; the others say what to do."""
     command("convert", "-O", "raw", f"{web.url}/none/stream.vmdk", tmp_path / "out.raw")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diskmill.contract.options import Value
-from diskmill.errors import StorageError, UsageError
+from diskmill.errors import RefusedError, StorageError, UsageError
 from diskmill.sizes import KiB, MiB
 
 from . import INHERITED
@@ -62,7 +62,11 @@ def settings_of(request: OpenRequest, place: UrlPlace) -> Settings:
     """What *request* asks for; what it leaves open comes from the image that *place* lies beside.
 
     :raises UsageError: a value is out of range, or is no header. SecretError: there is no such secret.
+    :raises RefusedError: it is an image that sets an option: what is sent, and which files are read, is the user's.
     """
+    told = sorted(name for name in request.options if name != "url")
+    if place.judged and told:
+        raise RefusedError(f"an image may not set the option '{told[0]}' (--trust=anything lets it)", file=request.name)
     options: dict[str, Value] = dict(request.options)
     declared = {option.name: option for option in place.driver.options}
     for name in INHERITED:
