@@ -31,6 +31,13 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diskmill_http.patience, "FIRST_WAIT", 0.001)
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers are on this machine, whatever its own way to the network is."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
 def spec(server: FaultServer, **options: Any) -> str:
     words = {"driver": "raw", "file.driver": "http", "file.url": server.url, "file.timeout": 2}
     words.update({f"file.{key}": value for key, value in options.items()})

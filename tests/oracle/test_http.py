@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,13 @@ IMAGES = (
     "img.bochs", "img.cloop", "img.dmg", "zstd.qcow2", "comp.qcow2", "subclusters.qcow2", "stream.vmdk", "flat.vmdk",
     "pieces.vmdk", "fixed.vpc", "datafile.qcow2", "top.qcow2", "odd.raw", "empty.raw",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers are on this machine, whatever its own way to the network is."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")
