@@ -115,6 +115,17 @@ def test_ftps(folder: Path, tmp_path: Path) -> None:
         assert (tmp_path / "out.raw").read_bytes() == (folder / "long.raw").read_bytes()
 
 
+def test_a_file_that_changes_on_an_ftp_server(ftp: str, folder: Path) -> None:
+    changing = folder / "changing.raw"
+    changing.write_bytes(bytes(2 << 20))
+    with diskmill.open(f"{ftp}/changing.raw", "raw") as image:
+        assert image.read(0, 1 << 20) == bytes(1 << 20)
+        changing.write_bytes(b"x" * (2 << 20))
+        os.utime(changing, (1_000_000_000, 1_000_000_000))
+        with pytest.raises(diskmill.DiskmillError, match="it changed on the server"):
+            image.read(1 << 20, 1 << 20)
+
+
 def test_ftp_logs_in(folder: Path, ftp: str, tmp_path: Path) -> None:
     wrong = refused("info", "--object", "secret,id=p,data=wrong", "--image-opts",
                     options(f"{ftp}/long.raw", username="ann") + ",file.password-secret=p")  # fmt: skip
