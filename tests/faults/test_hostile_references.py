@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import struct
 import sys
 from pathlib import Path
@@ -120,6 +121,36 @@ def test_nothing_but_the_named_file_is_opened(tmp_path: Path, reference: str, ro
         assert "--trust" in done.stderr
         assert reference[:20] in done.stderr
     assert not output.exists()
+
+
+URLS = (
+    *(("http://127.0.0.1:{port}/secret", command) for command in COMMANDS),
+    *((f"{scheme}://127.0.0.1:{{port}}/secret", "convert") for scheme in ("https", "ftp", "ftps")),
+    ('json:{{"driver":"raw","file":{{"driver":"http","url":"http://127.0.0.1:{port}/secret"}}}}', "convert"),
+)
+
+
+@pytest.mark.parametrize(("url", "command"), URLS)
+def test_no_server_is_connected_to(url: str, command: str, tmp_path: Path) -> None:
+    """A server that listens is not reached by what a local image names."""
+    image, other, output = tmp_path / "image.qcow2", tmp_path / "other.qcow2", tmp_path / "output.raw"
+    for one in (image, other):
+        qemu_img("create", "-q", "-f", "qcow2", one, "1M")
+    words = [word.format(image=image, other=other, output=output) for word in COMMANDS[command]]
+    log = tmp_path / "trace"
+    program = Path(sys.executable).with_name("diskmill")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        set_backing(image, url.format(port=server.getsockname()[1]))
+        trace = ("-f", "-qq", "-e", "trace=%network", "-o", log)
+        done = run(tool("strace"), *trace, program, *words, check=False, timeout=60)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert "socket(" not in log.read_text()
+    assert "Traceback" not in done.stderr
+    if command in ("compare", "convert", "map", "info-chain"):
+        assert done.returncode != 0
+        assert "--trust" in done.stderr
 
 
 def test_the_user_may_name_what_the_image_may_not(tmp_path: Path) -> None:

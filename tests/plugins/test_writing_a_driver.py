@@ -16,13 +16,13 @@ from diskmill.opening.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "writing-a-driver.md").read_text()
-ELSEWHERE = ("A storage", "A filter", "Packages that bring a command")
+ELSEWHERE = ("Packages that bring a command",)
 """Sections whose examples have tests of their own, which build and run them."""
 SECTIONS = [part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if not part.startswith(ELSEWHERE)]
 SNIPPETS = re.findall(r"^```(python|toml)\n(.*?)^```$", "".join(SECTIONS), re.MULTILINE | re.DOTALL)
-OWN = [code for _, code in SNIPPETS if "class Guard" in code]
+GUARD, PIECES = ([code for _, code in SNIPPETS if f"class {name}" in code] for name in ("Guard", "Pieces"))
 FILTER = [code for _, code in SNIPPETS if "class Watched" in code]
-QUOTED = [code for _, code in SNIPPETS if code not in OWN + FILTER]
+QUOTED = [code for _, code in SNIPPETS if code not in (*GUARD, *PIECES, *FILTER)]
 
 
 def lines(path: Path) -> list[str]:
@@ -50,7 +50,7 @@ def test_the_page_quotes_the_example() -> None:
 
 def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
-    [code] = OWN
+    [code] = GUARD
     exec(code.replace("/srv/private/", f"{tmp_path}/private/"), names)
     registry = Registry()
     registry.plugins.register(names["plugin"])
@@ -61,6 +61,26 @@ def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
     diskmill.info(str(tmp_path / "disk"), format="raw", context=context)
     with pytest.raises(RefusedError, match="nobody may open this"):
         diskmill.info(str(tmp_path / "private" / "disk"), format="raw", context=context)
+
+
+def test_the_storage_that_the_page_shows_works(tmp_path: Path) -> None:
+    [code] = PIECES
+    assert len(code.strip().splitlines()) <= 25
+    names: dict[str, Any] = {}
+    exec(code, names)
+    registry = Registry()
+    registry.add(names["PiecesDriver"]())
+    context = Context(registry=registry)
+    whole = tmp_path / "disk.qcow2"
+    diskmill.create(str(whole), 1 << 20, format="qcow2")
+    with diskmill.open(str(whole), writable=True) as disk:
+        disk.write(100_000, b"in pieces" * 1000)
+        expected = disk.read(0, disk.size)
+    data = whole.read_bytes()
+    for number, at in enumerate(range(0, len(data), 70_001)):
+        (tmp_path / f"disk.{number:03}").write_bytes(data[at : at + 70_001])
+    diskmill.convert([f"pieces:{tmp_path}/disk"], str(tmp_path / "out"), context=context)
+    assert (tmp_path / "out").read_bytes() == expected
 
 
 def test_the_example_stays_small() -> None:

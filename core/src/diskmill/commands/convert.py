@@ -21,7 +21,7 @@ from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to
-from ..opening.places import new_place
+from ..opening.places import new_place, written_name
 from ..opening.registry import Registry
 
 if TYPE_CHECKING:
@@ -159,7 +159,12 @@ def convert(
                 context=target_context,
                 backing=None
                 if base is None
-                else Backing(str(backing), backing_format or base.driver.name, base.size, base.details()),
+                else Backing(
+                    written_name(str(backing), new_place(output, context.registry), context.registry),
+                    backing_format or base.driver.name,
+                    base.size,
+                    base.details(),
+                ),
                 compressed=compress,
                 inputs=identities([*images, *([base] if base is not None else ())]),
             )

@@ -13,7 +13,7 @@ from ..opening.context import Context
 from ..opening.creation import create_image, split_options
 from ..opening.graph import open_image
 from ..opening.names import display, parse_name, relative_to
-from ..opening.places import new_place
+from ..opening.places import new_place, written_name
 from ..sizes import MAX_SIZE, parse_size
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def _backing(
     name: str, backing: str, format: str | None, unsafe: bool, context: Context, inputs: set[object]
 ) -> Backing:
     """The backing image, looked at if *unsafe* does not say otherwise; its files are added to *inputs*."""
-    if unsafe:
-        return Backing(backing, format)
     own = new_place(name, context.registry)
+    written = written_name(backing, own, context.registry)
+    if unsafe:
+        return Backing(written, format)
     spec = relative_to(parse_name(backing), own)
     if display(spec) == own.display():
         raise UsageError("an image cannot be its own backing image", file=name)
@@ -111,7 +112,7 @@ def _backing(
                 f"the backing image is given without its format: '{base.driver.name}' was detected", file=name
             )
         inputs.update(identities([base]))
-        return Backing(backing, format, base.size, base.details())
+        return Backing(written, format, base.size, base.details())
 
 
 def _settings(driver: FormatDriver, options: Mapping[str, Any]) -> dict[str, Value]:

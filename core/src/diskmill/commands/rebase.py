@@ -19,7 +19,7 @@ from ..errors import UnsupportedError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to
-from ..opening.places import place_under, storage_of
+from ..opening.places import place_under, storage_of, written_name
 from ..sizes import MiB, round_down, round_up
 
 
@@ -63,7 +63,8 @@ def rebase(
             raise UnsupportedError(f"format '{driver.name}' does not support backing files", file=name)
         if compress and "compression" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' does not support compression", file=name)
-        options = {"backing_file": backing, "backing_fmt": backing_format or ""}
+        written = written_name(backing, place_under(image), context.registry) if backing else backing
+        options = {"backing_file": written, "backing_fmt": backing_format or ""}
         able = calls.preflight(context.registry, image, "amend", {"options": options, "force": False})
         if not able and not hasattr(driver, "amend"):
             raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)

@@ -206,6 +206,8 @@ class Storage(Node):
     new output: they are taken once, in order."""
     in_place: bool = False
     """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
+    one_pass: str = "a pipe"
+    """What storage that is read forward is, in messages."""
     charged: Account = FREE
     """What tables that are read from it are charged to; the core sets it where a command opens it."""
 

@@ -26,6 +26,8 @@ class Option:
     :param versions: which versions of the format allow it, for the docs; empty: all.
     :param runtime: of ``open``: it says how the node is used, and nothing about what is read there, so it is no part
         of the name that is shown.
+    :param secret: its value may be, or hold, a credential: it is not shown. A node of a protocol with such options is
+        shown with what its place displays.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Option:
     when: tuple[str, ...] = ("create",)
     versions: str = ""
     runtime: bool = False
+    secret: bool = False
 
     def parse(self, text: str | Value) -> Value:
         """The value that *text* stands for.

@@ -37,6 +37,7 @@ class Filter(Storage):
             self.place = file.place
             self.conflict = file.conflict
             self.forward = file.forward
+            self.one_pass = file.one_pass
 
     @property
     def size(self) -> int:  # type: ignore[override]

@@ -23,7 +23,7 @@ from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
 from .places import place_under, protocol_of, storage_of
-from .runtime import split_runtime
+from .runtime import split_runtime, without_runtime
 
 if TYPE_CHECKING:
     from .siblings import Siblings
@@ -55,11 +55,12 @@ def open_image(
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
-    shown = name if isinstance(name, str) else display(name)
     try:
-        spec = _spec(name, format, image_opts)
+        spec = _spec(name, format, image_opts, context)
         if writable and not rehearse and context.share:
-            raise UsageError("an image that other processes may write (-U) can only be read", file=display(spec))
+            raise UsageError(
+                "an image that other processes may write (-U) can only be read", file=_shown(spec, context)
+            )
         opener = _Opener(
             context,
             shallow=shallow,
@@ -71,13 +72,13 @@ def open_image(
         )
         return opener.graph(spec, _Wish(context, writable))
     except RecursionError:
-        raise ImageError("what it stands on is nested too deeply", file=shown) from None
+        raise ImageError("what it stands on is nested too deeply", file=_told(name, context)) from None
     except DiskmillError as error:
-        error.opening = shown
+        error.opening = _told(name, context)
         raise
 
 
-def _spec(name: str | Mapping[str, Any], format: str | None, image_opts: bool) -> Spec:
+def _spec(name: str | Mapping[str, Any], format: str | None, image_opts: bool, context: Context) -> Spec:
     """The node options of the image *name*, whose format is *format*."""
     if isinstance(name, str):
         spec = parse_options(name) if image_opts else parse_name(name)
@@ -85,9 +86,24 @@ def _spec(name: str | Mapping[str, Any], format: str | None, image_opts: bool) -
         spec = dict(name)
     if format is not None:
         if spec.get("driver", format) != format:
-            raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=display(spec))
+            raise UsageError(f"format '{format}' contradicts driver '{spec['driver']}'", file=_shown(spec, context))
         spec["driver"] = format
     return spec
+
+
+def _told(name: str | Mapping[str, Any], context: Context) -> str:
+    """*name* as the user gave it, for a message: without credentials."""
+    if isinstance(name, str) and "://" not in name:
+        return name
+    try:
+        return _shown(parse_name(name) if isinstance(name, str) else dict(name), context)
+    except DiskmillError:  # what cannot be parsed cannot be stripped either
+        return str(name)[:8] + "…"
+
+
+def _shown(spec: Spec, context: Context) -> str:
+    """*spec* for a message: without credentials."""
+    return display(without_runtime(spec, context.registry))
 
 
 def chain_of(image: Image | None) -> Iterator[Image]:
@@ -289,7 +305,8 @@ class _Opener:
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
         if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
-            raise UnsupportedError(f"format '{driver.name}' cannot be read from a pipe", file=file.name)
+            text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
+            raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
 
     def siblings(self, file: Node, context: Context) -> Siblings | None:
@@ -466,8 +483,8 @@ class _Opener:
         storage = storage_of(image.file)
         if storage.forward:
             raise ImageError(
-                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside a pipe: "
-                f"give that file too, with --image-opts and {reference.role}.file.filename=…",
+                f"it needs the {reference.role} file '{reference.name[:200]}', and nothing lies beside "
+                f"{storage.one_pass}: give that file too, with --image-opts and {reference.role}.file.filename=…",
                 file=image.name,
             )
         try:

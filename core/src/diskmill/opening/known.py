@@ -42,6 +42,10 @@ PACKAGES = {
         ),
         "diskmill-filters",
     ),
+    "http": "diskmill-http",
+    "https": "diskmill-http",
+    "ftp": "diskmill-http",
+    "ftps": "diskmill-http",
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
 

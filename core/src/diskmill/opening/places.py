@@ -8,7 +8,7 @@ from typing import Any
 from ..contract.drivers import FilterDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
 from ..contract.place import Place
-from ..errors import DriverError, UnsupportedError
+from ..errors import DriverError, UnsupportedError, UsageError
 from .known import PACKAGES
 from .names import flatten, new_file, parse_name, relative_to
 from .registry import Registry
@@ -51,6 +51,26 @@ def place_named(name: str, beside: Place | None, registry: Registry) -> Place:
     :raises DriverError: nobody knows its protocol. UnsupportedError: nothing lies beside.
     """
     return place_of(relative_to(parse_name(name), beside).get("file", {}), registry)
+
+
+def written_name(name: str, beside: Place | None, registry: Registry) -> str:
+    """*name*, as typed, as a reference that is written into an image at *beside*: without credentials.
+
+    :raises UsageError: it would lead elsewhere without them.
+    """
+    typed = parse_name(name).get("file", {})
+    if name.startswith("json:") or typed.get("driver", "file") == "file":
+        return name
+    try:
+        place = place_of(relative_to(typed, beside), registry)
+    except DriverError:  # nobody knows the protocol: it is written to the letter
+        return name
+    shown = place.display()
+    if place.identity() is None or shown == name:
+        return name
+    if place_named(shown, beside, registry).identity() != place.identity():
+        raise UsageError("what is not shown of this name (a query, say) would be written into the image", file=shown)
+    return shown
 
 
 def new_place(name: str, registry: Registry) -> Place:

@@ -17,6 +17,7 @@ from ..contract.options import Option, validate
 from ..errors import UsageError
 from .context import Context
 from .names import gathered
+from .places import place_of
 from .registry import Registry
 
 OPTIONS = (
@@ -127,19 +128,24 @@ def split_runtime(options: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
 
 
 def without_runtime(spec: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    """The node options *spec* without those that say nothing about what is read: every node's, and its driver's."""
+    """The node options *spec* without those that say nothing about what is read, every node's and its driver's, and
+    without credentials."""
     name = spec.get("driver", "file" if "filename" in spec else None)
     if isinstance(name, str) and registry.has(FilterDriver.group, name):
         spec = gathered(spec, registry.filter(name).children)
-    weak = set(_NAMES)
+    weak, shown = set(_NAMES), {}
     for group in (FormatDriver.group, ProtocolDriver.group):
         if isinstance(name, str) and registry.has(group, name):
-            weak |= {option.name for option in registry.get(group, name).options if option.runtime}
-    return {
+            driver = registry.get(group, name)
+            weak |= {option.name for option in driver.options if option.runtime or option.secret}
+            if isinstance(driver, ProtocolDriver) and any(option.secret for option in driver.options):
+                shown["filename"] = place_of(spec, registry).display()
+    kept = {
         key: _without_runtime(value, registry) if isinstance(value, Mapping | list) else value
         for key, value in spec.items()
         if key not in weak
     }
+    return {**kept, **shown}
 
 
 def _without_runtime(value: Any, registry: Registry) -> Any:

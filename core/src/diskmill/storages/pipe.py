@@ -7,78 +7,31 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..contract.drivers import ProtocolDriver, hookimpl
-from ..contract.extents import Extent, Kind
-from ..contract.node import Buffer, ReadBuffer, Storage
+from ..contract.node import ReadBuffer
 from ..contract.options import Option
 from ..errors import StorageError, UnsupportedError
-from ..sizes import MAX_SIZE, KiB, MiB
+from ..kit.forward import ForwardStorage
 
 if TYPE_CHECKING:
     from ..contract.requests import OpenRequest
 
-HEAD = 64 * KiB
-"""Bytes at the start that can be read again: headers are looked at more than once."""
 
-
-class PipeStorage(Storage):
+class PipeStorage(ForwardStorage):
     """Bytes that come once. ``size`` is not known, so it is the largest there is."""
 
-    forward = True
-    size = MAX_SIZE
-
     def __init__(self, driver: ProtocolDriver, name: str, fd: int) -> None:
-        self.driver = driver
-        self.name = name
+        super().__init__(driver, name)
         self._fd = fd
-        self._head = b""
-        self._position = 0
 
-    def read_some(self, offset: int, length: int) -> bytes:
-        if offset < HEAD:
-            self._fill_head(min(offset + length, HEAD))
-            if offset + length <= HEAD or len(self._head) < HEAD:
-                return self._head[offset : offset + length]
-        result = bytearray(self._head[offset:])
-        if offset + len(result) < self._position:
-            raise StorageError("a pipe cannot be read backwards", file=self.name, place=f"read at offset {offset}")
-        while self._position < offset:  # skip
-            if not self._more(min(offset - self._position, MiB)):
-                return b""
-        while len(result) < length:
-            data = self._more(length - len(result))
-            if not data:
-                break
-            result += data
-        return bytes(result)
-
-    def _fill_head(self, upto: int) -> None:
-        while len(self._head) < upto:
-            data = self._more(upto - len(self._head))
-            if not data:
-                return
-            self._head += data
-
-    def _more(self, length: int) -> bytes:
+    def more(self, length: int) -> bytes:
         try:
-            data = os.read(self._fd, length)
+            return os.read(self._fd, length)
         except OSError as error:
-            raise StorageError.from_os(error, self.name, f"read at offset {self._position}") from None
-        self._position += len(data)
-        return data
-
-    def read_into(self, offset: int, buffer: Buffer) -> None:
-        view = memoryview(buffer)
-        data = self.read_some(offset, len(view))
-        view[: len(data)] = data
-        view[len(data) :] = bytes(len(view) - len(data))
-
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        yield Extent(offset, length, Kind.DATA, self, offset)
+            raise StorageError.from_os(error, self.name, f"read at offset {self.position}") from None
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         raise UnsupportedError("a pipe can only be read", file=self.name)

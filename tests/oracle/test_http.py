@@ -1,0 +1,319 @@
+"""Images on real web and FTP servers: read as the same ones are from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diskmill
+import pytest
+from commands import images
+from http_servers import Web, certificates, ftp_server, nginx, running_proxy
+from tools import diskmill as command
+from tools import qemu_img
+
+SECRET = ("--object", "secret,id=p,data=s3cret")
+IMAGES = (
+    *(f"img.{format}" for format in images.FORMATS),
+    "img.bochs", "img.cloop", "img.dmg", "zstd.qcow2", "comp.qcow2", "subclusters.qcow2", "stream.vmdk", "flat.vmdk",
+    "pieces.vmdk", "fixed.vpc", "datafile.qcow2", "top.qcow2", "odd.raw", "empty.raw",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers are on this machine, whatever its own way to the network is."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    images.build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def web(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with nginx(folder, tmp_path_factory.mktemp("nginx") / "state") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ftp(folder: Path) -> Iterator[str]:
+    with ftp_server(folder) as url:
+        yield url
+
+
+def options(url: str, **more: str) -> str:
+    """An option string for the raw bytes at *url*."""
+    words = {"driver": url.partition(":")[0], "url": url, **more}
+    return ",".join(["driver=raw", *(f"file.{key}={value.replace(',', ',,')}" for key, value in words.items())])
+
+
+def refused(*words: str | Path, **more: str) -> str:
+    """The one line with which the command *words* fails."""
+    done = command(*words, check=False, env=more or None, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "s3cret" not in done.stderr
+    return done.stderr
+
+
+def without_name(text: str, *names: str | Path) -> str:
+    for name in names:
+        text = text.replace(str(name), "NAME")
+    return text
+
+
+def like_the_file(name: str, folder: Path, base: str, tmp_path: Path) -> None:
+    """Fail unless of *name* below the URL *base* is said, and read, what is of the file."""
+    path, url = str(folder / name), f"{base}/{name}"
+    facts = []
+    for place, one in ((folder, path), (base, url)):
+        info = replace(diskmill.info(one), actual_size=None)
+        runs: list[list[Any]] = []  # what a file system knows of holes, a server does not
+        for entry in diskmill.map(one):
+            if runs and runs[-1][0] == entry.depth:
+                runs[-1][1] += entry.length
+            else:
+                runs.append([entry.depth, entry.length])
+        names = {without_name(entry.filename, place) for entry in diskmill.map(one) if entry.filename}
+        facts.append((without_name(repr(info), place), runs, names))
+    assert facts[0] == facts[1]
+    assert diskmill.compare(url, path).identical
+    outputs = tmp_path / "one.raw", tmp_path / "other.raw"
+    for source, output in zip((path, url), outputs, strict=True):
+        diskmill.convert([source], str(output), threads=4)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_format_reads_as_from_a_file(name: str, folder: Path, web: Web, tmp_path: Path) -> None:
+    """A backing image, an extent and a data file that lie beside it come from the same server."""
+    like_the_file(name, folder, web.url, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["img.qcow2", "top.qcow2", "pieces.vmdk", "odd.raw"])
+def test_ftp(name: str, folder: Path, ftp: str, tmp_path: Path) -> None:
+    like_the_file(name, folder, ftp, tmp_path)
+
+
+def test_ftps(folder: Path, tmp_path: Path) -> None:
+    certificates(tmp_path)
+    both = tmp_path / "both.pem"
+    both.write_text((tmp_path / "server.key").read_text() + (tmp_path / "server.pem").read_text())
+    with ftp_server(folder, both) as url:
+        assert "certificate is not accepted" in refused("info", f"{url}/long.raw")
+        text = options(f"{url}/long.raw", cafile=str(tmp_path / "authority.pem"), username="ann")
+        text += ",file.password-secret=p"
+        command("convert", *SECRET, "--image-opts", "-O", "raw", text, tmp_path / "out.raw")
+        assert (tmp_path / "out.raw").read_bytes() == (folder / "long.raw").read_bytes()
+
+
+def test_a_file_that_changes_on_an_ftp_server(ftp: str, folder: Path) -> None:
+    changing = folder / "changing.raw"
+    changing.write_bytes(bytes(2 << 20))
+    with diskmill.open(f"{ftp}/changing.raw", "raw") as image:
+        assert image.read(0, 1 << 20) == bytes(1 << 20)
+        changing.write_bytes(b"x" * (2 << 20))
+        os.utime(changing, (1_000_000_000, 1_000_000_000))
+        with pytest.raises(diskmill.DiskmillError, match="it changed on the server"):
+            image.read(1 << 20, 1 << 20)
+
+
+def test_ftp_logs_in(folder: Path, ftp: str, tmp_path: Path) -> None:
+    wrong = refused("info", "--object", "secret,id=p,data=wrong", "--image-opts",
+                    options(f"{ftp}/long.raw", username="ann") + ",file.password-secret=p")  # fmt: skip
+    assert "530" in wrong
+    assert "550" in refused("info", f"{ftp}/gone.raw")
+
+
+def test_secrets(web: Web, folder: Path) -> None:
+    """Each way to be let in; and none of what lets one in is shown, by any command."""
+    url = f"{web.url}/auth/img.qcow2"
+    assert "401" in refused("info", url)
+    inside = url.replace("://", "://ann:s3cret@") + "?token=s3cret"
+    ways = (
+        ("info", inside),
+        ("info", "--output=json", inside),
+        ("map", inside),
+        ("check", inside),
+        ("compare", inside, folder / "img.raw"),
+        ("measure", "-O", "raw", inside),
+        ("-T", "*", "info", inside),
+        ("info", *SECRET, "--image-opts", options(url, username="ann") + ",file.password-secret=p"),
+        ("info", *SECRET, "--image-opts", options(f"{web.url}/cookie/img.qcow2", cookie="pass=s3cret")),
+        ("info", "--image-opts", options(f"{web.url}/token/img.qcow2", header="X-Token: s3cret")),
+        ("info", "--object", "secret,id=h,data=X-Token: s3cret", "--image-opts",
+         options(f"{web.url}/token/img.qcow2") + ",file.header-secret=h"),
+        ("info", "--object", "secret,id=c,data=pass=s3cret", "--image-opts",
+         options(f"{web.url}/cookie/img.qcow2") + ",file.cookie-secret=c"),
+    )  # fmt: skip
+    for words in ways:
+        done = command(*words)
+        assert "s3cret" not in done.stdout + done.stderr, words
+    for words in (
+        ("info", "-f", "vmdk", inside),
+        ("info", inside.replace("img", "gone")),
+        ("resize", inside, "10M"),
+        ("convert", "-O", "raw", inside, "/nowhere/x"),
+        ("info", inside.replace("ann:", "eve:")),
+        ("convert", "-O", "raw", str(folder / "img.raw"), inside),
+        ("resize", "-U", inside, "10M"),
+        (
+            "info",
+            "-f",
+            "qcow2",
+            f'json:{{"driver":"raw","file":{{"driver":"http","url":"{inside}","cookie":"s3cret"}}}}',
+        ),
+    ):
+        refused(*words)
+
+
+def test_netrc_is_asked_only_if_the_user_asks(web: Web, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password s3cret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    url, home = f"{web.url}/auth/img.qcow2", {"HOME": str(tmp_path)}
+    assert "401" in refused("info", url, **home)
+    command("info", "--image-opts", options(url, netrc="on"), env=home)
+
+
+def test_a_written_backing_name_has_no_credentials(web: Web, tmp_path: Path) -> None:
+    for query in ("", "?token=s3cret"):
+        url = f"{web.url}/img.qcow2".replace("://", "://ann:s3cret@") + query
+        for words in (
+            ("create", "-f", "qcow2", "-b", url, "-F", "qcow2", "over.qcow2"),
+            ("create", "-u", "-f", "qcow2", "-b", url, "-F", "qcow2", "over.qcow2", "4M"),
+            ("create", "-f", "qcow2", "-o", f"backing_file={url},backing_fmt=qcow2", "over.qcow2"),
+            ("convert", "-O", "qcow2", "-B", url, "-F", "qcow2", url, "over.qcow2"),
+        ):
+            (tmp_path / "over.qcow2").unlink(missing_ok=True)
+            done = command(*words, cwd=tmp_path, check=False)
+            assert "s3cret" not in done.stdout + done.stderr
+            assert done.returncode == (1 if query else 0), done.stderr
+            if query:
+                assert "would be written into the image" in done.stderr
+                assert not (tmp_path / "over.qcow2").exists()
+            else:
+                assert b"s3cret" not in (tmp_path / "over.qcow2").read_bytes()
+                assert f"{web.url}/img.qcow2".encode() in (tmp_path / "over.qcow2").read_bytes()
+    inside = f"{web.url}/img.qcow2".replace("://", "://ann:s3cret@")
+    for more in (("-u",), ()):
+        qemu_img("create", "-q", "-f", "qcow2", tmp_path / "over.qcow2", "4M")
+        command("rebase", *more, "-b", inside, "-F", "qcow2", tmp_path / "over.qcow2")
+        assert b"s3cret" not in (tmp_path / "over.qcow2").read_bytes()
+
+
+def test_tls(web: Web, folder: Path) -> None:
+    url = f"{web.tls}/top.qcow2"
+    assert "certificate is not accepted" in refused("info", url)
+    for more in ({"cafile": str(web.authority)}, {"sslverify": "off"}):
+        words = options(url, **more).replace("driver=raw", "driver=qcow2", 1)
+        command("compare", "--image-opts", words, f"driver=qcow2,file.filename={folder / 'top.qcow2'}")
+    assert "authority" in refused("info", "--image-opts", options(url, cafile="/no/authority"))
+    command("info", url, env={"SSL_CERT_FILE": str(web.authority)})
+
+
+def test_redirections(web: Web, folder: Path, tmp_path: Path) -> None:
+    command("compare", "-f", "raw", f"{web.url}/moved/long.raw", folder / "long.raw")
+    env = {"SSL_CERT_FILE": str(web.authority)}
+    command("compare", "-f", "raw", f"{web.url}/up/long.raw", folder / "long.raw", env=env)
+    assert "without TLS" in refused("info", f"{web.tls}/down/long.raw", SSL_CERT_FILE=str(web.authority))
+    assert "more than 10 times" in refused("info", f"{web.url}/loop/long.raw")
+    assert "redirects to" in refused("info", f"{web.url}/file/long.raw")
+
+
+def test_credentials_stay_with_their_host(web: Web, folder: Path) -> None:
+    before = len(web.requests())
+    words = options(f"{web.url}/away/long.raw", cookie="a=s3cret", header="X-Token: s3cret", username="ann")
+    words += ",file.password-secret=p"
+    command("info", *SECRET, "--image-opts", words)
+    lines = web.requests()[before:].splitlines()
+    assert all("s3cret" in line and "Basic" in line for line in lines if "/away/" in line)
+    others = [line for line in lines if "/away/" not in line]
+    assert others
+    assert not any("s3cret" in line or "Basic" in line for line in others)
+
+
+@pytest.mark.parametrize("way", ["moved", "away", "up"])
+def test_a_reference_is_not_led_out_of_what_was_judged(way: str, web: Web, folder: Path, tmp_path: Path) -> None:
+    """A user's own URL may redirect; what an image on a server names may not lead out of its folder there."""
+    served = folder / "served"
+    served.mkdir(exist_ok=True)
+    image = served / "over.qcow2"
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", f"{web.url}/{way}/img.qcow2", "-F", "qcow2", image, "4M")
+    trusted = f"--trust={web.url}/{way}"
+    words = ("convert", "-O", "raw", f"{web.url}/served/over.qcow2", tmp_path / "out.raw")
+    assert "outside the trusted folders" in refused(*words)
+    assert "outside of the folder that an image may name" in refused(words[0], trusted, *words[1:])
+    command(words[0], "--trust=anything", *words[1:], env={"SSL_CERT_FILE": str(web.authority)})
+    for odd in ("..%2fimg.qcow2", "x/%2e%2e%2f..%2fimg.qcow2", "..%252fimg.qcow2", "..;/img.qcow2"):
+        qemu_img("rebase", "-u", "-b", odd, "-F", "qcow2", image)
+        assert "in several ways" in refused(*words)
+    qemu_img("rebase", "-u", "-b", "../img.qcow2", "-F", "qcow2", image)
+    assert "outside the trusted folders" in refused(*words)
+
+
+@pytest.mark.parametrize("option", ['"netrc":"on"', '"cafile":"/dev/zero"', '"password-secret":"p"', '"retries":1000'])
+def test_an_image_sets_no_options(option: str, web: Web, folder: Path, tmp_path: Path) -> None:
+    """Not even for what it may name: they would send what is the user's, or open files."""
+    driver = "https" if "cafile" in option else "http"
+    base = web.tls if driver == "https" else web.url
+    name = f'json:{{"driver":"qcow2","file":{{"driver":"{driver}","url":"{base}/img.qcow2",{option}}}}}'
+    image = folder / "told.qcow2"
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", image, "4M")
+    with pytest.raises(diskmill.DiskmillError, match="an image may not set the option"):
+        diskmill.open(str(image), trust=diskmill.Trust([base])).close()
+
+
+def test_a_server_without_ranges(web: Web, folder: Path, tmp_path: Path) -> None:
+    """It is read in one pass, by formats that can be; the others say what to do."""
+    command("convert", "-O", "raw", f"{web.url}/none/stream.vmdk", tmp_path / "out.raw")
+    command("compare", "-f", "raw", tmp_path / "out.raw", folder / "img.raw")
+    text = refused("info", f"{web.url}/none/img.qcow2")
+    assert "cannot be read from a server without ranges: save it to a file first" in text
+    assert "encoded (gzip)" in refused("info", f"{web.url}/gzip/img.qcow2")
+
+
+def test_a_proxy(web: Web, folder: Path, tmp_path: Path) -> None:
+    with running_proxy() as (proxy, asked):
+        port, secure = web.url.rpartition(":")[2], web.tls.rpartition(":")[2]
+        for scheme, number in (("http", port), ("https", secure)):
+            words = options(f"{scheme}://127.0.0.1:{number}/long.raw", **{"proxy-username": "bob"})
+            words += ",file.proxy-password-secret=p"
+            command(
+                "compare", *SECRET, "--image-opts", words, f"driver=raw,file.filename={folder}/long.raw",
+                env={f"{scheme}_proxy": proxy, "SSL_CERT_FILE": str(web.authority), "no_proxy": ""},
+            )  # fmt: skip
+        assert any(line.startswith(f"CONNECT 127.0.0.1:{secure}") for line in asked)
+        assert any(line.startswith(f"GET http://127.0.0.1:{port}/long.raw") for line in asked)
+        assert all("Proxy-Authorization: Basic Ym9iOnMzY3JldA==" in line for line in asked)
+        asked.clear()
+        command("info", f"{web.url}/long.raw", env={"http_proxy": proxy, "no_proxy": "127.0.0.1"})
+        assert not asked
+    assert "http:// proxies" in refused("info", f"{web.url}/long.raw", all_proxy="socks5://127.0.0.1:1", no_proxy="")
+
+
+def test_wrong_names(web: Web) -> None:
+    for name in (
+        "http:",
+        "http://",
+        "http://a b/",
+        f"http://{'a' * 64}/x",
+        "http://h:99999/x",
+        "https:/x",
+        "ftp://:21/x",
+        "http://h\n/x",
+    ):
+        assert "no URL" in refused("info", name)
+    assert "takes https:// URLs" in refused("info", "--image-opts", "driver=https,url=http://127.0.0.1/x")
+    assert "host is not known" in refused("info", "http://no.such.host.invalid/x")
+    assert "no header" in refused("info", "--image-opts", options(f"{web.url}/x", header="s3cret"))
+    assert "no secret" in refused(
+        "info", "--image-opts", options(f"{web.url}/x", username="x") + ",file.password-secret=q"
+    )
