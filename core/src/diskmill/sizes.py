@@ -6,6 +6,7 @@ Units are binary, as in qemu-img: ``1k`` is 1024 bytes.
 from __future__ import annotations
 
 import re
+from operator import index
 
 from .errors import UsageError
 
@@ -49,6 +50,20 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
     if value > MAX_SIZE:
         raise UsageError(f"invalid {what} '{text}': the largest is {MAX_SIZE} bytes")
     return value
+
+
+def whole(value: object, what: str, low: int = 0, high: int = MAX_SIZE) -> int:
+    """*value*, an argument called *what*, as a whole number from *low* to *high*: ``1e9`` is one, and ``"1G"`` too.
+
+    :raises UsageError: it is not.
+    """
+    if isinstance(value, str):
+        value = parse_size(value, what=what)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= (number := index(value)) <= high:
+        raise UsageError(f"{what} is a whole number from {low} to {high}, not {value!r}")
+    return number
 
 
 def format_size(count: int) -> str:

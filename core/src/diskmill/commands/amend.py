@@ -11,11 +11,12 @@ from ..contract.drivers import FormatDriver
 from ..contract.options import Option, validate
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 from ..sizes import SECTOR, round_up
 
 
 def amend(
-    name: str,
+    name: Name,
     options: Mapping[str, Any],
     *,
     format: str | None = None,
@@ -30,6 +31,7 @@ def amend(
     :raises UnsupportedError: the format has nothing to amend.
     :raises UsageError: an option is unknown or has a bad value.
     """
+    name = given_name(name)
     context = context or Context()
     if not options:
         raise UsageError("there is nothing to amend: give options with -o", file=name)

@@ -12,6 +12,7 @@ from ..contract.context import Context
 from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
@@ -20,12 +21,12 @@ ACTIONS: tuple[BitmapAction, ...] = ("add", "remove", "clear", "enable", "disabl
 
 
 def bitmap(
-    name: str,
+    name: Name,
     bitmap: str,
     actions: Sequence[tuple[BitmapAction, str]],
     *,
     granularity: int | None = None,
-    source: str | None = None,
+    source: Name | None = None,
     source_format: str | None = None,
     format: str | None = None,
     image_opts: bool = False,
@@ -39,6 +40,8 @@ def bitmap(
     :raises UnsupportedError: the format has no bitmaps.
     :raises UsageError: there is no such bitmap, or one already.
     """
+    name = given_name(name)
+    source = None if source is None else given_name(source)
     context = context or Context()
     if not actions:
         raise UsageError("need at least one of --add, --remove, --clear, --enable, --disable or --merge")

@@ -11,10 +11,11 @@ from ..contract.context import Context
 from ..contract.results import CheckResult
 from ..errors import CheckUnsupportedError, UnsupportedError, UsageError
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 
 def check(
-    name: str,
+    name: Name,
     *,
     format: str | None = None,
     repair: Repair | Literal["lost"] = "",
@@ -31,6 +32,7 @@ def check(
     :raises CheckUnsupportedError: the format has no check.
     :raises DiskmillError: the image cannot be opened.
     """
+    name = given_name(name)
     context = context or Context()
     expect_word(repair or "", Literal["", "leaks", "all", "lost"], "repair")
     if dry_run and not repair:

@@ -14,12 +14,13 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import chain_of, open_image
+from ..opening.names import Name, given_name
 from ..opening.places import place_named, place_under, storage_of
 from .resize import refuse_size, set_size
 
 
 def commit(
-    name: str,
+    name: Name,
     *,
     base: str | None = None,
     drop: bool = True,
@@ -40,6 +41,7 @@ def commit(
     :raises UsageError: it has no backing image, or *base* is not in its chain.
     :raises DiskmillError: an image cannot be read or written. Nothing is lost then: the overlay still holds its data.
     """
+    name = given_name(name)
     context = context or Context()
     with open_image(
         name, format, context=context, writable=True, writable_backing=True, image_opts=image_opts

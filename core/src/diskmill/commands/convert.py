@@ -20,23 +20,27 @@ from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
-from ..opening.names import parse_name, relative_to
+from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place
 from ..opening.registry import Registry
+from ..sizes import whole
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
 
+MOST_THREADS = 16
+"""Threads that a copy may have."""
+
 
 def convert(
-    sources: Sequence[str],
-    output: str,
+    sources: Sequence[Name] | Name,
+    output: Name,
     *,
     format: str | None = None,
     output_format: str = "raw",
     options: Mapping[str, Any] | None = None,
     compress: bool = False,
-    backing: str | None = None,
+    backing: Name | None = None,
     backing_format: str | None = None,
     existing: bool = False,
     target_zero: bool = False,
@@ -61,6 +65,7 @@ def convert(
     The output does not bear its name before it is whole; when the call fails, nothing is left of it, and what bore
     the name before is untouched.
 
+    :param sources: one name, or several.
     :param format: the sources' format; None: probe each.
     :param options: ``create`` options of the output's format.
     :param compress: store the data compressed.
@@ -80,6 +85,11 @@ def convert(
     :param cancel: set it to stop.
     :raises DiskmillError: whatever went wrong.
     """
+    sources = given_names(sources)
+    output = given_name(output)
+    backing = None if backing is None else given_name(backing)
+    threads = None if threads is None else whole(threads, "threads", 1, MOST_THREADS)
+    rate, sparse = whole(rate, "rate"), whole(sparse, "sparse")
     context = context or Context()
     target_context = target_context or replace(context, cache="unsafe", share=False)
     counter = Progress(progress)

@@ -12,9 +12,9 @@ from ..contract.requests import Backing
 from ..errors import UnsupportedError, UsageError
 from ..opening.creation import create_image, split_options
 from ..opening.graph import open_image
-from ..opening.names import display, parse_name, relative_to
+from ..opening.names import Name, display, given_name, parse_name, relative_to
 from ..opening.places import new_place
-from ..sizes import MAX_SIZE, parse_size
+from ..sizes import MAX_SIZE, parse_size, whole
 
 if TYPE_CHECKING:
     from ..contract.results import Creation
@@ -27,12 +27,12 @@ BACKING = (
 
 
 def create(
-    name: str,
+    name: Name,
     size: int | None = None,
     *,
     format: str = "raw",
     options: Mapping[str, Any] | None = None,
-    backing: str | None = None,
+    backing: Name | None = None,
     backing_format: str | None = None,
     unsafe: bool = False,
     context: Context | None = None,
@@ -47,7 +47,10 @@ def create(
     :raises UsageError: there is no size, or no backing format; an option is unknown or has a bad value.
     :raises DiskmillError: the backing image cannot be opened, or the image not be written.
     """
+    name = given_name(name)
+    backing = None if backing is None else given_name(backing)
     context = context or Context()
+    size = None if size is None else whole(size, "size")
     rest = dict(options or {})
     if "size" in rest:
         if size is not None:

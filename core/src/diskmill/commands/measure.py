@@ -15,13 +15,14 @@ from ..contract.results import Measurement
 from ..errors import UnsupportedError, UsageError
 from ..opening.creation import split_options
 from ..opening.graph import open_image
-from ..sizes import MAX_SIZE, SECTOR, round_down, round_up
+from ..opening.names import Name, given_name
+from ..sizes import MAX_SIZE, SECTOR, round_down, round_up, whole
 from .convert import load_snapshot
 from .map import entries
 
 
 def measure(
-    name: str | None = None,
+    name: Name | None = None,
     *,
     size: int | None = None,
     output_format: str = "raw",
@@ -39,6 +40,8 @@ def measure(
     :raises UnsupportedError: the format cannot tell.
     :raises UsageError: both or none of *name* and *size* are given.
     """
+    name = None if name is None else given_name(name)
+    size = None if size is None else whole(size, "size")
     context = context or Context()
     rest = dict(options or {})
     if (name is None) == (size is None):

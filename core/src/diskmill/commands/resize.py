@@ -11,13 +11,14 @@ from ..contract.extents import Kind
 from ..contract.node import Image
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
-from ..sizes import MAX_SIZE, SECTOR, round_up
+from ..opening.names import Name, given_name
+from ..sizes import MAX_SIZE, SECTOR, round_up, whole
 
 PREALLOCATION: tuple[Preallocation, ...] = get_args(Preallocation)
 
 
 def resize(
-    name: str,
+    name: Name,
     size: int,
     *,
     relative: bool = False,
@@ -35,6 +36,8 @@ def resize(
     :raises UnsupportedError: the format cannot do that.
     :raises UsageError: the disk would become smaller and *shrink* is not set, or the size is out of range.
     """
+    name = given_name(name)
+    size = whole(size, "size", -MAX_SIZE if relative else 0)
     context = context or Context()
     if preallocation not in PREALLOCATION:
         raise UsageError(f"invalid preallocation '{preallocation}': choose from {', '.join(PREALLOCATION)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import SecretError
+from ..errors import SecretError, UsageError
 from ..opening.gate import FOLDER, Trust
 from ..opening.registry import Registry, default_registry
 from .limits import Budget
@@ -54,6 +54,16 @@ class Context:
     as_qemu_img: bool = False
     ask: Callable[[str], bytes] | None = None
     budget: Budget = field(default_factory=Budget, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take what people write, and refuse what cannot be meant, before anything is opened."""
+        self.trust = Trust.of(self.trust)
+        for key, value in self.secrets.items():
+            if not isinstance(value, bytes):
+                raise UsageError(f"secret '{key}' is bytes, not {type(value).__name__}: encode it")
+        for what, word, known in (("cache", self.cache, CACHE_MODES), ("overwrite", self.overwrite, OVERWRITES)):
+            if word not in known:
+                raise UsageError(f"{what} is one of {', '.join(known)}, not {word!r}")
 
     def warn_of_guess(self, name: str) -> None:
         """Tell that *name*, which is opened for writing, was guessed to be raw."""

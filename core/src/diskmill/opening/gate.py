@@ -6,11 +6,12 @@ goes by places (:mod:`diskmill.contract.place`), so it holds for every protocol.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..contract.place import Place
-from ..errors import DiskmillError, RefusedError, StorageError
+from ..errors import DiskmillError, RefusedError, StorageError, UsageError
 from .names import CHILDREN, new_file
 from .places import place_of
 from .registry import Registry
@@ -40,6 +41,20 @@ class Trust:
             return ANYTHING
         folders = [text for text in texts if text not in ("nothing", "folder")]
         return cls(folders, own="folder" in texts)
+
+    @classmethod
+    def of(cls, given: Trust | str | Sequence[str]) -> Trust:
+        """*given*, or the policy that the word or folder *given*, or several of them, name.
+
+        :raises UsageError: it is none of the words, and no folder.
+        """
+        if isinstance(given, Trust):
+            return given
+        texts = [given] if isinstance(given, str | os.PathLike) else list(given)
+        for one in texts:
+            if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
+                raise UsageError(f"trust is 'nothing', 'folder', 'anything' or a folder that exists, not {one!r}")
+        return cls.parse([os.fspath(one) for one in texts])
 
     @property
     def anything(self) -> bool:

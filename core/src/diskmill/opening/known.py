@@ -6,6 +6,9 @@ and ask the likely driver first. A format that is not listed loses nothing but t
 
 from __future__ import annotations
 
+import os
+import sys
+
 PROBE_BYTES = 4096
 """How much of a file format drivers see when they probe."""
 
@@ -26,6 +29,18 @@ PACKAGES = {
     **dict.fromkeys(("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"), "diskmill-nbd"),
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
+
+
+def how_to_install(package: str) -> str:
+    """What one does to have *package*, as a phrase. In a clone of the project it is there to be installed from."""
+    clone = os.path.abspath(__file__)
+    for _ in range(5):  # core/src/diskmill/opening/known.py
+        clone = os.path.dirname(clone)
+    folder = os.path.join(clone, "plugins", package.removeprefix("diskmill-"))
+    if os.path.isfile(os.path.join(folder, "pyproject.toml")):
+        return f"install the package {package}: {sys.executable} -m pip install {folder}"
+    return f"install the package {package}: pip install {package}"
+
 
 _DEVICES = ("host_device", "host_cdrom")
 ALIASES = {

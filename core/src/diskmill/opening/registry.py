@@ -13,9 +13,9 @@ import pluggy
 
 from ..contract import calls, hookspecs
 from ..contract.drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
-from ..errors import DriverError
+from ..errors import DriverError, did_you_mean
 from .discovery import EntryPoint, installed
-from .known import ALIASES, PACKAGES, recognise
+from .known import ALIASES, PACKAGES, how_to_install, recognise
 
 SURE = 100
 """What a driver's ``probe`` answers when it cannot be another's image."""
@@ -136,15 +136,26 @@ class Registry:
             driver = self._drivers.get((group, name))
         if driver is not None:
             return driver
-        raise DriverError(self.why_missing(group, name))
+        raise DriverError(self.why_missing(group, name), hint=self._alike(group, name))
 
     def why_missing(self, group: str, name: str) -> str:
         """What is the matter with the driver *name*, which :meth:`has` has not found, and what to do about it."""
         if name in self.failures:
             return f"{_WORDS[group]} driver '{name}' could not be loaded: {self.failures[name]}"
         if name in PACKAGES:
-            return f"{_WORDS[group]} driver '{name}' is not installed: install the package {PACKAGES[name]}"
+            return f"{_WORDS[group]} driver '{name}' is not installed: {how_to_install(PACKAGES[name])}"
         return f"unknown {_WORDS[group]} '{name}'; 'diskmill drivers' lists what is installed"
+
+    def _alike(self, group: str, name: str) -> str | None:
+        """What may have been meant by *name*, which no driver has."""
+        if name in self.failures or name in PACKAGES:
+            return None
+        return did_you_mean(name, (driver for kind, driver in self.names() if kind == group))
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """The (group, name) of every driver that is installed, or was added; none is imported."""
+        yield from self._drivers
+        yield from ((entry.group, entry.name) for entry in self._installed if entry.group in _WORDS)
 
     def format(self, name: str) -> FormatDriver:
         """The format driver *name*; see :meth:`get`."""
