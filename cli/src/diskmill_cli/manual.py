@@ -1,4 +1,4 @@
-"""Help texts, shell completion and the manual page, all made from the commands' declarations.
+"""Help texts and the manual page, made from the commands' declarations.
 
 typer does the work: for each command a function is made up whose parameters are the declared options.
 """
@@ -14,7 +14,7 @@ import typer
 from diskmill.errors import DriverError
 
 from . import __version__
-from .arguments import HELP, Command, Option
+from .arguments import EVERYWHERE, HELP, Command, Option
 from .commands import NAMES
 from .main import brought, load, standard_options
 from .session import Session
@@ -27,40 +27,58 @@ def show_overview(session: Session) -> int:
     if session.plain:
         print("\n".join(_classic(session)))
         return 0
-    return _typer(session, ["--help"])
+    return _typer(session)
 
 
 def show_command(command: Command, session: Session) -> int:
     """Print the help of one command."""
     if session.plain:
         return show_overview(session)
-    return _typer(session, [command.name, "--help"], (command.name,))
+    return _typer(session, command.name)
 
 
-def complete(words: Sequence[str], session: Session) -> int:
-    """Answer the shell, or set completion up, as typer does."""
-    return _typer(session, list(words))
-
-
-def _typer(session: Session, words: list[str], names: Sequence[str] | None = None) -> int:
+def _typer(session: Session, name: str | None = None) -> int:
+    """Let typer print the help of the command *name*, or of the program."""
     app = typer.Typer(
         help=_TITLE,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": list(HELP.flags)},
+        add_completion=False,
+        context_settings={"help_option_names": []},  # ours is declared as the others are
     )
-    app.callback()(_function(standard_options()))
-    for name in (*NAMES, *sorted(brought())) if names is None else names:
+    app.callback()(_function((*standard_options(), *EVERYWHERE)))
+    for one in (*NAMES, *sorted(brought())) if name is None else (name,):
         try:
-            command = load(name)
+            command = load(one)
         except DriverError as error:  # one package that is broken does not take the help from all the others
             session.warn(str(error))
             continue
-        app.command(name, help=_text(command), short_help=command.help, epilog=_epilog(command))(
-            _function(command.options, command.operands)
-        )
-    result: Any = typer.main.get_command(app).main(words, prog_name=session.program, standalone_mode=False)
-    return int(result or 0)
+        app.command(
+            one,
+            help=_escaped(_text(command)),
+            short_help=_escaped(command.help),
+            epilog=_escaped(_epilog(command)),
+            options_metavar=f"[OPTIONS] {command.operands}".rstrip(),
+            context_settings={"help_option_names": []},
+        )(_function((*command.options, *EVERYWHERE)))
+    shown: Any = typer.main.get_command(app)
+    context = shown.make_context(session.program, [], resilient_parsing=True)
+    if name is not None:
+        shown = shown.commands[name]
+        context = shown.make_context(name, [], parent=context, resilient_parsing=True)
+    text = shown.get_help(context)  # printed already, where rich does it
+    if text:
+        print(text)
+    return 0
+
+
+def _escaped(text: str) -> str:
+    """*text* for typer, which takes what is in brackets for markup where it prints with rich."""
+    if not sys.stdout.isatty():
+        return text
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _text(command: Command) -> str:
@@ -72,18 +90,13 @@ def _epilog(command: Command) -> str:
     return "\n\n".join(["Examples:", *(f"$ {one.line}\n\n    {one.does}" for one in command.examples)])
 
 
-def _function(options: Sequence[Option], operands: str = "") -> Callable[..., None]:
+def _function(options: Sequence[Option]) -> Callable[..., None]:
     """A function that typer takes for a command with *options*."""
 
     def function(**values: object) -> None:
         """Only its signature is used."""
 
     parameters = [_parameter(option) for option in options]
-    if operands:
-        argument = typer.Argument(None, metavar=operands, show_default=False)
-        parameters.append(
-            inspect.Parameter("operands", inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=str)
-        )
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {one.name: one.annotation for one in parameters}
     return function
@@ -94,24 +107,18 @@ def _parameter(option: Option) -> inspect.Parameter:
     declared = typer.Option(
         False if switch else None,
         *option.flags,
-        help=option.help,
-        metavar="" if switch else option.metavar,
+        help=_escaped(option.description),
+        metavar=_loose(option) if switch else option.metavar,
         rich_help_panel=option.panel,
         show_default=False,
-        autocompletion=None if switch else _completion(option),
     )
     return inspect.Parameter(
         option.key, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=bool if switch else str
     )
 
 
-def _completion(option: Option) -> Callable[[str], list[str]] | None:
-    """What the shell offers for the option's value: its choices, or the formats that are installed."""
-    if option.choices:
-        return lambda incomplete: [choice for choice in option.choices if choice.startswith(incomplete)]
-    if option.metavar == "FMT":
-        return lambda incomplete: [name for name in formats() if name.startswith(incomplete)]
-    return None
+def _loose(option: Option) -> str:
+    return _escaped(f"[={option.metavar}]") if option.metavar else ""
 
 
 def formats() -> list[str]:
@@ -131,7 +138,7 @@ def _classic(session: Session) -> Iterator[str]:
     yield f"usage: {session.program} [standard options] command [command options]"
     yield "Disk image utility"
     yield ""
-    for option in (HELP, *standard_options()):
+    for option in (HELP, *standard_options(plain=True)):
         yield f"    {', '.join(repr(flag) for flag in option.flags):<21} {option.help}"
     yield ""
     yield "Command syntax:"
@@ -176,7 +183,7 @@ def _page() -> Iterator[str]:
     yield r".B diskmill"
     yield r"[\fISTANDARD OPTIONS\fR] \fICOMMAND\fR [\fIOPTIONS\fR] \fINAME\fR\&.\&.\&."
     yield ".SH STANDARD OPTIONS"
-    for option in (HELP, *standard_options()):
+    for option in (*EVERYWHERE, *standard_options()):
         yield from _entry(option)
     yield ".SH COMMANDS"
     for name in NAMES:
@@ -212,8 +219,9 @@ def _page() -> Iterator[str]:
 def _entry(option: Option) -> Iterator[str]:
     yield ".TP"
     value = f" \\fI{_roff(option.metavar)}\\fR" if option.metavar and not option.loose else ""
+    value = f"[=\\fI{_roff(option.metavar)}\\fR]" if option.loose else value
     yield ", ".join(f"\\fB{_roff(flag)}\\fR" for flag in option.flags) + value
-    yield _roff(option.help)
+    yield _roff(option.description)
 
 
 def _roff(text: str) -> str:

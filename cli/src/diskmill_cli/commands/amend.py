@@ -38,6 +38,8 @@ def run(arguments: Arguments, session: Session) -> int:
             image_opts=arguments.has("image_opts"),
             context=context,
         )
+    if arguments.one("output") == "json":
+        session.json({"filename": name, "options": options})
     return 0
 
 
@@ -52,6 +54,7 @@ COMMAND = Command(
         Option("force", ("--force",), "Allow what can make data unreachable.", panel="The image"),
         common.CACHE,
         common.PROGRESS,
+        common.OUTPUT,
         common.QUIET,
         common.OBJECT,
         common.TRUST,

@@ -90,6 +90,12 @@ _NO_DISKS = (
 """What holds disks, or is made of them, and is none."""
 
 
+def named_after(filename: str) -> str | None:
+    """The format that the suffix of *filename* stands for; None: none that is known here."""
+    suffix = os.path.splitext(filename)[1][1:].lower()
+    return {"vhd": "vpc", "hdd": "parallels"}.get(suffix, suffix if suffix in PACKAGES else None)
+
+
 def no_disk(data: bytes, filename: str = "") -> str | None:
     """What a file beginning with *data* is, in words, if that is known to be no disk."""
     if filename.endswith(".vmdk") and filename[-10:-8] == "-f" and filename[-8:-5].isdigit():

@@ -58,14 +58,15 @@ class Registry:
         self._drivers: dict[tuple[str, str], Driver] = {}
         self._complete: set[str] = set()
         self._installed = installed()
-        for entry in self._entries(PLUGIN_GROUP):
+        for entry in self.entries(PLUGIN_GROUP):
             for plugin in self._loaded(entry):
                 self._register(plugin, entry.name)
         # A plugin may be there to forbid something: going on without it would allow that.
         for name, why in self.failures.items():
             raise DriverError(f"plugin '{name}' could not be loaded: {why}; repair or uninstall it")
 
-    def _entries(self, group: str) -> list[EntryPoint]:
+    def entries(self, group: str) -> list[EntryPoint]:
+        """What is installed under *group*."""
         return [entry for entry in self._installed if entry.group == group]
 
     def _loaded(self, entry: EntryPoint) -> list[Any]:
@@ -120,7 +121,7 @@ class Registry:
     def all(self, group: str) -> list[Any]:
         """Every driver of *group* that can be imported, by name."""
         if group not in self._complete:
-            self._add(group, self._entries(group))
+            self._add(group, self.entries(group))
             self._complete.add(group)
         return [driver for (kind, _), driver in sorted(self._drivers.items()) if kind == group]
 
@@ -132,7 +133,7 @@ class Registry:
         name = ALIASES.get((group, name), name)
         driver = self._drivers.get((group, name))
         if driver is None and group not in self._complete:
-            self._add(group, [entry for entry in self._entries(group) if entry.name == name])
+            self._add(group, [entry for entry in self.entries(group) if entry.name == name])
             driver = self._drivers.get((group, name))
         if driver is not None:
             return driver
@@ -169,11 +170,11 @@ class Registry:
         for driver in self._drivers.values():  # those without an entry point, too
             if isinstance(driver, ProtocolDriver) and prefix in (driver.name, *driver.prefixes):
                 return driver
-        claims = {entry.value for entry in self._entries(PREFIX_GROUP) if entry.name == prefix}
-        names = {entry.name for entry in self._entries(ProtocolDriver.group) if entry.value in claims}
+        claims = {entry.value for entry in self.entries(PREFIX_GROUP) if entry.name == prefix}
+        names = {entry.name for entry in self.entries(ProtocolDriver.group) if entry.value in claims}
         if len(names) > 1:
             raise DriverError(f"the prefix '{prefix}:' is claimed by {' and by '.join(sorted(names))}: uninstall one")
-        if not names and any(entry.name == prefix for entry in self._entries(ProtocolDriver.group)):
+        if not names and any(entry.name == prefix for entry in self.entries(ProtocolDriver.group)):
             names = {prefix}
         return self.protocol(names.pop()) if names else None
 
