@@ -48,18 +48,6 @@ def test_help_shows_options_by_panel_and_examples(name: str) -> None:
     assert all(example.line in text and example.does in text for example in command.examples)
 
 
-def completed(*words: str) -> list[str]:
-    env = {"_DISKMILL_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
-    return diskmill(env=env).stdout.split()
-
-
-def test_the_shell_completes_commands_options_and_values() -> None:
-    assert completed("diskmill", "re") == ["rebase", "resize"]
-    assert completed("diskmill", "convert", "--target-i") == ["--target-image-opts", "--target-is-zero"]
-    assert completed("diskmill", "convert", "-O", "qc") == [name for name in formats() if name.startswith("qc")]
-    assert completed("diskmill", "info", "--output", "j") == ["json"]
-
-
 def test_the_dropins_help_has_what_programs_look_for() -> None:
     """libguestfs greps for `info … -U`, others for formats, and for options that came late."""
     for words in (["--help"], ["-h"], ["info", "-h"], ["convert", "--help"]):

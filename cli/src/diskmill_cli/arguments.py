@@ -27,6 +27,7 @@ class Option(NamedTuple):
     :param choices: the only values it takes.
     :param loose: the value may be left out, and is only taken when attached with ``=``.
     :param default: what holds where it is not given, in words.
+    :param ours: the drop-in does not take it, as qemu-img does not.
     :param panel: the heading under which help lists it.
     """
 
@@ -38,6 +39,7 @@ class Option(NamedTuple):
     loose: bool = False
     panel: str = "Options"
     default: str = ""
+    ours: bool = False
 
     @property
     def description(self) -> str:

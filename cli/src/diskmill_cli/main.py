@@ -203,7 +203,8 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
     session.as_json = not session.plain and _wants_json(given)
     command = _command_called(name, session)
     try:
-        arguments = parse(command.options if session.plain else (*command.options, COLOR), given)
+        options = [one for one in command.options if not one.ours] if session.plain else [*command.options, COLOR]
+        arguments = parse(options, given)
     except HelpWanted:
         from .manual import show_command
 

@@ -144,14 +144,14 @@ def _classic(session: Session) -> Iterator[str]:
     yield "Command syntax:"
     for name in NAMES:
         command = load(name)
-        options = " ".join(_synopsis(option) for option in command.options)
+        options = " ".join(_synopsis(option) for option in command.options if not option.ours)
         yield f"  {name} {options} {command.operands}".rstrip()
     yield ""
     yield "Command options:"
     seen = set()
     for name in NAMES:
         for option in load(name).options:
-            if (option.flags, option.help) not in seen:
+            if not option.ours and (option.flags, option.help) not in seen:
                 seen.add((option.flags, option.help))
                 yield f"  {', '.join(repr(flag) for flag in option.flags)} ({name}): {option.help}"
     yield ""

@@ -98,8 +98,8 @@ def bitmap_table(bitmaps: Sequence[Mapping[str, Any]]) -> Table:
     """The persistent bitmaps, as QAPI's ``Qcow2BitmapInfo`` tells them."""
     table = Table(box=box.SIMPLE_HEAD, title="Bitmaps", title_justify="left")
     table.add_column("name", overflow="fold", min_width=8)
-    table.add_column("granularity", justify="right")
-    table.add_column("flags")
+    table.add_column("granularity", justify="right", overflow="fold")
+    table.add_column("flags", overflow="fold")
     for one in bitmaps:
         flags = _text(", ".join(one["flags"]))
         table.add_row(_text(str(one["name"]), "bold"), format_size(int(one["granularity"])), flags)
@@ -119,11 +119,11 @@ def _grow(tree: Tree, value: Any) -> None:
 def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
     """The internal snapshots."""
     table = Table(box=box.SIMPLE_HEAD, title="Snapshots", title_justify="left")
-    table.add_column("ID", no_wrap=True)
+    table.add_column("ID", overflow="fold")
     table.add_column("name", overflow="fold", min_width=8)
-    table.add_column("taken")
-    table.add_column("VM state", justify="right")
-    table.add_column("VM clock", justify="right")
+    table.add_column("taken", overflow="fold", min_width=10)
+    table.add_column("VM state", justify="right", overflow="fold")
+    table.add_column("VM clock", justify="right", overflow="fold")
     for one in snapshots:
         table.add_row(_text(one.id), _text(one.name, "bold"), date(one), format_size(one.vm_state_size), clock(one))
     return table
@@ -348,7 +348,7 @@ def show_driver(found: Sequence[DriverInfo], console: Console) -> None:
 def _options(options: Iterable[DriverOption], console: Console) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Options", title_justify="left", padding=(0, 1), pad_edge=False)
     wide = console.width >= _WIDE
-    table.add_column("name", overflow="fold", min_width=14)
+    table.add_column("name", overflow="fold", min_width=14, no_wrap=wide)
     if wide:
         table.add_column("value", overflow="fold")
         table.add_column("for", overflow="fold")

@@ -55,7 +55,7 @@ COMMAND = Command(
         Option("granularity", ("-g", "--granularity"), "Bytes for each bit of an added bitmap.", "SIZE", panel=_DO),
         Option("source", ("-b", "--source-file"), "The image that --merge takes from.", "NAME", panel=_DO),
         Option("source_format", ("-F", "--source-format"), "Its format.", "FMT", panel=_DO),
-        common.OUTPUT,
+        common.OUTPUT._replace(ours=True),
         common.OBJECT,
         common.TRUST,
         common.LIMITS,

@@ -155,7 +155,7 @@ COMMAND = Command(
         common.CACHE._replace(flags=("-t", "--target-cache"), default="unsafe"),
         common.SOURCE_CACHE._replace(flags=("-T", "--source-cache")),
         common.PROGRESS,
-        common.OUTPUT,
+        common.OUTPUT._replace(ours=True),
         common.QUIET,
         *common.ACCESS,
     ),

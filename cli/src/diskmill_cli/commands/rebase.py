@@ -64,7 +64,7 @@ COMMAND = Command(
         common.CACHE,
         common.SOURCE_CACHE._replace(flags=("-T", "--backing-cache")),
         common.PROGRESS,
-        common.OUTPUT,
+        common.OUTPUT._replace(ours=True),
         common.QUIET,
         *common.ACCESS,
     ),

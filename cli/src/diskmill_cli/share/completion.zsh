@@ -16,8 +16,8 @@ _diskmill() {
             done+=(${word//:/\\:}:${${line#*$'\t'}:#$line})
         fi
     done
-    (( $#open )) && _describe -o value open -S ''
-    (( $#done )) && _describe -o value done
+    if (( $#open )); then _describe -o value open -S ''; fi
+    if (( $#done )); then _describe -o value done; fi
 }
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
     _diskmill "$@"

@@ -9,6 +9,7 @@ from ..contract import calls
 from ..contract.context import Context
 from ..contract.drivers import FormatDriver
 from ..contract.options import Option, validate
+from ..engine.progress import Report, tell_phase
 from ..errors import UnsupportedError, UsageError
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
@@ -23,11 +24,13 @@ def amend(
     force: bool = False,
     image_opts: bool = False,
     context: Context | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Set *options* of the image *name*.
 
     :param options: the format's ``amend`` options; those that are not given stay as they are.
     :param force: allow what can make data unreachable, such as erasing the last key slot.
+    :param progress: is told the phases; nobody knows how long each takes.
     :raises UnsupportedError: the format has nothing to amend.
     :raises UsageError: an option is unknown or has a bad value.
     """
@@ -44,6 +47,7 @@ def amend(
         values = validate(driver.options, options, when="amend", driver=driver.name)
         if "size" in values:
             values["size"] = round_up(int(values["size"]), SECTOR)  # as in a new image
+        tell_phase(progress, "amend")
         calls.amend(context.registry, image, values, force=force)
 
 

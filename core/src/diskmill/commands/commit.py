@@ -60,9 +60,11 @@ def commit(
         # From the lowest layer up, so that of two layers with data in one place the upper one stays.
         for layer in reversed(layers):
             copy(layer, target, CopyPlan(shared=layer.backing), progress=counter, limit=limit, cancel=cancel)
+        counter.phase("flush")
         target.flush()
         if drop and base is None:
             image.recording = False
+            counter.phase("empty the overlay")
             calls.empty(context.registry, image)
 
 

@@ -190,6 +190,7 @@ def convert(
                 calls.bitmap(context.registry, target, "merge", one.name, source=one)
                 if one.enabled:
                     calls.bitmap(context.registry, target, "enable", one.name)
+            counter.phase("finish")
             if existing:
                 target.close()
             else:

@@ -12,6 +12,7 @@ from ..contract.node import Image
 from ..contract.options import validate
 from ..contract.requests import MeasureRequest
 from ..contract.results import Measurement
+from ..engine.progress import Progress, Report
 from ..errors import UnsupportedError, UsageError
 from ..opening.creation import split_options
 from ..opening.graph import open_image
@@ -31,6 +32,7 @@ def measure(
     snapshot: str | None = None,
     image_opts: bool = False,
     context: Context | None = None,
+    progress: Report | None = None,
 ) -> Measurement:
     """How many bytes a new image of *output_format* takes: for the data of the image *name*, or for *size* bytes.
 
@@ -62,10 +64,12 @@ def measure(
                 load_snapshot(source, snapshot, context)
             size = source.size
         assert size is not None
+        counter = Progress(progress)
+        counter.expect(size)
         request = MeasureRequest(
             size=round_up(size, SECTOR),
             options=validate(driver.options, own, when="create", driver=output_format),
-            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context),
+            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context, counter),
             bitmaps=_bitmaps(source),
             context=context,
         )
@@ -77,10 +81,11 @@ def _without_backing(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("backing_file", "backing_fmt")}
 
 
-def _data_bytes(source: Image, unit: int, context: Context) -> int:
+def _data_bytes(source: Image, unit: int, context: Context, counter: Progress) -> int:
     """Bytes in units of *unit* bytes that hold data of *source* which is not known to be zeros."""
     total = done = 0
     for entry in entries(source, 0, source.size, context):
+        counter.advance(entry.length)
         if entry.zero or not entry.data:
             continue
         first = max(round_down(entry.start, unit), done)

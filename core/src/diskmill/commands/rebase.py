@@ -80,6 +80,7 @@ def rebase(
             image.recording = False  # it reads as before
             for start, end in _differences(image, new, counter, cancel):
                 _take_in(image, plan, start, end, cancel)
+            counter.phase("finish")
             image.flush()
         calls.amend(context.registry, image, options)
 
