@@ -190,7 +190,7 @@ class Bench:
         streams = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in ((null, 0), (null, 1), (stderr, 2))]
         try:
             start = time.perf_counter()
-            child = os.posix_spawn(program, command, ENVIRONMENT, file_actions=streams)
+            child = os.posix_spawn(program, command, {**ENVIRONMENT, **dict(work.environment)}, file_actions=streams)
             _, status, used = os.wait4(child, 0)
             seconds = time.perf_counter() - start
         finally:

@@ -1,4 +1,4 @@
-"""Help texts and the manual page, made from the commands' declarations.
+"""Help texts and the manual pages, made from the commands' declarations.
 
 typer does the work: for each command a function is made up whose parameters are the declared options.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -166,54 +167,117 @@ def _synopsis(option: Option) -> str:
     return f"[{flag}{'=' if flag.startswith('--') and option.key != 'object' else ' '}{value}]"
 
 
-_DATE = "2026-11-24"
+_DATE = "2026-11-26"
 """When the commands last changed; manual pages have a date."""
 
 
-def manual_page() -> str:
-    """The manual page ``diskmill(1)``, in roff."""
-    return "\n".join(_page()) + "\n"
+def manual_pages() -> dict[str, str]:
+    """The manual pages by file name, in roff: ``diskmill.1``, and ``diskmill-NAME.1`` for each command."""
+    pages = {"diskmill.1": _overview()}
+    for name in NAMES:
+        pages[f"diskmill-{name}.1"] = _page_of(load(name))
+    return {name: "\n".join(lines) + "\n" for name, lines in pages.items()}
 
 
-def _page() -> Iterator[str]:
-    yield f'.TH DISKMILL 1 {_DATE} "diskmill {__version__}" "User commands"'
+def dropin_page() -> str:
+    """The manual page ``qemu-img(1)`` of the drop-in."""
+    return "\n".join(_classic_page()) + "\n"
+
+
+def _head(name: str, title: str) -> Iterator[str]:
+    yield f'.TH {name.upper()} 1 {_DATE} "diskmill {__version__}" "User commands"'
     yield ".SH NAME"
-    yield rf"diskmill \- {_roff(_TITLE[0].lower() + _TITLE[1:].rstrip('.'))}"
+    yield rf"{_roff(name)} \- {_roff(title[0].lower() + title[1:].rstrip('.'))}"
     yield ".SH SYNOPSIS"
+
+
+def _overview() -> Iterator[str]:
+    yield from _head("diskmill", _TITLE)
     yield r".B diskmill"
     yield r"[\fISTANDARD OPTIONS\fR] \fICOMMAND\fR [\fIOPTIONS\fR] \fINAME\fR\&.\&.\&."
     yield ".SH STANDARD OPTIONS"
     for option in (*EVERYWHERE, *standard_options()):
         yield from _entry(option)
     yield ".SH COMMANDS"
+    yield _roff("Each has a page of its own.")
+    for name in NAMES:
+        yield ".TP"
+        yield rf"\fBdiskmill\-{name}\fR(1)"
+        yield _roff(load(name).help)
+    yield ".SH ENVIRONMENT"
+    for name, text in (
+        (
+            "DISKMILL_TRUST",
+            "What references inside images may open, as --trust; several values are separated by colons. "
+            "Empty: nothing.",
+        ),
+        ("DISKMILL_LIMITS", "What opening images may cost, as --limits."),
+        ("DISKMILL_TRACEBACK", "When set, an internal error shows where it happened."),
+        ("NO_COLOR", "When set, there are no colours at a terminal, unless --color says otherwise."),
+    ):
+        yield ".TP"
+        yield name
+        yield _roff(text)
+    yield ".SH SIGNALS"
+    yield _roff("SIGUSR1 (and SIGINFO) makes a command that moves data report its progress on stderr.")
+    yield ".SH EXIT STATUS"
+    yield _roff(
+        "0 after success, 1 after an error, 130 when interrupted; check and compare have more, see their pages."
+    )
+
+
+def _page_of(command: Command) -> Iterator[str]:
+    yield from _head(f"diskmill-{command.name}", command.help)
+    yield f".B diskmill {command.name}"
+    yield f"[OPTIONS] {_roff(command.operands)}".rstrip()
+    if command.about:
+        yield ".SH DESCRIPTION"
+        yield _roff(command.about.replace("\n\n", " "))
+    for panel in dict.fromkeys(option.panel for option in command.options):
+        yield f".SH {panel.upper()}"
+        for option in command.options:
+            if option.panel == panel:
+                yield from _entry(option)
+    yield ".SH EVERYWHERE"
+    for option in EVERYWHERE:
+        yield from _entry(option)
+    yield ".SH EXAMPLES"
+    for number, example in enumerate(command.examples):
+        if number:
+            yield ".PP"
+        yield f"{_roff(example.does[0].upper() + example.does[1:])}:"
+        yield ".PP"
+        yield ".RS 4"
+        yield ".nf"
+        yield _roff(example.line)
+        yield ".fi"
+        yield ".RE"
+    yield ".SH SEE ALSO"
+    yield r"\fBdiskmill\fR(1)"
+
+
+def _classic_page() -> Iterator[str]:
+    yield from _head("qemu-img", "the diskmill command for programs that call qemu-img")
+    yield ".B qemu\\-img"
+    yield r"[\fISTANDARD OPTIONS\fR] \fICOMMAND\fR [\fIOPTIONS\fR] \fINAME\fR\&.\&.\&."
+    yield ".SH DESCRIPTION"
+    yield _roff(
+        "The commands, options, output and exit codes of qemu-img, on diskmill's drivers. References inside images are "
+        "opened, and outputs are written in place, as qemu-img does; diskmill itself is more careful."
+    )
+    yield ".SH STANDARD OPTIONS"
+    for option in (HELP, *standard_options(plain=True)):
+        yield from _entry(option)
+    yield ".SH COMMANDS"
     for name in NAMES:
         command = load(name)
         yield f".SS {name} [OPTIONS] {_roff(command.operands)}".rstrip()
-        yield _roff(_text(command).replace("\n\n", " "))
+        yield _roff(command.help)
         for option in command.options:
-            yield from _entry(option)
-        for example in command.examples:
-            yield ".PP"
-            yield f"{_roff(example.does[0].upper() + example.does[1:])}:"
-            yield ".PP"
-            yield ".RS 4"
-            yield ".nf"
-            yield _roff(example.line)
-            yield ".fi"
-            yield ".RE"
-    yield ".SH ENVIRONMENT"
-    yield ".TP"
-    yield "DISKMILL_TRUST"
-    text = "What references inside images may open, as --trust; several values are separated by colons. Empty: nothing."
-    yield _roff(text)
-    yield ".TP"
-    yield "DISKMILL_LIMITS"
-    yield _roff("What opening images may cost, as --limits.")
-    yield ".TP"
-    yield "DISKMILL_TRACEBACK"
-    yield _roff("When set, an internal error shows where it happened.")
-    yield ".SH SIGNALS"
-    yield _roff("SIGUSR1 (and SIGINFO) makes a command that moves data report its progress on stderr.")
+            if not option.ours:
+                yield from _entry(option)
+    yield ".SH SEE ALSO"
+    yield r"\fBdiskmill\fR(1)"
 
 
 def _entry(option: Option) -> Iterator[str]:
@@ -229,5 +293,14 @@ def _roff(text: str) -> str:
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
-if __name__ == "__main__":  # python -m diskmill_cli.manual >diskmill.1
-    sys.stdout.write(manual_page())
+def main(folders: Sequence[str]) -> None:
+    """Write the pages into the folders of the command's and of the drop-in's package."""
+    own, dropin = (Path(folder) / "share" / "man" / "man1" for folder in folders)
+    for folder, pages in ((own, manual_pages()), (dropin, {"qemu-img.1": dropin_page()})):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":  # python -m diskmill_cli.manual CLI DROPIN
+    main(sys.argv[1:])

@@ -52,6 +52,9 @@ def _ask(hooks: Hooks, driver: Driver, hook: str, **arguments: Any) -> Any:
         return hooks.call(driver, hook, **arguments)
     except (DiskmillError, OSError, MemoryError, RecursionError):
         raise
+    except ModuleNotFoundError as error:
+        text = f"{driver.kind} driver '{driver.name}' needs the Python package {error.name} for this (hook '{hook}')"
+        raise DriverError(text, hint=f"install it: pip install {error.name}") from error
     except Exception as error:
         text = f"a mistake in {driver.kind} driver '{driver.name}', or in a plugin around it: hook '{hook}' ended with "
         raise DriverError(f"{text}{type(error).__name__}: {error}") from error
