@@ -12,6 +12,7 @@ import diskmill
 import pytest
 from diskmill import errors
 from diskmill.sizes import MiB
+from tools import diskmill as run_diskmill
 
 
 @pytest.fixture
@@ -137,3 +138,33 @@ def test_streams_are_files(disk: Path) -> None:
             assert archive.getnames() == ["test.py"]
         assert isinstance(image.open_stream(buffering=0), io.RawIOBase)
         assert image.open_stream().seek(0, io.SEEK_END) == 4 * MiB
+
+
+@pytest.mark.parametrize(
+    ("call", "argument", "line", "option"),
+    [
+        (lambda disk: diskmill.resize(disk, 512), "shrink=True", "resize {} 512", "--shrink"),
+        (lambda disk: diskmill.bitmap(disk, "b", []), "add, remove", "bitmap {} b", "--add, --remove"),
+        (
+            lambda disk: diskmill.convert(disk, "x", target_zero=True),
+            "target_zero",
+            "convert --target-is-zero {} x",
+            "-n",
+        ),
+        (lambda disk: diskmill.amend(disk, {}), "give options", "amend {}", "(-o)"),
+        (
+            lambda disk: diskmill.convert([disk, disk], "x", backing="b"),
+            "snapshot and backing",
+            "convert -B b -F raw {0} {0} x",
+            "(-l)",
+        ),
+    ],
+)
+def test_messages_name_what_their_reader_gives(disk: Path, call: Any, argument: str, line: str, option: str) -> None:
+    with pytest.raises(diskmill.DiskmillError) as caught:
+        call(disk)
+    assert argument in str(caught.value)
+    assert option not in str(caught.value)
+    told = run_diskmill(*line.format(disk).split(), check=False)
+    assert option in told.stderr
+    assert argument not in told.stderr

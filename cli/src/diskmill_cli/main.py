@@ -140,10 +140,11 @@ def run(words: Sequence[str], session: Session) -> int:
 
 
 def _guarded(words: Sequence[str], session: Session) -> int:
-    from diskmill.errors import DiskmillError
+    from diskmill.errors import DiskmillError, as_options
     from diskmill.sizes import letters_only
 
     letters_only.set(session.plain)
+    as_options.set(True)
     try:
         return _run(words, session)
     except DiskmillError as error:

@@ -7,6 +7,7 @@ line prints after ``diskmill: ``. ``exit_code`` is the process status that qemu-
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 
@@ -53,6 +54,20 @@ def printable(text: str, *, raw_bytes: bool = False) -> str:
         char if char.isprintable() or (raw_bytes and "\udc80" <= char <= "\udcff") else "\N{REPLACEMENT CHARACTER}"
         for char in text
     )
+
+
+as_options: ContextVar[bool] = ContextVar("as_options", default=False)
+"""Set where messages go to who typed options, and not to who wrote Python."""
+
+
+def said(argument: str, option: str) -> str:
+    """What a message calls something that its reader gives: the *argument* in Python, or the command's *option*."""
+    return option if as_options.get() else argument
+
+
+def said_raw() -> str:
+    """How a reader says that an image is raw."""
+    return said('format="raw"', "-f raw")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

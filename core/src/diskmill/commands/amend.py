@@ -10,7 +10,7 @@ from ..contract.context import Context
 from ..contract.drivers import FormatDriver
 from ..contract.options import Option, validate
 from ..engine.progress import Report, tell_phase
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from ..sizes import SECTOR, round_up
@@ -37,7 +37,7 @@ def amend(
     name = given_name(name)
     context = context or Context()
     if not options:
-        raise UsageError("there is nothing to amend: give options with -o", file=name)
+        raise UsageError(f"there is nothing to amend: give {said('options', 'options with -o')}", file=name)
     if "backing_file" in options or "backing_fmt" in options:
         raise UsageError("the backing image is not amended: use rebase", file=name)
     with open_image(name, format, context=context, writable=True, image_opts=image_opts) as image:

@@ -12,7 +12,7 @@ from ..contract.node import Image
 from ..contract.place import Place
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.graph import chain_of, open_image
 from ..opening.names import Name, given_name
 from ..opening.places import place_named, place_under, storage_of
@@ -80,7 +80,9 @@ def _foresee(layers: list[Image], target: Image, *, drop: bool, context: Context
     driver = layers[0].driver
     able = calls.preflight(context.registry, layers[0], "empty")
     if able is False or not (able or hasattr(driver, "empty")):
-        raise UnsupportedError(f"format '{driver.name}' cannot empty this image: use -d", file=layers[0].name)
+        raise UnsupportedError(
+            f"format '{driver.name}' cannot empty this image: use {said('drop=False', '-d')}", file=layers[0].name
+        )
 
 
 def _keep_zeros(layer: Image, start: int) -> None:

@@ -17,7 +17,7 @@ from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import DiskmillError, UnsupportedError, UsageError
+from ..errors import DiskmillError, UnsupportedError, UsageError, said
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
@@ -98,9 +98,10 @@ def convert(
     backing = options.pop("backing_file", None) or backing
     backing_format = options.pop("backing_fmt", None) or backing_format
     if target_zero and not existing:
-        raise UsageError("a new image reads as zeros anyhow: --target-is-zero goes with -n")
+        both = said("target_zero goes with existing", "--target-is-zero goes with -n")
+        raise UsageError(f"a new image reads as zeros anyhow: {both}")
     if existing and options:
-        raise UsageError("with -n the image exists already: it takes no options")
+        raise UsageError(f"with {said('existing', '-n')} the image exists already: it takes no options")
     with ExitStack() as stack:
         images = []
         for name in sources:
@@ -113,7 +114,8 @@ def convert(
         if not images:
             raise UsageError("there is nothing to convert: name at least one source image")
         if len(images) > 1 and (snapshot is not None or backing is not None):
-            raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
+            both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
+            raise UsageError(f"several images make one disk only without {both}")
         refuse_self(images, output, context.registry)
         for image in images:
             _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
@@ -140,7 +142,10 @@ def convert(
                 raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
             if backing is not None and target.backing is None:
                 target.close()
-                raise UsageError("it has no backing image for what the source leaves to its own (-B)", file=output)
+                raise UsageError(
+                    f"it has no backing image for what the source leaves to its own ({said('backing', '-B')})",
+                    file=output,
+                )
             if backing is not None and target.backing is not None and _empty(target):
                 shared, shared_size = _shared(images[0], target.backing, snapshot), target.backing.size
             try:
@@ -237,9 +242,9 @@ def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bi
         elif skip_broken:
             context.warn(f"Skipping inconsistent bitmap '{one.name}'")
         else:
+            skip = said("skip_broken=True", "--skip-broken-bitmaps")
             raise UsageError(
-                f"Cannot copy inconsistent bitmap '{one.name}': skip it with --skip-broken-bitmaps, or remove it",
-                file=image.name,
+                f"Cannot copy inconsistent bitmap '{one.name}': skip it with {skip}, or remove it", file=image.name
             )
     return sound
 

@@ -9,7 +9,7 @@ from ..contract.context import Context
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.options import Option, Value, validate
 from ..contract.requests import Backing
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.creation import create_image, split_options
 from ..opening.graph import open_image
 from ..opening.names import Name, display, given_name, parse_name, relative_to
@@ -72,7 +72,10 @@ def create(
         if "backing" not in driver.capabilities:
             raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
         if unsafe and backing_format is None:  # a guess, later, would be the guest's to make
-            raise UsageError("a backing image that is not looked at needs its format: name it with -F", file=name)
+            raise UsageError(
+                f"a backing image that is not looked at needs {said('backing_format', 'its format: name it with -F')}",
+                file=name,
+            )
         base = _backing(name, backing, backing_format, unsafe, context, inputs)
         if size is None:
             size = base.size

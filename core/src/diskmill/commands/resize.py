@@ -9,7 +9,7 @@ from ..contract.calls import Preallocation
 from ..contract.context import Context
 from ..contract.extents import Kind
 from ..contract.node import Image
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from ..sizes import MAX_SIZE, SECTOR, round_up, whole
@@ -46,8 +46,9 @@ def resize(
         if not 0 < target <= MAX_SIZE:
             raise UsageError(f"the new size must be 1 to {MAX_SIZE} bytes", file=name)
         if target < image.size and not shrink:
+            allow = said("shrink=True", "--shrink")
             raise UsageError(
-                "the disk would become smaller and lose what lies there: allow it with --shrink", file=name
+                f"the disk would become smaller and lose what lies there: allow it with {allow}", file=name
             )
         if target <= image.size and preallocation != "off":
             raise UsageError("preallocation is for growing images", file=name)

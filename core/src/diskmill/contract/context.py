@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import SecretError, UsageError
+from ..errors import SecretError, UsageError, said_raw
 from ..opening.gate import FOLDER, Trust
 from ..opening.registry import Registry, default_registry
 from .limits import Budget
@@ -72,7 +72,7 @@ class Context:
             return
         self.warn(
             f"'{name}': that it is raw was guessed: its first bytes can only be written as long as it looks raw "
-            "(-f raw says that it is)"
+            f"({said_raw()} says that it is)"
         )
 
     def secret(self, key: str) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ..contract.context import Context
 from ..contract.extents import Extent
 from ..contract.node import Buffer, Node, ReadBuffer
-from ..errors import UsageError
+from ..errors import UsageError, said_raw
 from ..opening.known import PROBE_BYTES, recognise
 
 
@@ -68,7 +68,7 @@ class Head(Node):
         if format not in (None, "raw"):
             raise UsageError(
                 "that it is raw was guessed, and with what is to be written at its start it would be taken for "
-                f"{format}: say that it is raw (-f raw, or driver=raw in an option string) to write it",
+                f"{format}: say that it is raw ({said_raw()}, or driver=raw in an option string) to write it",
                 file=self.name,
             )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..contract.place import Place
-from ..errors import DiskmillError, RefusedError, StorageError, UsageError
+from ..errors import DiskmillError, RefusedError, StorageError, UsageError, said
 from .names import CHILDREN, new_file
 from .places import place_of
 from .registry import Registry
@@ -80,7 +80,7 @@ class Trust:
         except _Objection as why:
             shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
             raise RefusedError(
-                f"refers to '{shown}', which was not opened: {why} (allow it with {OPTION})", file=image
+                f"refers to '{shown}', which was not opened: {why} (allow it with {said('trust', OPTION)})", file=image
             ) from None
 
     def _admitted(self, spec: Mapping[str, Any], own: Place | None, registry: Registry) -> dict[str, Any]:
