@@ -163,8 +163,9 @@ class Bench:
         """A first run, which fills the caches: it must succeed, and its result be right. Returns the output's size."""
         self._prepare(work)
         with printed.open("wb") as stdout:
+            around = {**ENVIRONMENT, **dict(work.environment)}
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, env=around
             )
         if done.returncode:
             raise BenchError(f"{work.name}: {' '.join(command)}: exit status {done.returncode}\n{done.stderr}".rstrip())
