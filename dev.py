@@ -7,6 +7,10 @@ virtual environment in .venv, with every package of the workspace and the tools,
     python3 dev.py lint             ruff and mypy alone
     python3 dev.py fuzz [DRIVER] [SECONDS]  look for images that a driver does not bear (`fuzz --help`)
     python3 dev.py bench [ARG...]   the benchmark against qemu-img (`bench --help`)
+    python3 dev.py install [DRIVER...] [-PIP-OPTION...]  install diskmill, its command and drivers (all of them, if
+                                    none is named) from here into the Python that runs this
+    python3 dev.py wheels [FOLDER]  build the wheels of all packages, into dist/
+    python3 dev.py manual           write the manual pages anew
     python3 dev.py picture          write the pictures in docs/img anew
     python3 dev.py tools            name the Debian packages that the tests need and this machine lacks
     python3 dev.py setup            only make the environment ready
@@ -40,7 +44,9 @@ def main(arguments: list[str]) -> int:
     if command == "tools":
         print(*missing_packages())
         return 0
-    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "picture"):
+    if command == "install":
+        return install_here(rest)
+    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "manual", "picture", "wheels"):
         print(__doc__.strip())
         return 0 if command in ("help", "-h", "--help") else 2
     set_up()
@@ -54,6 +60,10 @@ def main(arguments: list[str]) -> int:
         return call(BIN / "python", "-m", "bench", *rest)
     if command == "fuzz":
         return fuzz(rest)
+    if command == "wheels":
+        return wheels(*rest[:1])
+    if command == "manual":
+        return call(BIN / "python", "-m", "diskmill_cli.manual", "cli", "dropin")
     if command == "picture":
         return call(BIN / "python", "docs/picture.py", make_disk().parent)
     return 0
@@ -105,6 +115,27 @@ def install(members: list[Path], tools: list[str], constraints: Path) -> None:
     editable = [word for member in members for word in ("-e", member)]
     if call(*pip, *tools) or call(*pip, "--no-build-isolation", *editable):
         sys.exit("dev.py: pip could not install the environment; what it said stands above")
+
+
+def install_here(words: list[str]) -> int:
+    """Install from the clone, with the Python that runs this: what needs no index to be found in."""
+    members, _ = workspace()
+    drivers = {member.name: member for member in members if member.parent.name == "plugins"}
+    names = [word for word in words if not word.startswith("-")]
+    unknown = [name for name in names if name not in drivers]
+    if unknown:
+        print(f"dev.py: there is no driver '{unknown[0]}'; there are {', '.join(sorted(drivers))}", file=sys.stderr)
+        return 2
+    chosen = [ROOT / "core", ROOT / "cli", *(drivers[name] for name in names or drivers)]
+    options = [word for word in words if word.startswith("-")]
+    return call(sys.executable, "-m", "pip", "install", *options, *chosen)
+
+
+def wheels(folder: str = "dist") -> int:
+    """A wheel of each package of the workspace."""
+    members, _ = workspace()
+    build = (BIN / "python", "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
+    return max(call(*build, member) for member in members)
 
 
 def missing_packages() -> list[str]:

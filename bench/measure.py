@@ -163,8 +163,9 @@ class Bench:
         """A first run, which fills the caches: it must succeed, and its result be right. Returns the output's size."""
         self._prepare(work)
         with printed.open("wb") as stdout:
+            around = {**ENVIRONMENT, **dict(work.environment)}
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, env=around
             )
         if done.returncode:
             raise BenchError(f"{work.name}: {' '.join(command)}: exit status {done.returncode}\n{done.stderr}".rstrip())
@@ -190,7 +191,7 @@ class Bench:
         streams = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in ((null, 0), (null, 1), (stderr, 2))]
         try:
             start = time.perf_counter()
-            child = os.posix_spawn(program, command, ENVIRONMENT, file_actions=streams)
+            child = os.posix_spawn(program, command, {**ENVIRONMENT, **dict(work.environment)}, file_actions=streams)
             _, status, used = os.wait4(child, 0)
             seconds = time.perf_counter() - start
         finally:

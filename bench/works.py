@@ -34,6 +34,8 @@ class Work:
     no_larger: bool = False
     #: Lasts milliseconds: run four times as often.
     short: bool = False
+    #: Set in diskmill's environment.
+    environment: tuple[tuple[str, str], ...] = ()
     #: The most memory that diskmill may take, in MiB.
     memory: int = 128
 
@@ -146,6 +148,19 @@ def decrypted(image: str, opened: str, *, goal: float) -> Work:
     )
 
 
+def complete(name: str, *words: str) -> Work:
+    """What the shell is offered for *words*: within 100 ms where an interpreter that does nothing takes 12."""
+    return Work(
+        f"complete-{name}",
+        1 / 8,
+        words,
+        against=("python", "-c", "pass"),
+        needs=("qcow2",),
+        short=True,
+        environment=(("_DISKMILL_COMPLETE", "fish"),),
+    )
+
+
 WORKS: tuple[Work, ...] = (
     # the main job
     to("qcow2", goal=1.2),
@@ -160,6 +175,11 @@ WORKS: tuple[Work, ...] = (
     # start-up, against an interpreter that does nothing
     Work("version", 1 / 4, ("--version",), against=("python", "-c", "pass"), short=True),
     Work("info", 1 / 10, ("info", "{qcow2-small}"), against=("python", "-c", "pass"), needs=("qcow2",), short=True),
+    # what a shell waits for when the tabulator key is pressed
+    complete("commands", ""),
+    complete("options", "convert", "--"),
+    complete("values", "create", "-f", "qcow2", "-o", "cl"),
+    complete("snapshots", "snapshot", "{qcow2-small}", "-a", ""),
     # qcow2 at scale
     Work(
         "check-200-snapshots",

@@ -6,6 +6,7 @@ Run by `python3 dev.py picture`, which makes the disk first; the argument is the
 from __future__ import annotations
 
 import fcntl
+import html
 import io
 import os
 import pty
@@ -113,6 +114,21 @@ def prepare(program: str, folder: Path) -> None:
     (first,) = struct.unpack_from(">Q", damaged, struct.unpack_from(">Q", damaged, 40)[0])  # l1_table_offset
     struct.pack_into(">QQ", damaged, (first & 0xFFFFFFFFFE00) + 0x1000, 1 << 63 | 1 << 40, 1 << 63 | 1 << 41)
     (folder / "damaged.qcow2").write_bytes(damaged)
+
+
+def words_of(text: str) -> set[str]:
+    """The words in what a command printed, without numbers, units, paths and drawings."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[^ \n]*/[^ \n]*", " ", text)
+    units = {"bytes", "KiB", "MiB", "GiB"}
+    return {word for word in re.findall(r"[^\W\d_]{3,}", text) if word not in units}
+
+
+def text_of(picture: Path) -> str:
+    """The text that a picture shows."""
+    lines: dict[str, list[str]] = {}
+    for y, text in re.findall(r'<text [^>]*? y="([\d.]+)"[^>]*>([^<]*)</text>', picture.read_text()):
+        lines.setdefault(y, []).append(html.unescape(text).replace("\xa0", " "))
+    return "\n".join(" ".join(parts) for parts in lines.values())
 
 
 def main(folder: Path) -> None:

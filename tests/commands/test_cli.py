@@ -70,7 +70,7 @@ def test_info_of_several_images_is_an_array(raw: Path) -> None:
 def test_info_of_several_images_tells_of_those_that_there_are(raw: Path) -> None:
     done = diskmill("info", "--output=json", "nothere", raw, check=False)
     assert done.returncode == 1
-    assert done.stderr == "diskmill: 'nothere': No such file or directory\n"
+    assert json.loads(done.stderr)["error"]["cause"] == "No such file or directory"
     assert [one["filename"] for one in json.loads(done.stdout)] == [str(raw)]
 
 

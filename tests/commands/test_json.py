@@ -6,10 +6,13 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
 
+import diskmill
+import diskmill.errors
 import pytest
 from diskmill_cli.arguments import Arguments
 from diskmill_cli.commands import NAMES
@@ -80,10 +83,17 @@ def validate(name: str, value: Any) -> None:
         "commit top.qcow2",
         "commit -d top.qcow2",
         "drivers",
+        "drivers qcow2",
+        "convert -O qcow2 disk.raw converted.qcow2",
+        "convert --salvage -f raw disk.raw converted.raw",
+        "rebase -u -b base.qcow2 -F qcow2 top.qcow2",
+        "rebase -u -b '' top.qcow2",
+        "amend -o lazy_refcounts=on top.qcow2",
+        "bitmap --add --clear --disable base.qcow2 week",
     ],
 )
 def test_what_is_printed_keeps_to_the_schema(folder: Path, line: str) -> None:
-    command, *words = line.split()
+    command, *words = shlex.split(line)
     _, out, err = printed(folder, command, "--output=json", *words)
     assert err == ""
     validate(command, json.loads(out))
@@ -108,9 +118,47 @@ def test_a_signal_gets_a_line_of_json_too(folder: Path) -> None:
     assert (first["bytes"], first["phase"]) == (0, "convert")
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "file", "hint"),
+    [
+        ("info nothere", "storage", "nothere", None),
+        ("info --formt raw disk.raw", "usage", None, "did you mean '--format'?"),
+        ("info --output=jsn --output=json x", "usage", None, "did you mean 'json'?"),
+        ("info -f qcw2 disk.raw", "driver", None, "did you mean 'qcow2'"),
+        ("info disk.raw nothere", "storage", "nothere", None),
+        ("compare disk.raw nothere", "storage", "nothere", None),
+        ("check disk.raw", "unsupported", "disk.raw", None),
+        ("create -f qcow2 -o preallocation=metdata new.qcow2 1M", "usage", None, "did you mean 'metadata'?"),
+        ("convert --limits memory=0 disk.raw x", "usage", None, None),
+        ("snapshot -d none over.qcow2", "usage", "over.qcow2", None),
+    ],
+)
+def test_errors_are_objects_too(folder: Path, line: str, code: str, file: str | None, hint: str | None) -> None:
+    command, *words = line.split()
+    status, _, err = printed(folder, command, *words, "--output=json")
+    assert status != 0
+    (last,) = map(json.loads, err.splitlines())
+    validate("error", last)
+    found = last["error"]
+    assert (found["code"], found["file"]) == (code, file)
+    assert hint is None or hint in (found["hint"] or "")
+
+
+def test_warnings_are_objects_too_and_codes_are_the_schemas(folder: Path) -> None:
+    (folder / "odd.raw").write_bytes(b"\x1f\x8b\x08" + bytes(1021))
+    _, out, err = printed(folder, "info", "--output=json", "odd.raw")
+    assert json.loads(out)["format"] == "raw"
+    validate("error", json.loads(err))
+    assert "gzip" in json.loads(err)["warning"]["cause"]
+    kinds = [kind for kind in vars(diskmill.errors).values() if isinstance(kind, type)]
+    codes = {kind.code for kind in (*kinds, diskmill.LimitError) if issubclass(kind, diskmill.DiskmillError)}
+    schema = json.loads((SCHEMAS / "error.json").read_text())
+    assert codes == set(schema["oneOf"][0]["properties"]["error"]["properties"]["code"]["enum"])
+
+
 def test_every_command_with_json_has_a_schema_and_every_schema_a_command() -> None:
     able = {name for name in NAMES if any(option.key == "output" for option in load(name).options)}
-    assert {path.stem for path in SCHEMAS.glob("*.json")} == able | {"progress"}
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == able | {"error", "progress"}
     for path in SCHEMAS.glob("*.json"):
         Draft202012Validator.check_schema(json.loads(path.read_text()))
 

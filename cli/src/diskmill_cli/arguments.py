@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from diskmill.errors import UsageError
+from diskmill.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from .session import Session
@@ -26,6 +26,8 @@ class Option(NamedTuple):
     :param metavar: what its value is called in help; empty: a switch.
     :param choices: the only values it takes.
     :param loose: the value may be left out, and is only taken when attached with ``=``.
+    :param default: what holds where it is not given, in words.
+    :param ours: the drop-in does not take it, as qemu-img does not.
     :param panel: the heading under which help lists it.
     """
 
@@ -36,6 +38,18 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     loose: bool = False
     panel: str = "Options"
+    default: str = ""
+    ours: bool = False
+
+    @property
+    def description(self) -> str:
+        """What help says of it: with its choices, and what holds where it is not given."""
+        words = [self.help]
+        if self.choices and not all(choice in self.help for choice in self.choices):
+            words.append(f"({', '.join(self.choices)})")
+        if self.default:
+            words.append(f"[default: {self.default}]")
+        return " ".join(words)
 
 
 class Example(NamedTuple):
@@ -131,6 +145,16 @@ class Arguments:
 
 
 HELP = Option("help", ("-h", "--help"), "Show this help and exit.")
+COLOR = Option(
+    "color",
+    ("--color",),
+    "Colours and tables: at a terminal, always or never.",
+    "WHEN",
+    choices=("auto", "always", "never"),
+    default="auto",
+)
+EVERYWHERE = (COLOR, HELP)
+"""What every command takes, and the program before the command."""
 
 
 def parse(options: Iterable[Option], words: Sequence[str]) -> Arguments:
@@ -186,7 +210,8 @@ def _long(options: dict[str, Option], name: str) -> Option:
         return next(iter(found.values()))
     if found:
         raise UsageError(f"option '--{name}' is ambiguous: --{', --'.join(sorted(found))}")
-    raise UsageError(f"unrecognized option '--{name}'")
+    hint = did_you_mean(f"--{name}", [f"--{flag}" for flag in options])
+    raise UsageError(f"unrecognized option '--{name}'", hint=hint)
 
 
 def _value(option: Option, flag: str, rest: list[str]) -> str:
@@ -201,7 +226,8 @@ def _store(given: list[tuple[str, str]], option: Option, flag: str, value: str) 
     if option.key == HELP.key:
         raise HelpWanted
     if option.choices and value not in option.choices and not (option.loose and not value):
-        raise UsageError(f"option '{flag}' takes {_either(option.choices)}, not '{value}'")
+        hint = did_you_mean(value, option.choices)
+        raise UsageError(f"option '{flag}' takes {_either(option.choices)}, not '{value}'", hint=hint)
     given.append((option.key, value))
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diskmill.errors import UsageError
+from diskmill.errors import UsageError, did_you_mean
 from diskmill.opening.context import CACHE_MODES
 
 from .arguments import Arguments, Option
@@ -31,7 +31,9 @@ FORMAT = Option(
 IMAGE_OPTS = Option(
     "image_opts", ("--image-opts",), "Names are option strings: driver=qcow2,file.filename=…", panel=_IMAGE
 )
-TARGET_FORMAT = Option("output_format", ("-O", "--target-format"), "The output's format.", "FMT", panel=_TARGET)
+TARGET_FORMAT = Option(
+    "output_format", ("-O", "--target-format"), "The output's format.", "FMT", panel=_TARGET, default="raw"
+)
 BACKING_FORMAT = Option(
     "backing_format", ("-F", "--backing-format"), "The backing image's format.", "FMT", panel=_TARGET
 )
@@ -56,9 +58,15 @@ CACHE = Option(
     f"The cache mode for what is written: {', '.join(CACHE_MODES)}.",
     "MODE",
     panel=_ACCESS,
+    default="writeback",
 )
 SOURCE_CACHE = Option(
-    "source_cache", ("-T", "--cache", "--source-cache"), "The cache mode for what is read.", "MODE", panel=_ACCESS
+    "source_cache",
+    ("-T", "--cache", "--source-cache"),
+    "The cache mode for what is read.",
+    "MODE",
+    panel=_ACCESS,
+    default="writeback",
 )
 SHARE = Option(
     "share",
@@ -72,6 +80,7 @@ TRUST = Option(
     "What references inside images may open: nothing, folder (the image's own), anything, or a folder; repeatable.",
     "WHAT",
     panel=_ACCESS,
+    default="folder",
 )
 LIMITS = Option(
     "limits",
@@ -91,7 +100,13 @@ PROGRESS = Option(
 )
 QUIET = Option("quiet", ("-q", "--quiet"), "Print nothing but errors.", panel=_SHOW)
 OUTPUT = Option(
-    "output", ("--output",), "The form of the output: human or json.", "FORM", choices=("human", "json"), panel=_SHOW
+    "output",
+    ("--output",),
+    "The form of the output, and with json that of errors too.",
+    "FORM",
+    choices=("human", "json"),
+    panel=_SHOW,
+    default="human",
 )
 SNAPSHOT = Option(
     "snapshot",
@@ -159,7 +174,8 @@ def other_side(context: Context, arguments: Arguments, cache: str = "writeback",
 def _cache_mode(arguments: Arguments, cache: str, key: str) -> str:
     mode = arguments.one(key) or cache
     if mode not in CACHE_MODES:
-        raise UsageError(f"invalid cache mode '{mode}': choose from {', '.join(CACHE_MODES)}")
+        hint = did_you_mean(mode, CACHE_MODES)
+        raise UsageError(f"invalid cache mode '{mode}': choose from {', '.join(CACHE_MODES)}", hint=hint)
     return mode
 
 
@@ -167,6 +183,18 @@ def format_of(arguments: Arguments, key: str) -> str:
     """The format that the option *key* names; raw where it is not given. A name that is empty is one all the same."""
     given = arguments.one(key)
     return "raw" if given is None else given
+
+
+def tell_of_raw(arguments: Arguments, session: Session, key: str, flag: str, name: str) -> None:
+    """Tell a person at a terminal that *name* will be raw for want of the option *key*, if it is called otherwise."""
+    if session.plain or session.quiet or arguments.has(key) or sys.stderr is None or not sys.stderr.isatty():
+        return
+    from diskmill.opening.known import named_after
+
+    called = named_after(name)
+    if called is not None:
+        text = f"'{name}' is written as raw, as qemu-img does: {flag} {called} if it is to be {called}"
+        session.error(f"note: {text}", 36)
 
 
 def _overwrite(arguments: Arguments, session: Session) -> str:
@@ -205,7 +233,9 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
     for one in given:
         local = one not in ("nothing", "folder", "anything") and new_file(one)["driver"] == "file"
         if local and not os.path.isdir(one):
-            raise UsageError(f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists")
+            hint = did_you_mean(one, ("nothing", "folder", "anything"))
+            text = f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists"
+            raise UsageError(text, hint=hint)
     return Trust.parse(given)
 
 
@@ -230,8 +260,16 @@ def show_options(options: list[DriverOption], title: str, session: Session) -> i
     session.print(f"{title}:")
     for option in options:
         declared = f"{option.name}=<{kinds.get(option.type, option.type)}>"
-        session.print(f"  {declared:<22} - {option.help}")
+        more = "" if session.plain else choices_and_default(option)
+        session.print(f"  {declared:<22} - {option.help}{more}")
     return 0
+
+
+def choices_and_default(option: DriverOption) -> str:
+    """What follows the help of an option: its choices, and what holds where it is not given."""
+    default = ("on" if option.default else "off") if isinstance(option.default, bool) else option.default
+    choices = f" ({', '.join(option.choices)})" if option.choices else ""
+    return choices if default is None else f"{choices} [default: {default}]"
 
 
 if TYPE_CHECKING:

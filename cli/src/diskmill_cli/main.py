@@ -47,6 +47,8 @@ def main(session: Session | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may be any bytes; they go out as they came in
         codecs.register_error("diskmill", _as_it_came)
         sys.stdout.reconfigure(errors="diskmill")
+        if isinstance(sys.stderr, io.TextIOWrapper):
+            sys.stderr.reconfigure(errors="diskmill")
     status = run(sys.argv[1:], session or Session())
     try:
         sys.stdout.flush()
@@ -66,12 +68,33 @@ def _open_standard_files() -> None:
             setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
+_PLAIN = {
+    "…": b"...",
+    "–": b"-",
+    "→": b"->",
+    "’": b"'",
+    "×": b"x",
+    "≤": b"<=",
+    "█": b"#",
+    "▓": b"+",
+    "░": b"-",
+    "·": b".",
+    **dict.fromkeys("─━╸╺╶╴", b"-"),
+    **dict.fromkeys("│┃", b"|"),
+    **dict.fromkeys("╭╮╰╯├┤└┘┌┐┬┴┼", b"+"),
+}
+"""What stands for characters that we print, where the terminal's character set does not have them."""
+
+
 def _as_it_came(error: UnicodeError) -> tuple[bytes, int]:
-    """A byte of a name that is no text as that byte, and ``?`` for what the terminal's character set does not have."""
+    """A byte of a name that is no text as that byte, and plain characters, or else ``?``, for what the terminal's
+    character set does not have.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    codes = map(ord, error.object[error.start : error.end])
-    return bytes(code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0x3F for code in codes), error.end
+    text = error.object[error.start : error.end]
+    pieces = (bytes((ord(one) - 0xDC00,)) if "\udc80" <= one <= "\udcff" else _PLAIN.get(one, b"?") for one in text)
+    return b"".join(pieces), error.end
 
 
 def _allow_many_files() -> None:
@@ -97,8 +120,8 @@ def run(words: Sequence[str], session: Session) -> int:
         print(f"{session.program} {session.version}")
         return 0
     try:
-        if session.completing(words):
-            from .manual import complete
+        if session.completing():
+            from .completion import complete
 
             return complete(words, session)
         status = _guarded(words, session)
@@ -117,12 +140,15 @@ def run(words: Sequence[str], session: Session) -> int:
 
 
 def _guarded(words: Sequence[str], session: Session) -> int:
-    from diskmill.errors import DiskmillError
+    from diskmill.errors import DiskmillError, as_options
+    from diskmill.sizes import letters_only
 
+    letters_only.set(session.plain)
+    as_options.set(True)
     try:
         return _run(words, session)
     except DiskmillError as error:
-        session.error(session.message(error))
+        session.fail(error)
         return error.exit_code
     except (BrokenPipeError, KeyboardInterrupt):
         raise
@@ -141,10 +167,15 @@ def _guarded(words: Sequence[str], session: Session) -> int:
 
 
 def _run(words: Sequence[str], session: Session) -> int:
-    standard, rest = _standard(words)
+    standard, rest = _standard(words, session)
+    session.color = standard.one("color") or session.color
     if standard.has("version"):
         session.print(f"{session.program} {session.version}")
         return 0
+    if standard.has("show_completion"):
+        from .completion import show_script
+
+        return show_script(str(standard.one("show_completion")), session)
     if not standard.has("trace"):
         return _command(standard, rest, session)
     from contextlib import ExitStack
@@ -159,7 +190,7 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
     """Run the command that *rest* begins with."""
     from diskmill.errors import UsageError
 
-    from .arguments import HelpWanted, parse
+    from .arguments import COLOR, HelpWanted, parse
 
     if standard.has("help") or not rest:
         from .manual import show_overview
@@ -168,25 +199,75 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
             raise UsageError(f"not enough arguments: name a command, or try '{session.program} --help'")
         return show_overview(session)
     name, *given = rest
-    if not known(name, session):
-        raise UsageError(f"command not found: '{name}'; '{session.program} --help' lists the commands")
-    command = load(name)
+    if name in ASKING and not session.plain:
+        return _tell(name, given, session)
+    session.as_json = not session.plain and _wants_json(given)
+    command = _command_called(name, session)
     try:
-        arguments = parse(command.options, given)
+        options = [one for one in command.options if not one.ours] if session.plain else [*command.options, COLOR]
+        arguments = parse(options, given)
     except HelpWanted:
         from .manual import show_command
 
         return show_command(command, session)
     except UsageError as error:
-        error.cause += f"; see '{session.program} {name} --help'"
+        error.hint = error.hint or f"see '{session.program} {name} --help'"
         raise
     session.quiet = arguments.has("quiet")
+    session.color = arguments.one("color") or session.color
     for names, format in (("image_opts", "format"), ("target_image_opts", "output_format")):
         if arguments.has(names) and arguments.has(format):
             raise UsageError(
                 f"a name that is an option string says its format itself: leave the format of '{name}' out"
             )
     return command.run(arguments, session)
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether the last ``--output`` says json: also where the words turn out to be wrong."""
+    last = ""
+    for before, word in zip(("", *words), words, strict=False):
+        if word.startswith("--output="):
+            last = word.partition("=")[2]
+        elif before == "--output":
+            last = word
+    return last == "json"
+
+
+ASKING = ("help", "version")
+"""Words that stand where a command does, and ask about the program."""
+
+
+def _tell(name: str, given: list[str], session: Session) -> int:
+    """``help [COMMAND]`` and ``version``."""
+    from diskmill.errors import UsageError
+
+    from .manual import show_command, show_overview
+
+    if name == "version" and not given:
+        session.print(f"{session.program} {session.version}")
+        return 0
+    if len(given) > 1 or name == "version":
+        raise UsageError(f"unexpected argument: '{given[-1]}'")
+    if not given or given[0] in ASKING:
+        return show_overview(session)
+    return show_command(_command_called(given[0], session), session)
+
+
+def _command_called(name: str, session: Session) -> Command:
+    """The command *name*.
+
+    :raises UsageError: there is none.
+    """
+    if known(name, session):
+        return load(name)
+    from diskmill.errors import UsageError, did_you_mean
+
+    from .commands import NAMES
+
+    names = NAMES if session.plain else (*NAMES, *ASKING, *brought())
+    hint = did_you_mean(name, names) or f"'{session.program} --help' lists the commands"
+    raise UsageError(f"command not found: '{name}'", hint=hint)
 
 
 GROUP = "diskmill.command"
@@ -241,25 +322,35 @@ def _load_brought(name: str) -> Command:
     return command
 
 
-def standard_options() -> tuple[Option, ...]:
-    """The options that stand before the command."""
+def standard_options(*, plain: bool = False) -> tuple[Option, ...]:
+    """The options that stand before the command, beside those that stand everywhere; *plain*: qemu-img's."""
     from .arguments import Option
 
+    ours = Option(
+        "show_completion",
+        ("--show-completion",),
+        "Print the script that lets a shell complete what is typed.",
+        "SHELL",
+        choices=("bash", "zsh", "fish"),
+    )
     return (
         Option("version", ("-V", "--version"), "Show the version and exit."),
         Option("trace", ("-T", "--trace"), "Trace operations: [enable=]PATTERN,events=FILE,file=FILE.", "SPEC"),
+        *(() if plain else (ours,)),
     )
 
 
-def _standard(words: Sequence[str]) -> tuple[Arguments, list[str]]:
+def _standard(words: Sequence[str], session: Session) -> tuple[Arguments, list[str]]:
     """The standard options, which end at the first word that is none, and the words from there on."""
-    from .arguments import Arguments, HelpWanted, parse
+    from .arguments import COLOR, Arguments, HelpWanted, parse
 
+    declared = standard_options(plain=True) if session.plain else (*standard_options(), COLOR)
+    valued = {flag for option in declared if option.metavar for flag in option.flags}
     end = 0
     while end < len(words) and words[end].startswith("-") and words[end] not in ("-", "--"):
-        end += 2 if words[end] in ("-T", "--trace") else 1
+        end += 2 if words[end] in valued else 1
     try:
-        standard = parse(standard_options(), words[:end])
+        standard = parse(declared, words[:end])
     except HelpWanted:
         standard = Arguments([("help", "")], [])
     return standard, list(words[end:])

@@ -1,4 +1,4 @@
-"""Help texts, shell completion and the manual page, all made from the commands' declarations.
+"""Help texts and the manual pages, made from the commands' declarations.
 
 typer does the work: for each command a function is made up whose parameters are the declared options.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 from diskmill.errors import DriverError
 
 from . import __version__
-from .arguments import HELP, Command, Option
+from .arguments import EVERYWHERE, HELP, Command, Option
 from .commands import NAMES
 from .main import brought, load, standard_options
 from .session import Session
@@ -27,40 +28,58 @@ def show_overview(session: Session) -> int:
     if session.plain:
         print("\n".join(_classic(session)))
         return 0
-    return _typer(session, ["--help"])
+    return _typer(session)
 
 
 def show_command(command: Command, session: Session) -> int:
     """Print the help of one command."""
     if session.plain:
         return show_overview(session)
-    return _typer(session, [command.name, "--help"], (command.name,))
+    return _typer(session, command.name)
 
 
-def complete(words: Sequence[str], session: Session) -> int:
-    """Answer the shell, or set completion up, as typer does."""
-    return _typer(session, list(words))
-
-
-def _typer(session: Session, words: list[str], names: Sequence[str] | None = None) -> int:
+def _typer(session: Session, name: str | None = None) -> int:
+    """Let typer print the help of the command *name*, or of the program."""
     app = typer.Typer(
         help=_TITLE,
         rich_markup_mode="rich" if sys.stdout.isatty() else None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": list(HELP.flags)},
+        add_completion=False,
+        context_settings={"help_option_names": []},  # ours is declared as the others are
     )
-    app.callback()(_function(standard_options()))
-    for name in (*NAMES, *sorted(brought())) if names is None else names:
+    app.callback()(_function((*standard_options(), *EVERYWHERE)))
+    for one in (*NAMES, *sorted(brought())) if name is None else (name,):
         try:
-            command = load(name)
+            command = load(one)
         except DriverError as error:  # one package that is broken does not take the help from all the others
             session.warn(str(error))
             continue
-        app.command(name, help=_text(command), short_help=command.help, epilog=_epilog(command))(
-            _function(command.options, command.operands)
-        )
-    result: Any = typer.main.get_command(app).main(words, prog_name=session.program, standalone_mode=False)
-    return int(result or 0)
+        app.command(
+            one,
+            help=_escaped(_text(command)),
+            short_help=_escaped(command.help),
+            epilog=_escaped(_epilog(command)),
+            options_metavar=f"[OPTIONS] {command.operands}".rstrip(),
+            context_settings={"help_option_names": []},
+        )(_function((*command.options, *EVERYWHERE)))
+    shown: Any = typer.main.get_command(app)
+    context = shown.make_context(session.program, [], resilient_parsing=True)
+    if name is not None:
+        shown = shown.commands[name]
+        context = shown.make_context(name, [], parent=context, resilient_parsing=True)
+    text = shown.get_help(context)  # printed already, where rich does it
+    if text:
+        print(text)
+    return 0
+
+
+def _escaped(text: str) -> str:
+    """*text* for typer, which takes what is in brackets for markup where it prints with rich."""
+    if not sys.stdout.isatty():
+        return text
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _text(command: Command) -> str:
@@ -72,18 +91,13 @@ def _epilog(command: Command) -> str:
     return "\n\n".join(["Examples:", *(f"$ {one.line}\n\n    {one.does}" for one in command.examples)])
 
 
-def _function(options: Sequence[Option], operands: str = "") -> Callable[..., None]:
+def _function(options: Sequence[Option]) -> Callable[..., None]:
     """A function that typer takes for a command with *options*."""
 
     def function(**values: object) -> None:
         """Only its signature is used."""
 
     parameters = [_parameter(option) for option in options]
-    if operands:
-        argument = typer.Argument(None, metavar=operands, show_default=False)
-        parameters.append(
-            inspect.Parameter("operands", inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=str)
-        )
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {one.name: one.annotation for one in parameters}
     return function
@@ -94,24 +108,18 @@ def _parameter(option: Option) -> inspect.Parameter:
     declared = typer.Option(
         False if switch else None,
         *option.flags,
-        help=option.help,
-        metavar="" if switch else option.metavar,
+        help=_escaped(option.description),
+        metavar=_loose(option) if switch else option.metavar,
         rich_help_panel=option.panel,
         show_default=False,
-        autocompletion=None if switch else _completion(option),
     )
     return inspect.Parameter(
         option.key, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=bool if switch else str
     )
 
 
-def _completion(option: Option) -> Callable[[str], list[str]] | None:
-    """What the shell offers for the option's value: its choices, or the formats that are installed."""
-    if option.choices:
-        return lambda incomplete: [choice for choice in option.choices if choice.startswith(incomplete)]
-    if option.metavar == "FMT":
-        return lambda incomplete: [name for name in formats() if name.startswith(incomplete)]
-    return None
+def _loose(option: Option) -> str:
+    return _escaped(f"[={option.metavar}]") if option.metavar else ""
 
 
 def formats() -> list[str]:
@@ -131,20 +139,20 @@ def _classic(session: Session) -> Iterator[str]:
     yield f"usage: {session.program} [standard options] command [command options]"
     yield "Disk image utility"
     yield ""
-    for option in (HELP, *standard_options()):
+    for option in (HELP, *standard_options(plain=True)):
         yield f"    {', '.join(repr(flag) for flag in option.flags):<21} {option.help}"
     yield ""
     yield "Command syntax:"
     for name in NAMES:
         command = load(name)
-        options = " ".join(_synopsis(option) for option in command.options)
+        options = " ".join(_synopsis(option) for option in command.options if not option.ours)
         yield f"  {name} {options} {command.operands}".rstrip()
     yield ""
     yield "Command options:"
     seen = set()
     for name in NAMES:
         for option in load(name).options:
-            if (option.flags, option.help) not in seen:
+            if not option.ours and (option.flags, option.help) not in seen:
                 seen.add((option.flags, option.help))
                 yield f"  {', '.join(repr(flag) for flag in option.flags)} ({name}): {option.help}"
     yield ""
@@ -159,61 +167,125 @@ def _synopsis(option: Option) -> str:
     return f"[{flag}{'=' if flag.startswith('--') and option.key != 'object' else ' '}{value}]"
 
 
-_DATE = "2026-11-24"
+_DATE = "2026-11-26"
 """When the commands last changed; manual pages have a date."""
 
 
-def manual_page() -> str:
-    """The manual page ``diskmill(1)``, in roff."""
-    return "\n".join(_page()) + "\n"
+def manual_pages() -> dict[str, str]:
+    """The manual pages by file name, in roff: ``diskmill.1``, and ``diskmill-NAME.1`` for each command."""
+    pages = {"diskmill.1": _overview()}
+    for name in NAMES:
+        pages[f"diskmill-{name}.1"] = _page_of(load(name))
+    return {name: "\n".join(lines) + "\n" for name, lines in pages.items()}
 
 
-def _page() -> Iterator[str]:
-    yield f'.TH DISKMILL 1 {_DATE} "diskmill {__version__}" "User commands"'
+def dropin_page() -> str:
+    """The manual page ``qemu-img(1)`` of the drop-in."""
+    return "\n".join(_classic_page()) + "\n"
+
+
+def _head(name: str, title: str) -> Iterator[str]:
+    yield f'.TH {name.upper()} 1 {_DATE} "diskmill {__version__}" "User commands"'
     yield ".SH NAME"
-    yield rf"diskmill \- {_roff(_TITLE[0].lower() + _TITLE[1:].rstrip('.'))}"
+    yield rf"{_roff(name)} \- {_roff(title[0].lower() + title[1:].rstrip('.'))}"
     yield ".SH SYNOPSIS"
+
+
+def _overview() -> Iterator[str]:
+    yield from _head("diskmill", _TITLE)
     yield r".B diskmill"
     yield r"[\fISTANDARD OPTIONS\fR] \fICOMMAND\fR [\fIOPTIONS\fR] \fINAME\fR\&.\&.\&."
     yield ".SH STANDARD OPTIONS"
-    for option in (HELP, *standard_options()):
+    for option in (*EVERYWHERE, *standard_options()):
+        yield from _entry(option)
+    yield ".SH COMMANDS"
+    yield _roff("Each has a page of its own.")
+    for name in NAMES:
+        yield ".TP"
+        yield rf"\fBdiskmill\-{name}\fR(1)"
+        yield _roff(load(name).help)
+    yield ".SH ENVIRONMENT"
+    for name, text in (
+        (
+            "DISKMILL_TRUST",
+            "What references inside images may open, as --trust; several values are separated by colons. "
+            "Empty: nothing.",
+        ),
+        ("DISKMILL_LIMITS", "What opening images may cost, as --limits."),
+        ("DISKMILL_TRACEBACK", "When set, an internal error shows where it happened."),
+        ("NO_COLOR", "When set, there are no colours at a terminal, unless --color says otherwise."),
+    ):
+        yield ".TP"
+        yield name
+        yield _roff(text)
+    yield ".SH SIGNALS"
+    yield _roff("SIGUSR1 (and SIGINFO) makes a command that moves data report its progress on stderr.")
+    yield ".SH EXIT STATUS"
+    yield _roff(
+        "0 after success, 1 after an error, 130 when interrupted; check and compare have more, see their pages."
+    )
+
+
+def _page_of(command: Command) -> Iterator[str]:
+    yield from _head(f"diskmill-{command.name}", command.help)
+    yield f".B diskmill {command.name}"
+    yield f"[OPTIONS] {_roff(command.operands)}".rstrip()
+    if command.about:
+        yield ".SH DESCRIPTION"
+        yield _roff(command.about.replace("\n\n", " "))
+    for panel in dict.fromkeys(option.panel for option in command.options):
+        yield f".SH {panel.upper()}"
+        for option in command.options:
+            if option.panel == panel:
+                yield from _entry(option)
+    yield ".SH EVERYWHERE"
+    for option in EVERYWHERE:
+        yield from _entry(option)
+    yield ".SH EXAMPLES"
+    for number, example in enumerate(command.examples):
+        if number:
+            yield ".PP"
+        yield f"{_roff(example.does[0].upper() + example.does[1:])}:"
+        yield ".PP"
+        yield ".RS 4"
+        yield ".nf"
+        yield _roff(example.line)
+        yield ".fi"
+        yield ".RE"
+    yield ".SH SEE ALSO"
+    yield r"\fBdiskmill\fR(1)"
+
+
+def _classic_page() -> Iterator[str]:
+    yield from _head("qemu-img", "the diskmill command for programs that call qemu-img")
+    yield ".B qemu\\-img"
+    yield r"[\fISTANDARD OPTIONS\fR] \fICOMMAND\fR [\fIOPTIONS\fR] \fINAME\fR\&.\&.\&."
+    yield ".SH DESCRIPTION"
+    yield _roff(
+        "The commands, options, output and exit codes of qemu-img, on diskmill's drivers. References inside images are "
+        "opened, and outputs are written in place, as qemu-img does; diskmill itself is more careful."
+    )
+    yield ".SH STANDARD OPTIONS"
+    for option in (HELP, *standard_options(plain=True)):
         yield from _entry(option)
     yield ".SH COMMANDS"
     for name in NAMES:
         command = load(name)
         yield f".SS {name} [OPTIONS] {_roff(command.operands)}".rstrip()
-        yield _roff(_text(command).replace("\n\n", " "))
+        yield _roff(command.help)
         for option in command.options:
-            yield from _entry(option)
-        for example in command.examples:
-            yield ".PP"
-            yield f"{_roff(example.does[0].upper() + example.does[1:])}:"
-            yield ".PP"
-            yield ".RS 4"
-            yield ".nf"
-            yield _roff(example.line)
-            yield ".fi"
-            yield ".RE"
-    yield ".SH ENVIRONMENT"
-    yield ".TP"
-    yield "DISKMILL_TRUST"
-    text = "What references inside images may open, as --trust; several values are separated by colons. Empty: nothing."
-    yield _roff(text)
-    yield ".TP"
-    yield "DISKMILL_LIMITS"
-    yield _roff("What opening images may cost, as --limits.")
-    yield ".TP"
-    yield "DISKMILL_TRACEBACK"
-    yield _roff("When set, an internal error shows where it happened.")
-    yield ".SH SIGNALS"
-    yield _roff("SIGUSR1 (and SIGINFO) makes a command that moves data report its progress on stderr.")
+            if not option.ours:
+                yield from _entry(option)
+    yield ".SH SEE ALSO"
+    yield r"\fBdiskmill\fR(1)"
 
 
 def _entry(option: Option) -> Iterator[str]:
     yield ".TP"
     value = f" \\fI{_roff(option.metavar)}\\fR" if option.metavar and not option.loose else ""
+    value = f"[=\\fI{_roff(option.metavar)}\\fR]" if option.loose else value
     yield ", ".join(f"\\fB{_roff(flag)}\\fR" for flag in option.flags) + value
-    yield _roff(option.help)
+    yield _roff(option.description)
 
 
 def _roff(text: str) -> str:
@@ -221,5 +293,14 @@ def _roff(text: str) -> str:
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
-if __name__ == "__main__":  # python -m diskmill_cli.manual >diskmill.1
-    sys.stdout.write(manual_page())
+def main(folders: Sequence[str]) -> None:
+    """Write the pages into the folders of the command's and of the drop-in's package."""
+    own, dropin = (Path(folder) / "share" / "man" / "man1" for folder in folders)
+    for folder, pages in ((own, manual_pages()), (dropin, {"qemu-img.1": dropin_page()})):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":  # python -m diskmill_cli.manual CLI DROPIN
+    main(sys.argv[1:])

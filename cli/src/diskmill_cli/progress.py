@@ -30,6 +30,9 @@ class State:
     def __call__(self, done: int, total: int) -> None:
         self.done, self.total = done, total
 
+    def phase(self, name: str) -> None:
+        """Another part of the work begins: called *name*, and as long as it takes."""
+
     @property
     def percent(self) -> float:
         return 100 * self.done / self.total if self.total else 0.0
@@ -65,6 +68,7 @@ class _Percent(State):
         self.at_once = at_once
         self.ends = ends
         self.completes = completes
+        self.out = sys.stdout
         self.shown: float | None = None
 
     def start(self) -> None:
@@ -90,13 +94,13 @@ class _Percent(State):
 
     def stop(self) -> None:
         if self.ends or self.shown is not None:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            self.out.write("\n")
+            self.out.flush()
 
     def _print(self, percent: float) -> None:
         self.shown = percent
-        sys.stdout.write(f"    ({percent:3.2f}/100%)\r")
-        sys.stdout.flush()
+        self.out.write(f"    ({percent:3.2f}/100%)\r")
+        self.out.flush()
 
 
 class _Json(State):
@@ -104,7 +108,7 @@ class _Json(State):
 
     def __init__(self, phase: str) -> None:
         super().__init__()
-        self.phase = phase
+        self._phase = phase
         self._last = 0.0
         self._lock = threading.Lock()
 
@@ -115,10 +119,15 @@ class _Json(State):
             if now < self._last + 0.1:
                 return
             self._last = now
-        self._print(self.phase)
+        self._print(self._phase)
+
+    def phase(self, name: str) -> None:
+        with self._lock:
+            self._phase = name
+        self._print(name)
 
     def answer(self, number: int, frame: object) -> None:
-        self._print(self.phase)
+        self._print(self._phase)
 
     def finish(self) -> None:
         self.done = self.total
@@ -136,41 +145,72 @@ class _Json(State):
 
 
 class _Bar(State):
-    """A bar with rate and remaining time."""
+    """A bar with rate and remaining time, and one more for each phase of the work."""
 
     def __init__(self, session: Session, phase: str) -> None:
         super().__init__()
         from diskmill.sizes import format_size
-        from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
         from rich.text import Text
+
+        class Percent(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                return Text(f"{task.percentage:5.1f} %" if task.fields["measured"] else "", "progress.percentage")
+
+        class Amount(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                if not task.fields["measured"]:
+                    return Text()
+                text = f"{format_size(int(task.completed))} of {format_size(int(task.total))}"
+                return Text(text, "progress.download")
 
         class Rate(ProgressColumn):
             def render(self, task: Any) -> Text:
-                return Text(
-                    f"{format_size(int(task.finished_speed or task.speed or 0))}/s", style="progress.data.speed"
-                )
+                if not task.fields["measured"]:
+                    return Text()
+                rate = task.finished_speed or task.speed or task.completed / max(task.elapsed or 0, 0.001)
+                return Text(f"{format_size(int(rate))}/s", "progress.data.speed")
 
         console = session.console()
-        wide = (DownloadColumn(binary_units=True), Rate()) if console.width >= 70 else ()
+        wide = (Amount(), Rate()) if console.width >= 70 else ()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>5.1f} %"),
+            Percent(),
             *wide,
-            TimeRemainingColumn(compact=True),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
             expand=True,
         )
-        self._task = self._bar.add_task(phase, total=None)
+        self._name = phase
+        self._task: Any = None
+        self._lock = threading.Lock()
 
     def __call__(self, done: int, total: int) -> None:
         super().__call__(done, total)
-        self._bar.start()  # not before: a passphrase may have to be typed first
+        with self._lock:
+            if self._task is None:
+                self._begin(self._name, total)
         self._bar.update(self._task, completed=done, total=total)
 
+    def phase(self, name: str) -> None:
+        with self._lock:
+            self._end()
+            self._begin(name, None)
+
+    def _begin(self, name: str, total: int | None) -> None:
+        self._bar.start()  # not before: a passphrase may have to be typed first
+        self._task = self._bar.add_task(name, total=total, measured=total is not None)
+
+    def _end(self) -> None:
+        """What is shown last is done."""
+        if self._task is not None:
+            total = self._bar.tasks[-1].total or 1  # of a phase without a measure: a full bar, too
+            self._bar.update(self._task, completed=total, total=total)
+
     def finish(self) -> None:
-        if self.total:
-            self._bar.update(self._task, completed=self.total, total=self.total)
+        with self._lock:
+            self._end()
 
     def stop(self) -> None:
         self._bar.stop()
@@ -202,14 +242,17 @@ def _state(arguments: Arguments, session: Session, phase: str) -> State:
         return State()
     if arguments.one("progress") == "json":
         return _Json(phase)
-    if sys.stdout.isatty() and not session.plain:
+    if sys.stdout.isatty() and not session.plain and not session.as_json:
         return _Bar(session, phase)
     # What callers of qemu-img read where it fails: of commands that open images first, an empty line or nothing.
-    return _Percent(
+    lines = _Percent(
         at_once=session.plain and phase in _AT_ONCE,
         ends=session.plain and phase != "commit",
         completes=phase != "compare",
     )
+    if session.as_json:  # which is alone on stdout
+        lines.out = sys.stderr
+    return lines
 
 
 def _on_signal(handler: Any) -> list[tuple[int, Any]]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from diskmill.contract.options import Option as DriverOption
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+    from collections.abc import Iterator, Mapping
 
-if TYPE_CHECKING:
     from diskmill.contract.options import Option as DriverOption
     from diskmill.contract.results import Creation
     from diskmill.errors import DiskmillError
@@ -39,6 +36,10 @@ class Session:
         self.overwrite = overwrite
         self.plain = plain
         self.quiet = False
+        self.as_json = False
+        """Whether ``--output=json`` was given: then errors and warnings are objects, too, one a line on stderr."""
+        self.color = "auto"
+        """When there are colours: ``auto``, ``always`` or ``never``."""
         self.count_includes_skipped = False
         """Whether the blocks that ``dd`` skips are among those that it counts, as in qemu-img 7.2."""
 
@@ -76,10 +77,15 @@ class Session:
         """*error* in one line."""
         return str(error)
 
-    def completing(self, words: Sequence[str]) -> bool:
-        """Whether it is the shell that asks what could be typed, or the user asks for that to be set up."""
-        asked = words[:1] in (["--install-completion"], ["--show-completion"])
-        return not self.plain and (asked or f"_{self.program.replace('-', '_').upper()}_COMPLETE" in os.environ)
+    def completing(self) -> bool:
+        """Whether it is the shell that asks what could be typed."""
+        return not self.plain and "_DISKMILL_COMPLETE" in os.environ
+
+    def coloured(self, stream: TextIO) -> bool:
+        """Whether what is written to *stream* has colours."""
+        if self.plain or self.color == "never":
+            return False
+        return self.color == "always" or (stream.isatty() and not os.environ.get("NO_COLOR"))
 
     def print(self, *lines: str) -> None:
         """Write lines of results for a person, unless ``-q`` forbids.
@@ -95,13 +101,32 @@ class Session:
         for line in lines:
             sys.stdout.write(printable(line, raw_bytes=raw_bytes) + "\n")
 
+    def fail(self, error: DiskmillError) -> None:
+        """Write the message of *error*: for programs that asked for JSON, an object with its parts."""
+        if not self.as_json:
+            self.error(self.message(error))
+            return
+        parts = {"code": error.code, "file": error.file, "place": error.place, "cause": error.cause, "hint": error.hint}
+        self._object("error", parts)
+
+    def _object(self, kind: str, parts: Mapping[str, str | None]) -> None:
+        import json
+
+        sys.stdout.flush()
+        text = {key: value and value.encode(errors="replace").decode() for key, value in parts.items()}
+        sys.stderr.write(json.dumps({kind: text}) + "\n")
+        sys.stderr.flush()
+
     def error(self, text: str, colour: int = 31) -> None:
         """Write an error message, one line; red where a person reads it."""
         from diskmill.errors import printable
 
+        if self.as_json:
+            self._object("error", {"code": "error", "file": None, "place": None, "cause": text, "hint": None})
+            return
         text = printable(text)
         name = f"{self.program}:"
-        if not self.plain and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        if self.coloured(sys.stderr):
             name = f"\x1b[1;{colour}m{name}\x1b[0m"
         sys.stdout.flush()
         sys.stderr.write(f"{name} {text}\n")
@@ -116,7 +141,10 @@ class Session:
 
     def warn(self, text: str) -> None:
         """Write a warning, one line; yellow where a person reads it."""
-        self.error(f"warning: {text}", 33)
+        if self.as_json:
+            self._object("warning", {"cause": text})
+        else:
+            self.error(f"warning: {text}", 33)
 
     def json(self, value: Any) -> None:
         """Print *value* as JSON, unless ``-q`` forbids."""
@@ -127,10 +155,15 @@ class Session:
 
     def fancy(self, arguments: Arguments) -> bool:
         """Whether results go to a person at a terminal."""
-        return not self.plain and not self.quiet and arguments.one("output") is None and sys.stdout.isatty()
+        seen = sys.stdout.isatty() or self.color == "always"
+        return not self.plain and not self.quiet and arguments.one("output") is None and seen
 
     def console(self) -> Console:
         """The terminal, for tables and colours."""
         from rich.console import Console
 
+        if self.color == "never":
+            return Console(highlight=False, color_system=None)
+        if self.color == "always":
+            return Console(highlight=False, force_terminal=True, color_system="standard", no_color=False)
         return Console(highlight=False)

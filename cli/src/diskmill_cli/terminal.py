@@ -19,6 +19,7 @@ from .output import clock, date, scalar
 
 if TYPE_CHECKING:
     from diskmill.commands.drivers import DriverInfo
+    from diskmill.contract.options import Option as DriverOption
     from diskmill.contract.results import CheckResult, Comparison, ImageInfo, Limits, MapEntry, Measurement, Snapshot
 
 _STYLES = {"data": "green", "backing": "blue", "zero": "bright_black", "hole": "bright_black"}
@@ -97,8 +98,8 @@ def bitmap_table(bitmaps: Sequence[Mapping[str, Any]]) -> Table:
     """The persistent bitmaps, as QAPI's ``Qcow2BitmapInfo`` tells them."""
     table = Table(box=box.SIMPLE_HEAD, title="Bitmaps", title_justify="left")
     table.add_column("name", overflow="fold", min_width=8)
-    table.add_column("granularity", justify="right")
-    table.add_column("flags")
+    table.add_column("granularity", justify="right", overflow="fold")
+    table.add_column("flags", overflow="fold")
     for one in bitmaps:
         flags = _text(", ".join(one["flags"]))
         table.add_row(_text(str(one["name"]), "bold"), format_size(int(one["granularity"])), flags)
@@ -118,11 +119,11 @@ def _grow(tree: Tree, value: Any) -> None:
 def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
     """The internal snapshots."""
     table = Table(box=box.SIMPLE_HEAD, title="Snapshots", title_justify="left")
-    table.add_column("ID", no_wrap=True)
+    table.add_column("ID", overflow="fold")
     table.add_column("name", overflow="fold", min_width=8)
-    table.add_column("taken")
-    table.add_column("VM state", justify="right")
-    table.add_column("VM clock", justify="right")
+    table.add_column("taken", overflow="fold", min_width=10)
+    table.add_column("VM state", justify="right", overflow="fold")
+    table.add_column("VM clock", justify="right", overflow="fold")
     for one in snapshots:
         table.add_row(_text(one.id), _text(one.name, "bold"), date(one), format_size(one.vm_state_size), clock(one))
     return table
@@ -233,7 +234,8 @@ def show_check(result: CheckResult, console: Console, *, dry_run: bool = False) 
             _text(f"{mark}{finding.kind}: {finding.text}", "green" if finding.fixed else styles[finding.kind])
         )
     if result.corruptions or result.check_errors:
-        verdict = Text(f"{result.corruptions} corruptions, {result.check_errors} errors", "bold red")
+        counts = f"{result.corruptions} corruptions, {result.check_errors} errors, {result.leaks} leaked clusters"
+        verdict = Text(counts, "bold red")
     elif result.leaks:
         verdict = Text(f"{result.leaks} leaked clusters: space is lost, data is not", "bold yellow")
     else:
@@ -271,17 +273,94 @@ def show_measurement(result: Measurement, console: Console) -> None:
     console.print(table)
 
 
+_MARKS = {
+    "create": "c",
+    "write": "w",
+    "backing": "b",
+    "compression": "z",
+    "check": "k",
+    "repair": "r",
+    "resize": "g",
+    "shrink": "h",
+    "snapshots": "s",
+    "bitmaps": "m",
+    "encryption": "e",
+}
+_MARKED = {
+    "create": "created",
+    "write": "written",
+    "backing": "backing images",
+    "compression": "compressed",
+    "check": "checked",
+    "repair": "repaired",
+    "resize": "grown",
+    "shrink": "shrunk",
+    "snapshots": "snapshots",
+    "bitmaps": "bitmaps",
+    "encryption": "encrypted",
+}
+"""What a driver can do, as a letter in a column of its own, and what that stands for."""
+
+
 def show_drivers(found: Sequence[DriverInfo], console: Console) -> None:
-    """One table for all drivers."""
-    table = Table(box=box.SIMPLE_HEAD, show_lines=False)
-    for heading in ("driver", "kind", "what it is", "can", "options"):
-        table.add_column(heading, overflow="fold")
+    """A line for each driver."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
+    table.add_column("driver", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("can", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
     for one in found:
         if one.broken:
-            table.add_row(Text(one.name, "bold red"), one.kind, _text(f"broken: {one.broken}", "red"), "", "")
+            table.add_row(_text(one.name, "bold red"), one.kind, "", _text(f"broken: {one.broken}", "red"))
             continue
-        names = ", ".join(dict.fromkeys(option.name for option in one.options))
-        table.add_row(
-            Text(one.name, "bold"), one.kind, Text(one.title), Text(", ".join(one.capabilities), "green"), Text(names)
-        )
+        marks = "".join(letter if name in one.capabilities else "·" for name, letter in _MARKS.items())
+        can = Text(marks if one.kind in ("format", "protocol") else "", "green")
+        table.add_row(_text(one.name, "bold"), one.kind, can, _text(one.title))
     console.print(table)
+    legend = Text(", ".join(f"{letter} {_MARKED[name]}" for name, letter in _MARKS.items()), "bright_black")
+    console.print(Text(), legend, sep="\n")
+    console.print(Text("All about one: diskmill drivers NAME", "bright_black"))
+
+
+def show_driver(found: Sequence[DriverInfo], console: Console) -> None:
+    """Everything about each of *found*."""
+    from diskmill.contract.drivers import CAPABILITIES
+
+    for one in found:
+        facts = _pairs()
+        facts.add_row("kind", one.kind)
+        facts.add_row("what it is", _text(one.title))
+        if one.broken:
+            facts.add_row("broken", _text(one.broken, "red"))
+        if one.package:
+            facts.add_row("package", _text(f"{one.package} {one.version}"))
+        facts.add_row("from", _text(one.origin))
+        if one.prefixes:
+            facts.add_row("names", _text(", ".join(f"{prefix}:…" for prefix in one.prefixes)))
+        if one.capabilities:
+            facts.add_row("can", Text("\n".join(CAPABILITIES.get(name, name) for name in one.capabilities), "green"))
+        parts: list[Any] = [facts]
+        if one.options:
+            parts += [Text(), _options(one.options, console)]
+        console.print(Panel(Group(*parts), title=_text(one.name, "bold"), title_align="left", expand=False))
+
+
+def _options(options: Iterable[DriverOption], console: Console) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Options", title_justify="left", padding=(0, 1), pad_edge=False)
+    wide = console.width >= _WIDE
+    table.add_column("name", overflow="fold", min_width=14, no_wrap=wide)
+    if wide:
+        table.add_column("value", overflow="fold")
+        table.add_column("for", overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    for option in options:
+        values = ", ".join(option.choices) or {"bool": "on, off", "int": "number", "str": "text"}.get(
+            option.type, option.type
+        )
+        default = "" if option.default is None else f" [default: {scalar(option.default)}]"
+        when = ", ".join(option.when)
+        if wide:
+            table.add_row(_text(option.name, "bold"), _text(values), when, _text(f"{option.help}{default}"))
+        else:
+            table.add_row(_text(option.name, "bold"), _text(f"{option.help} ({values}; {when}){default}"))
+    return table

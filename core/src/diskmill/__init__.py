@@ -38,8 +38,20 @@ if TYPE_CHECKING:
     from .contract.drivers import FormatDriver as FormatDriver
     from .contract.drivers import ProtocolDriver as ProtocolDriver
     from .contract.drivers import hookimpl as hookimpl
+    from .contract.limits import LimitError as LimitError
     from .contract.node import Image as Image
+    from .errors import CancelledError as CancelledError
+    from .errors import CheckUnsupportedError as CheckUnsupportedError
+    from .errors import ClosedError as ClosedError
     from .errors import DiskmillError as DiskmillError
+    from .errors import DriverError as DriverError
+    from .errors import ImageError as ImageError
+    from .errors import LockedError as LockedError
+    from .errors import RefusedError as RefusedError
+    from .errors import SecretError as SecretError
+    from .errors import StorageError as StorageError
+    from .errors import UnsupportedError as UnsupportedError
+    from .errors import UsageError as UsageError
     from .library import open as open
     from .opening.context import Context as Context
     from .opening.gate import ANYTHING as ANYTHING
@@ -50,14 +62,26 @@ if TYPE_CHECKING:
 _HOMES = {
     "ANYTHING": "opening.gate",
     "Context": "opening.context",
+    "CancelledError": "errors",
+    "CheckUnsupportedError": "errors",
+    "ClosedError": "errors",
     "CryptoDriver": "contract.drivers",
     "DiskmillError": "errors",
+    "DriverError": "errors",
     "FOLDER": "opening.gate",
     "FormatDriver": "contract.drivers",
     "Image": "contract.node",
+    "ImageError": "errors",
+    "LimitError": "contract.limits",
+    "LockedError": "errors",
     "NOTHING": "opening.gate",
     "ProtocolDriver": "contract.drivers",
+    "RefusedError": "errors",
+    "SecretError": "errors",
+    "StorageError": "errors",
     "Trust": "opening.gate",
+    "UnsupportedError": "errors",
+    "UsageError": "errors",
     "amend": "commands.amend",
     "bench": "commands.bench",
     "bitmap": "commands.bitmap",

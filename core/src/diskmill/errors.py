@@ -6,6 +6,10 @@ line prints after ``diskmill: ``. ``exit_code`` is the process status that qemu-
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
 
 class DiskmillError(Exception):
     """Base of all errors that a user can cause.
@@ -13,22 +17,29 @@ class DiskmillError(Exception):
     :param cause: what went wrong, as a phrase without a final period.
     :param file: the image or file that it concerns, as the user knows it.
     :param place: the structure or byte offset inside that file.
+    :param hint: what to do about it, as a phrase; it stands last in the message.
     """
 
     exit_code = 1
+    code: ClassVar[str] = "error"
+    """The kind of the error in one word, for programs (``--output=json``)."""
     opening: str | None = None
     """The name of the image that could not be opened, where that is what failed, as the user gave it."""
 
-    def __init__(self, cause: str, *, file: str | None = None, place: str | None = None) -> None:
+    def __init__(
+        self, cause: str, *, file: str | None = None, place: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(cause)
         self.cause = cause
         self.file = file
         self.place = place
+        self.hint = hint
 
     def __str__(self) -> str:
         parts = [f"'{self.file}'" if self.file is not None else None, self.place, self.cause]
+        text = ": ".join(part for part in parts if part)
         # A name that came out of an image may hold line ends or terminal escapes: the message stays one plain line.
-        return printable(": ".join(part for part in parts if part))
+        return printable(f"{text}; {self.hint}" if self.hint else text)
 
 
 def printable(text: str, *, raw_bytes: bool = False) -> str:
@@ -45,16 +56,45 @@ def printable(text: str, *, raw_bytes: bool = False) -> str:
     )
 
 
+as_options: ContextVar[bool] = ContextVar("as_options", default=False)
+"""Set where messages go to who typed options, and not to who wrote Python."""
+
+
+def said(argument: str, option: str) -> str:
+    """What a message calls something that its reader gives: the *argument* in Python, or the command's *option*."""
+    return option if as_options.get() else argument
+
+
+def said_raw() -> str:
+    """How a reader says that an image is raw."""
+    return said('format="raw"', "-f raw")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint for *word*, which is none of the *known* ones: those that are spelled nearly so; None: none is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word[:100], sorted(set(known) - {""}), n=3, cutoff=0.6)
+    words = "' or '".join(near)
+    return f"did you mean '{words}'?" if near else None
+
+
 class UsageError(DiskmillError):
     """The arguments or options given do not make sense."""
+
+    code = "usage"
 
 
 class ImageError(DiskmillError):
     """An image breaks its format: a bad magic, a table beyond the end of the file, an impossible size."""
 
+    code = "image"
+
 
 class UnsupportedError(DiskmillError):
     """The format, or this driver of it, has no such operation or feature."""
+
+    code = "unsupported"
 
 
 class CheckUnsupportedError(UnsupportedError):
@@ -63,39 +103,74 @@ class CheckUnsupportedError(UnsupportedError):
     exit_code = 63
 
 
-class StorageError(DiskmillError):
+class StorageError(DiskmillError, OSError):
     """The storage below an image failed: no such file, no permission, disk full, input/output error.
+
+    It is an :class:`OSError` as well, with ``errno``, ``strerror`` and ``filename``.
 
     :param errno: the operating system's error number, where there is one.
     """
 
+    code = "storage"
+
     def __init__(
-        self, cause: str, *, file: str | None = None, place: str | None = None, errno: int | None = None
+        self,
+        cause: str,
+        *,
+        file: str | None = None,
+        place: str | None = None,
+        hint: str | None = None,
+        errno: int | None = None,
     ) -> None:
-        super().__init__(cause, file=file, place=place)
+        super().__init__(cause, file=file, place=place, hint=hint)
         self.errno = errno
+        self.strerror = cause
+        self.filename = file
+
+    def __reduce__(self) -> tuple[Any, ...]:  # OSError keeps what these three have elsewhere
+        kept = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
+        return type(self), (self.cause,), {**vars(self), **kept}
 
     @classmethod
     def from_os(cls, error: OSError, file: str, place: str | None = None) -> StorageError:
-        """The same failure, told in one line: *file* is the name that the user knows."""
+        """The same failure, told in one line: *file* is the name that the user knows. One that is told so already stays
+        as it is."""
+        if isinstance(error, StorageError):
+            return error
         return cls(error.strerror or str(error), file=file, place=place, errno=error.errno)
 
 
 class LockedError(StorageError):
     """Another process holds the image in a way that excludes this use."""
 
+    code = "locked"
+
+
+class ClosedError(StorageError, ValueError):
+    """The image was closed before; like a closed file's, it is a :class:`ValueError` too."""
+
+    code = "closed"
+
 
 class RefusedError(DiskmillError):
     """An image refers to a file that the trust policy does not let it open."""
+
+    code = "refused"
 
 
 class DriverError(DiskmillError):
     """A driver is missing, broken or given twice."""
 
+    code = "driver"
+
 
 class SecretError(DiskmillError):
     """A passphrase or key is missing or wrong."""
 
+    code = "secret"
+
 
 class CancelledError(DiskmillError):
     """The caller asked to stop; nothing that looks whole was left behind."""
+
+    code = "cancelled"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +11,16 @@ from .errors import UsageError
 from .opening.context import Context
 from .opening.gate import Trust
 from .opening.graph import open_image
+from .opening.names import Name, given_name
 
 
 def open(
-    name: str | Mapping[str, Any],
+    name: Name | Mapping[str, Any],
     format: str | None = None,
     *,
     writable: bool = False,
-    trust: Trust | None = None,
-    secrets: Mapping[str, bytes] | None = None,
+    trust: Trust | str | Sequence[str] | None = None,
+    secrets: Mapping[str, bytes | str] | None = None,
     share: bool = False,
     backing: bool = True,
     snapshot: str | None = None,
@@ -35,8 +36,9 @@ def open(
     :param name: a path, ``protocol:…``, ``json:{…}``, or node options (``{"driver": "raw", "file": …}``).
     :param format: the driver's name; None: probe. Name it for images from strangers: a raw disk can look like anything.
     :param writable: open for writing; the image is locked against other writers, QEMU's included.
-    :param trust: which references inside the image may be opened; by default those in the image's own folder.
-    :param secrets: secret id → passphrase, for encrypted images.
+    :param trust: which references inside the image may be opened: a :class:`Trust`, or its words: ``"nothing"``,
+        ``"folder"`` (the image's own, as by default), ``"anything"``, or folders.
+    :param secrets: secret id → passphrase (text is taken as UTF-8), for encrypted images.
     :param share: open an image that another process is writing; what is read may be inconsistent.
     :param backing: whether to open the backing chain; without it, its data reads as zeros.
     :param snapshot: read this internal snapshot: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
@@ -45,11 +47,13 @@ def open(
     :param context: settings to go by; the arguments above change a copy of them.
     :raises DiskmillError: it cannot be opened; the message is one line that says why.
     """
+    if not isinstance(name, Mapping):
+        name = given_name(name)
     context = context or Context()
     context = replace(
         context,
-        trust=trust or context.trust,
-        secrets={**context.secrets, **(secrets or {})},
+        trust=context.trust if trust is None else Trust.of(trust),
+        secrets={**context.secrets, **_encoded(secrets or {})},
         share=share or context.share,
     )
     if snapshot is not None and writable:
@@ -67,3 +71,7 @@ def open(
         image.abandon()
         raise
     return image
+
+
+def _encoded(secrets: Mapping[str, bytes | str]) -> dict[str, bytes]:
+    return {key: value.encode() if isinstance(value, str) else value for key, value in secrets.items()}

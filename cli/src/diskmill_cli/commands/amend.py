@@ -29,7 +29,7 @@ def run(arguments: Arguments, session: Session) -> int:
         found = amend.options_for(format, context=context)
         return common.show_options(found, f"Amend options for '{format}'", session)
     name = arguments.operand()
-    with shown(arguments, session, "amend"):
+    with shown(arguments, session, "amend") as report:
         amend.amend(
             name,
             options,
@@ -37,7 +37,10 @@ def run(arguments: Arguments, session: Session) -> int:
             force=arguments.has("force"),
             image_opts=arguments.has("image_opts"),
             context=context,
+            progress=report,
         )
+    if arguments.one("output") == "json":
+        session.json({"filename": name, "options": options})
     return 0
 
 
@@ -52,6 +55,7 @@ COMMAND = Command(
         Option("force", ("--force",), "Allow what can make data unreachable.", panel="The image"),
         common.CACHE,
         common.PROGRESS,
+        common.OUTPUT._replace(ours=True),
         common.QUIET,
         common.OBJECT,
         common.TRUST,

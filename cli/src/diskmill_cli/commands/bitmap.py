@@ -22,10 +22,11 @@ def run(arguments: Arguments, session: Session) -> int:
     if arguments.has("source_format") and not arguments.has("source"):
         raise UsageError("-F only makes sense with -b")
     name, which = arguments.operands
+    actions = [(action, value) for key, value in arguments.given for action in ACTIONS if action == key]
     bitmap(
         name,
         which,
-        [(action, value) for key, value in arguments.given for action in ACTIONS if action == key],
+        actions,
         granularity=arguments.size("granularity", "granularity") if arguments.has("granularity") else None,
         source=arguments.one("source"),
         source_format=arguments.one("source_format"),
@@ -33,6 +34,8 @@ def run(arguments: Arguments, session: Session) -> int:
         image_opts=arguments.has("image_opts"),
         context=common.context_of(arguments, session),
     )
+    if arguments.one("output") == "json":
+        session.json({"filename": name, "bitmap": which, "actions": [action for action, _ in actions]})
     return 0
 
 
@@ -52,6 +55,7 @@ COMMAND = Command(
         Option("granularity", ("-g", "--granularity"), "Bytes for each bit of an added bitmap.", "SIZE", panel=_DO),
         Option("source", ("-b", "--source-file"), "The image that --merge takes from.", "NAME", panel=_DO),
         Option("source_format", ("-F", "--source-format"), "Its format.", "FMT", panel=_DO),
+        common.OUTPUT._replace(ours=True),
         common.OBJECT,
         common.TRUST,
         common.LIMITS,

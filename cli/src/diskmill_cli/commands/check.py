@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
+from ..progress import shown
 
 if TYPE_CHECKING:
     from diskmill.contract.results import CheckResult
@@ -19,14 +20,17 @@ def run(arguments: Arguments, session: Session) -> int:
 
     dry_run = arguments.has("dry_run")
     repair: Any = arguments.one("repair") or ""  # the core refuses other words
-    result = check(
-        arguments.operand(),
-        format=arguments.one("format"),
-        repair=repair,
-        dry_run=dry_run,
-        image_opts=arguments.has("image_opts"),
-        context=common.context_of(arguments, session, key="source_cache"),
-    )
+    name = arguments.operand()
+    with shown(arguments, session, "check") as report:
+        result = check(
+            name,
+            format=arguments.one("format"),
+            repair=repair,
+            dry_run=dry_run,
+            image_opts=arguments.has("image_opts"),
+            context=common.context_of(arguments, session, key="source_cache"),
+            progress=report,
+        )
     if arguments.one("output") == "json":
         from diskmill.qapi import image_check
 
@@ -97,6 +101,7 @@ COMMAND = Command(
         ),
         Option("dry_run", ("--dry-run",), "Tell what -r would do, and write nothing.", panel="The image"),
         common.SOURCE_CACHE,
+        common.PROGRESS._replace(ours=True),
         common.OUTPUT,
         common.QUIET,
         *common.ACCESS,

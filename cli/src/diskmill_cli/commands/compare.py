@@ -38,7 +38,7 @@ def run(arguments: Arguments, session: Session) -> int:
             if session.plain:  # qemu-img ends the line of its progress after the results
                 _tell(result, arguments, session, report)
     except DiskmillError as error:
-        session.error(session.message(error))
+        session.fail(error)
         return max(error.exit_code, TROUBLE)
     if not session.plain:
         _tell(result, arguments, session, report)

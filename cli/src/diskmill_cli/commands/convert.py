@@ -44,10 +44,12 @@ def run(arguments: Arguments, session: Session) -> int:
     named = arguments.has("backing_format") or options.get("backing_fmt")
     if arguments.has("backing") and not named and not existing:  # which says itself what it stands on
         raise UsageError("a backing image needs its format: name it with -F")
-    damage: list[DiskmillError] = []
+    if not existing:
+        common.tell_of_raw(arguments, session, "output_format", "-O", arguments.operands[-1])
+    damage: list[tuple[int, int, DiskmillError]] = []
 
     def salvage(offset: int, length: int, error: DiskmillError) -> None:
-        damage.append(error)
+        damage.append((offset, length, error))
         session.warn(f"{error}: {length} bytes from guest offset {offset} on are written as zeros")
 
     verify, digest = arguments.has("verify"), None
@@ -84,7 +86,17 @@ def run(arguments: Arguments, session: Session) -> int:
             digest=digest,
             verify=verify,
         )
-    if made is not None:
+    if arguments.one("output") == "json":
+        session.json(
+            {
+                "filename": arguments.operands[-1],
+                "format": output_format,
+                "bytes": report.total,
+                "damage": [{"offset": at, "length": count, "cause": error.cause} for at, count, error in damage],
+                **({"digest": made} if made is not None else {}),
+            }
+        )
+    elif made is not None:
         session.print(f"{made}  {arguments.operands[-1]}")
     return 0
 
@@ -139,17 +151,25 @@ COMMAND = Command(
         *common.OVERWRITE,
         Option("bitmaps", ("--bitmaps",), "Copy the persistent bitmaps, too.", panel=_TARGET),
         Option("skip_broken", ("--skip-broken-bitmaps",), "Leave out inconsistent bitmaps.", panel=_TARGET),
-        Option("sparse", ("-S", "--sparse-size"), "The shortest run of zeros to leave out; 4k.", "SIZE", panel=_COPY),
-        Option("threads", ("-m", "--parallel"), "How many threads work.", "N", panel=_COPY),
+        Option(
+            "sparse",
+            ("-S", "--sparse-size"),
+            "The shortest run of zeros to leave out.",
+            "SIZE",
+            panel=_COPY,
+            default="4k",
+        ),
+        Option("threads", ("-m", "--parallel"), "How many threads work.", "N", panel=_COPY, default="one a processor"),
         Option("unordered", ("-W", "--oob-writes"), "Write in any order: faster, and not reproducible.", panel=_COPY),
         Option("rate", ("-r", "--rate-limit"), "The most bytes a second.", "RATE", panel=_COPY),
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
         Option("digest", ("--digest",), "Print the disk's digest, made out of the copy.", "NAME", (), True, _COPY),
         Option("verify", ("--verify",), "Read the output back before it gets its name.", panel=_COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
-        common.CACHE._replace(flags=("-t", "--target-cache")),
+        common.CACHE._replace(flags=("-t", "--target-cache"), default="unsafe"),
         common.SOURCE_CACHE._replace(flags=("-T", "--source-cache")),
         common.PROGRESS,
+        common.OUTPUT._replace(ours=True),
         common.QUIET,
         *common.ACCESS,
     ),

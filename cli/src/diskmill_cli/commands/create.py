@@ -29,6 +29,7 @@ def run(arguments: Arguments, session: Session) -> int:
         raise UsageError("expecting an image file name")
     if more:
         raise UsageError(f"unexpected argument: '{more[0]}'")
+    common.tell_of_raw(arguments, session, "format", "-f", name)
     made = create.create(
         name,
         None if size is None else parse_size(size, what="image size"),
@@ -54,7 +55,7 @@ COMMAND = Command(
     "Make a new, empty image.",
     "NAME [SIZE]",
     (
-        common.FORMAT._replace(help="The new image's format; raw if not given."),
+        common.FORMAT._replace(help="The new image's format.", default="raw"),
         common.OPTIONS._replace(flags=("-o", "--options")),
         Option("backing", ("-b", "--backing"), "The image that the new one stands on.", "NAME", panel="The output"),
         common.BACKING_FORMAT._replace(flags=("-F", "-B", "--backing-format")),

@@ -16,13 +16,14 @@ _MOST = 2**63 - 1
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.dd import dd
-    from diskmill.errors import UsageError
+    from diskmill.errors import UsageError, did_you_mean
 
     values: dict[str, str] = {}
     for word in arguments.operands:
         key, equals, value = word.partition("=")
         if not equals or key not in ("if", "of", "bs", "count", "skip"):
-            raise UsageError(f"unrecognized operand '{word}'")
+            hint = did_you_mean(key, ("if", "of", "bs", "count", "skip")) if equals else "they are KEY=VALUE"
+            raise UsageError(f"unrecognized operand '{word}'", hint=hint)
         values[key] = value
     if "if" not in values or "of" not in values:
         raise UsageError("must specify both input and output file names (if= and of=)")
@@ -30,6 +31,7 @@ def run(arguments: Arguments, session: Session) -> int:
     count = _number(values, "count", 0) if "count" in values else None
     if count is not None and session.count_includes_skipped:
         count = max(count - skip, 0)
+    common.tell_of_raw(arguments, session, "output_format", "-O", values["of"])
     with shown(arguments, session, "dd") as report:
         dd(
             values["if"],

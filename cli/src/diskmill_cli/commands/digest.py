@@ -82,7 +82,7 @@ def _check(arguments: Arguments, session: Session) -> int:
                 context=common.context_of(arguments, session),
             )
         except DiskmillError as error:
-            session.error(session.message(error))
+            session.fail(error)
             failed += 1
             continue
         right = value == wanted.lower()

@@ -35,7 +35,7 @@ def run(arguments: Arguments, session: Session) -> int:
         except DiskmillError as error:
             if len(arguments.operands) == 1:
                 raise
-            session.error(session.message(error))
+            session.fail(error)
             status = error.exit_code
     if arguments.one("output") == "json":
         from diskmill.qapi import image_info

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
+from ..progress import shown
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -26,16 +27,18 @@ def run(arguments: Arguments, session: Session) -> int:
         return common.show_options(found, f"Supported {format} options", session)
     if len(arguments.operands) > 1:
         raise UsageError("expecting one image file name, or --size")
-    result = measure(
-        arguments.operands[0] if arguments.operands else None,
-        size=arguments.size("size", "image size") if arguments.has("size") else None,
-        output_format=format,
-        options=options,
-        format=arguments.one("format"),
-        snapshot=arguments.one("snapshot"),
-        image_opts=arguments.has("image_opts"),
-        context=context,
-    )
+    with shown(arguments, session, "measure") as report:
+        result = measure(
+            arguments.operands[0] if arguments.operands else None,
+            size=arguments.size("size", "image size") if arguments.has("size") else None,
+            output_format=format,
+            options=options,
+            format=arguments.one("format"),
+            snapshot=arguments.one("snapshot"),
+            image_opts=arguments.has("image_opts"),
+            context=context,
+            progress=report,
+        )
     if arguments.one("output") == "json":
         from diskmill.qapi import measurement
 
@@ -62,6 +65,7 @@ COMMAND = Command(
         Option("size", ("-s", "--size"), "Measure for an empty disk of this size.", "SIZE", panel="The image"),
         common.TARGET_FORMAT,
         common.OPTIONS,
+        common.PROGRESS._replace(ours=True),
         common.OUTPUT,
         *common.ACCESS,
     ),

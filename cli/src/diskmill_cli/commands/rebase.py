@@ -39,6 +39,14 @@ def run(arguments: Arguments, session: Session) -> int:
             source_context=common.other_side(context, arguments, key="source_cache"),
             progress=report,
         )
+    if arguments.one("output") == "json":
+        session.json(
+            {
+                "filename": name,
+                "backing-filename": backing or None,
+                "backing-filename-format": arguments.one("backing_format"),
+            }
+        )
     return 0
 
 
@@ -56,6 +64,7 @@ COMMAND = Command(
         common.CACHE,
         common.SOURCE_CACHE._replace(flags=("-T", "--backing-cache")),
         common.PROGRESS,
+        common.OUTPUT._replace(ours=True),
         common.QUIET,
         *common.ACCESS,
     ),

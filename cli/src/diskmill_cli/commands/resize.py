@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.resize import PREALLOCATION, resize
-    from diskmill.errors import UsageError
+    from diskmill.errors import UsageError, did_you_mean
     from diskmill.sizes import parse_size
 
     if len(arguments.operands) != 2:
@@ -23,7 +23,8 @@ def run(arguments: Arguments, session: Session) -> int:
     size = parse_size(text[1:] if relative else text, what="image size")
     mode = arguments.one("preallocation") or "off"
     if mode not in PREALLOCATION:
-        raise UsageError(f"invalid preallocation '{mode}': choose from {', '.join(PREALLOCATION)}")
+        hint = did_you_mean(mode, PREALLOCATION)
+        raise UsageError(f"invalid preallocation '{mode}': choose from {', '.join(PREALLOCATION)}", hint=hint)
     new = resize(
         name,
         -size if text.startswith("-") else size,
@@ -54,6 +55,7 @@ COMMAND = Command(
             "How space for what is new is claimed: off, metadata, falloc, full.",
             "MODE",
             panel="The image",
+            default="off",
         ),
         Option("shrink", ("--shrink",), "Allow the disk to lose what lies beyond its new end.", panel="The image"),
         common.OUTPUT,

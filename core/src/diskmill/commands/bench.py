@@ -11,6 +11,7 @@ from ..engine.workers import start
 from ..errors import DiskmillError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 MAX_THREADS = 64
 
@@ -29,7 +30,7 @@ class BenchResult:
 
 
 def bench(
-    name: str,
+    name: Name,
     *,
     count: int = 75000,
     depth: int = 64,
@@ -52,6 +53,7 @@ def bench(
     :param drain: whether a flush waits for the requests before it.
     :raises UsageError: the numbers make no sense.
     """
+    name = given_name(name)
     context = context or Context()
     if flush_interval and not write:
         raise UsageError("a flush interval goes with writing")

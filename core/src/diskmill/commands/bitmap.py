@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..contract import calls
 from ..contract.calls import BitmapAction
 from ..contract.node import Image
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
@@ -20,12 +21,12 @@ ACTIONS: tuple[BitmapAction, ...] = ("add", "remove", "clear", "enable", "disabl
 
 
 def bitmap(
-    name: str,
+    name: Name,
     bitmap: str,
     actions: Sequence[tuple[BitmapAction, str]],
     *,
     granularity: int | None = None,
-    source: str | None = None,
+    source: Name | None = None,
     source_format: str | None = None,
     format: str | None = None,
     image_opts: bool = False,
@@ -39,16 +40,21 @@ def bitmap(
     :raises UnsupportedError: the format has no bitmaps.
     :raises UsageError: there is no such bitmap, or one already.
     """
+    name = given_name(name)
+    source = None if source is None else given_name(source)
     context = context or Context()
     if not actions:
-        raise UsageError("need at least one of --add, --remove, --clear, --enable, --disable or --merge")
+        raise UsageError(
+            "need at least one of "
+            + said(", ".join(ACTIONS), "--add, --remove, --clear, --enable, --disable or --merge")
+        )
     for action, _ in actions:
         if action not in ACTIONS:
             raise UsageError(f"invalid action '{action}': choose from {', '.join(ACTIONS)}")
     if granularity is not None and not any(action == "add" for action, _ in actions):
-        raise UsageError("a granularity goes with --add")
+        raise UsageError(f"a granularity goes with {said('the action add', '--add')}")
     if source is not None and not any(action == "merge" for action, _ in actions):
-        raise UsageError("a source image goes with --merge")
+        raise UsageError(f"a source image goes with {said('the action merge', '--merge')}")
     with ExitStack() as stack:
         image = stack.enter_context(
             open_image(name, format, context=context, writable=True, backing=False, image_opts=image_opts)

@@ -11,15 +11,16 @@ from ..contract.node import Image
 from ..contract.place import Place
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.graph import chain_of, open_image
+from ..opening.names import Name, given_name
 from ..opening.places import place_named, place_under, storage_of
 from .resize import refuse_size, set_size
 
 
 def commit(
-    name: str,
+    name: Name,
     *,
     base: str | None = None,
     drop: bool = True,
@@ -40,6 +41,7 @@ def commit(
     :raises UsageError: it has no backing image, or *base* is not in its chain.
     :raises DiskmillError: an image cannot be read or written. Nothing is lost then: the overlay still holds its data.
     """
+    name = given_name(name)
     context = context or Context()
     with open_image(
         name, format, context=context, writable=True, writable_backing=True, image_opts=image_opts
@@ -58,9 +60,11 @@ def commit(
         # From the lowest layer up, so that of two layers with data in one place the upper one stays.
         for layer in reversed(layers):
             copy(layer, target, CopyPlan(shared=layer.backing), progress=counter, limit=limit, cancel=cancel)
+        counter.phase("flush")
         target.flush()
         if drop and base is None:
             image.recording = False
+            counter.phase("empty the overlay")
             calls.empty(context.registry, image)
 
 
@@ -76,7 +80,9 @@ def _foresee(layers: list[Image], target: Image, *, drop: bool, context: Context
     driver = layers[0].driver
     able = calls.preflight(context.registry, layers[0], "empty")
     if able is False or not (able or hasattr(driver, "empty")):
-        raise UnsupportedError(f"format '{driver.name}' cannot empty this image: use -d", file=layers[0].name)
+        raise UnsupportedError(
+            f"format '{driver.name}' cannot empty this image: use {said('drop=False', '-d')}", file=layers[0].name
+        )
 
 
 def _keep_zeros(layer: Image, start: int) -> None:

@@ -12,14 +12,15 @@ from ..engine.progress import Progress, Report
 from ..errors import CancelledError, DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 UNREADABLE = 4
 """The exit status of qemu-img where the images can be opened but not be read."""
 
 
 def compare(
-    a: str,
-    b: str,
+    a: Name,
+    b: Name,
     *,
     format_a: str | None = None,
     format_b: str | None = None,
@@ -36,6 +37,7 @@ def compare(
     :param strict: also compare the disks' sizes, and which ranges are allocated.
     :raises DiskmillError: an image cannot be opened, or (with an ``exit_code`` of :data:`UNREADABLE`) not be read.
     """
+    a, b = given_name(a), given_name(b)
     context = context or Context()
     counter = Progress(progress)
     with (

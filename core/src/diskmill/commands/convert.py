@@ -16,28 +16,32 @@ from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
-from ..errors import DiskmillError, UnsupportedError, UsageError
+from ..errors import DiskmillError, UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
-from ..opening.names import parse_name, relative_to
+from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, written_name
 from ..opening.registry import Registry
+from ..sizes import whole
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
 
+MOST_THREADS = 16
+"""Threads that a copy may have."""
+
 
 def convert(
-    sources: Sequence[str],
-    output: str,
+    sources: Sequence[Name] | Name,
+    output: Name,
     *,
     format: str | None = None,
     output_format: str = "raw",
     options: Mapping[str, Any] | None = None,
     compress: bool = False,
-    backing: str | None = None,
+    backing: Name | None = None,
     backing_format: str | None = None,
     existing: bool = False,
     target_zero: bool = False,
@@ -64,6 +68,7 @@ def convert(
     The output does not bear its name before it is whole; when the call fails, nothing is left of it, and what bore
     the name before is untouched.
 
+    :param sources: one name, or several.
     :param format: the sources' format; None: probe each.
     :param options: ``create`` options of the output's format.
     :param compress: store the data compressed.
@@ -86,6 +91,11 @@ def convert(
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
+    sources = given_names(sources)
+    output = given_name(output)
+    backing = None if backing is None else given_name(backing)
+    threads = None if threads is None else whole(threads, "threads", 1, MOST_THREADS)
+    rate, sparse = whole(rate, "rate"), whole(sparse, "sparse")
     context = context or Context()
     target_context = target_context or replace(context, cache="unsafe", share=False)
     counter = Progress(progress)
@@ -94,9 +104,10 @@ def convert(
     backing = options.pop("backing_file", None) or backing
     backing_format = options.pop("backing_fmt", None) or backing_format
     if target_zero and not existing:
-        raise UsageError("a new image reads as zeros anyhow: --target-is-zero goes with -n")
+        both = said("target_zero goes with existing", "--target-is-zero goes with -n")
+        raise UsageError(f"a new image reads as zeros anyhow: {both}")
     if existing and options:
-        raise UsageError("with -n the image exists already: it takes no options")
+        raise UsageError(f"with {said('existing', '-n')} the image exists already: it takes no options")
     with ExitStack() as stack:
         images = []
         for name in sources:
@@ -109,7 +120,8 @@ def convert(
         if not images:
             raise UsageError("there is nothing to convert: name at least one source image")
         if len(images) > 1 and (snapshot is not None or backing is not None):
-            raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
+            both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
+            raise UsageError(f"several images make one disk only without {both}")
         refuse_self(images, output, context.registry)
         for image in images:
             _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
@@ -136,7 +148,10 @@ def convert(
                 raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
             if backing is not None and target.backing is None:
                 target.close()
-                raise UsageError("it has no backing image for what the source leaves to its own (-B)", file=output)
+                raise UsageError(
+                    f"it has no backing image for what the source leaves to its own ({said('backing', '-B')})",
+                    file=output,
+                )
             if backing is not None and target.backing is not None and _empty(target):
                 shared, shared_size = _shared(images[0], target.backing, snapshot), target.backing.size
             try:
@@ -205,6 +220,7 @@ def convert(
                 calls.bitmap(context.registry, target, "merge", one.name, source=one)
                 if one.enabled:
                     calls.bitmap(context.registry, target, "enable", one.name)
+            counter.phase("finish")
             if existing:
                 target.close()
             else:
@@ -292,9 +308,9 @@ def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bi
         elif skip_broken:
             context.warn(f"Skipping inconsistent bitmap '{one.name}'")
         else:
+            skip = said("skip_broken=True", "--skip-broken-bitmaps")
             raise UsageError(
-                f"Cannot copy inconsistent bitmap '{one.name}': skip it with --skip-broken-bitmaps, or remove it",
-                file=image.name,
+                f"Cannot copy inconsistent bitmap '{one.name}': skip it with {skip}, or remove it", file=image.name
             )
     return sound
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ..contract.drivers import FormatDriver, ProtocolDriver
 from ..contract.options import Option, Value, validate
 from ..contract.requests import Backing
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.creation import create_image, split_options
 from ..opening.graph import open_image
-from ..opening.names import display, parse_name, relative_to
+from ..opening.names import Name, display, given_name, parse_name, relative_to
 from ..opening.places import new_place, written_name
-from ..sizes import MAX_SIZE, parse_size
+from ..sizes import MAX_SIZE, parse_size, whole
 
 if TYPE_CHECKING:
     from ..contract.results import Creation
@@ -27,12 +27,12 @@ BACKING = (
 
 
 def create(
-    name: str,
+    name: Name,
     size: int | None = None,
     *,
     format: str = "raw",
     options: Mapping[str, Any] | None = None,
-    backing: str | None = None,
+    backing: Name | None = None,
     backing_format: str | None = None,
     unsafe: bool = False,
     context: Context | None = None,
@@ -47,7 +47,10 @@ def create(
     :raises UsageError: there is no size, or no backing format; an option is unknown or has a bad value.
     :raises DiskmillError: the backing image cannot be opened, or the image not be written.
     """
+    name = given_name(name)
+    backing = None if backing is None else given_name(backing)
     context = context or Context()
+    size = None if size is None else whole(size, "size")
     rest = dict(options or {})
     if "size" in rest:
         if size is not None:
@@ -69,7 +72,10 @@ def create(
         if "backing" not in driver.capabilities:
             raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
         if unsafe and backing_format is None:  # a guess, later, would be the guest's to make
-            raise UsageError("a backing image that is not looked at needs its format: name it with -F", file=name)
+            raise UsageError(
+                f"a backing image that is not looked at needs {said('backing_format', 'its format: name it with -F')}",
+                file=name,
+            )
         base = _backing(name, backing, backing_format, unsafe, context, inputs)
         if size is None:
             size = base.size

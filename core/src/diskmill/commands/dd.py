@@ -12,12 +12,13 @@ from ..errors import UsageError
 from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 from .convert import identities, refuse_self
 
 
 def dd(
-    source: str,
-    output: str,
+    source: Name,
+    output: Name,
     *,
     block: int = 512,
     count: int | None = None,
@@ -36,6 +37,8 @@ def dd(
     :return: how many bytes were copied.
     :raises UsageError: the block size is not 1 byte to 2 GiB - 1.
     """
+    source = given_name(source)
+    output = given_name(output)
     context = context or Context()
     if not 0 < block < 2**31:
         raise UsageError(f"the block size must be 1 to {2**31 - 1} bytes")

@@ -10,7 +10,7 @@ from ..contract.results import ImageInfo, Limits, Snapshot
 from ..errors import DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
-from ..opening.names import parse_name, parse_options, relative_to
+from ..opening.names import Name, given_name, parse_name, parse_options, relative_to
 from ..opening.places import place_of
 from ..opening.registry import Registry
 from ..opening.runtime import without_runtime
@@ -18,7 +18,7 @@ from ..sizes import SECTOR
 
 
 def info(
-    name: str,
+    name: Name,
     *,
     format: str | None = None,
     limits: bool = False,
@@ -30,13 +30,14 @@ def info(
     :param limits: also tell what requests should keep to, as ``ImageInfo.limits``.
     :raises DiskmillError: it cannot be opened.
     """
+    name = given_name(name)
     context = context or Context()
     with open_image(name, format, context=context, shallow=True, image_opts=image_opts) as image:
         return describe(image, context, shown_name(name, image_opts, context), limits=limits)
 
 
 def info_chain(
-    name: str,
+    name: Name,
     *,
     format: str | None = None,
     limits: bool = False,
@@ -48,6 +49,7 @@ def info_chain(
     :param limits: also tell what requests should keep to, as ``ImageInfo.limits``.
     :raises DiskmillError: one of them cannot be opened.
     """
+    name = given_name(name)
     context = context or Context()
     found = []
     with open_image(name, format, context=context, image_opts=image_opts) as top:

@@ -17,14 +17,14 @@ from ..engine.walk import walk
 from ..errors import DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
-from ..opening.names import parse_name
+from ..opening.names import Name, given_name, parse_name
 from ..opening.places import place_named, place_under, storage_of
 from ..opening.registry import Registry
 from .info import full_name
 
 
 def map(
-    name: str,
+    name: Name,
     *,
     format: str | None = None,
     start: int = 0,
@@ -39,6 +39,7 @@ def map(
     :param start: the first guest byte; *length*: how many; None: up to the disk's end.
     :raises DiskmillError: the image cannot be opened or read.
     """
+    name = given_name(name)
     context = context or Context()
     with open_image(name, format, context=context, image_opts=image_opts) as image:
         end = image.size if length is None else min(start + length, image.size)

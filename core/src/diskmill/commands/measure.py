@@ -11,17 +11,19 @@ from ..contract.node import Image
 from ..contract.options import validate
 from ..contract.requests import MeasureRequest
 from ..contract.results import Measurement
+from ..engine.progress import Progress, Report
 from ..errors import UnsupportedError, UsageError
 from ..opening.context import Context
 from ..opening.creation import split_options
 from ..opening.graph import open_image
-from ..sizes import MAX_SIZE, SECTOR, round_down, round_up
+from ..opening.names import Name, given_name
+from ..sizes import MAX_SIZE, SECTOR, round_down, round_up, whole
 from .convert import load_snapshot
 from .map import entries
 
 
 def measure(
-    name: str | None = None,
+    name: Name | None = None,
     *,
     size: int | None = None,
     output_format: str = "raw",
@@ -30,6 +32,7 @@ def measure(
     snapshot: str | None = None,
     image_opts: bool = False,
     context: Context | None = None,
+    progress: Report | None = None,
 ) -> Measurement:
     """How many bytes a new image of *output_format* takes: for the data of the image *name*, or for *size* bytes.
 
@@ -39,6 +42,8 @@ def measure(
     :raises UnsupportedError: the format cannot tell.
     :raises UsageError: both or none of *name* and *size* are given.
     """
+    name = None if name is None else given_name(name)
+    size = None if size is None else whole(size, "size")
     context = context or Context()
     rest = dict(options or {})
     if (name is None) == (size is None):
@@ -59,10 +64,12 @@ def measure(
                 load_snapshot(source, snapshot, context)
             size = source.size
         assert size is not None
+        counter = Progress(progress)
+        counter.expect(size)
         request = MeasureRequest(
             size=round_up(size, SECTOR),
             options=validate(driver.options, own, when="create", driver=output_format),
-            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context),
+            data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context, counter),
             bitmaps=_bitmaps(source),
             context=context,
         )
@@ -74,10 +81,11 @@ def _without_backing(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in ("backing_file", "backing_fmt")}
 
 
-def _data_bytes(source: Image, unit: int, context: Context) -> int:
+def _data_bytes(source: Image, unit: int, context: Context, counter: Progress) -> int:
     """Bytes in units of *unit* bytes that hold data of *source* which is not known to be zeros."""
     total = done = 0
     for entry in entries(source, 0, source.size, context):
+        counter.advance(entry.length)
         if entry.zero or not entry.data:
             continue
         first = max(round_down(entry.start, unit), done)

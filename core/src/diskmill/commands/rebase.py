@@ -18,14 +18,14 @@ from ..engine.zeros import ZEROS
 from ..errors import UnsupportedError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image, refuse_unreadable
-from ..opening.names import parse_name, relative_to
+from ..opening.names import Name, given_name, parse_name, relative_to
 from ..opening.places import place_under, storage_of, written_name
 from ..sizes import MiB, round_down, round_up
 
 
 def rebase(
-    name: str,
-    backing: str,
+    name: Name,
+    backing: Name,
     *,
     backing_format: str | None = None,
     unsafe: bool = False,
@@ -48,6 +48,8 @@ def rebase(
     :raises UnsupportedError: the format has no backing images.
     :raises DriverError: there is no *backing_format*.
     """
+    name = given_name(name)
+    backing = given_name(backing)
     context = context or Context()
     if backing_format is not None:
         context.registry.format(backing_format)
@@ -79,6 +81,7 @@ def rebase(
             image.recording = False  # it reads as before
             for start, end in _differences(image, new, counter, cancel):
                 _take_in(image, plan, start, end, cancel)
+            counter.phase("finish")
             image.flush()
         calls.amend(context.registry, image, options)
 

@@ -8,16 +8,17 @@ from ..contract import calls
 from ..contract.calls import Preallocation
 from ..contract.extents import Kind
 from ..contract.node import Image
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.graph import open_image
-from ..sizes import MAX_SIZE, SECTOR, round_up
+from ..opening.names import Name, given_name
+from ..sizes import MAX_SIZE, SECTOR, round_up, whole
 
 PREALLOCATION: tuple[Preallocation, ...] = get_args(Preallocation)
 
 
 def resize(
-    name: str,
+    name: Name,
     size: int,
     *,
     relative: bool = False,
@@ -35,6 +36,8 @@ def resize(
     :raises UnsupportedError: the format cannot do that.
     :raises UsageError: the disk would become smaller and *shrink* is not set, or the size is out of range.
     """
+    name = given_name(name)
+    size = whole(size, "size", -MAX_SIZE if relative else 0)
     context = context or Context()
     if preallocation not in PREALLOCATION:
         raise UsageError(f"invalid preallocation '{preallocation}': choose from {', '.join(PREALLOCATION)}")
@@ -43,8 +46,9 @@ def resize(
         if not 0 < target <= MAX_SIZE:
             raise UsageError(f"the new size must be 1 to {MAX_SIZE} bytes", file=name)
         if target < image.size and not shrink:
+            allow = said("shrink=True", "--shrink")
             raise UsageError(
-                "the disk would become smaller and lose what lies there: allow it with --shrink", file=name
+                f"the disk would become smaller and lose what lies there: allow it with {allow}", file=name
             )
         if target <= image.size and preallocation != "off":
             raise UsageError("preallocation is for growing images", file=name)

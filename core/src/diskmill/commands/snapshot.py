@@ -8,12 +8,13 @@ from ..contract.results import Snapshot
 from ..errors import UnsupportedError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 ACTIONS = ("list", "create", "apply", "delete")
 
 
 def snapshot(
-    name: str,
+    name: Name,
     action: SnapshotAction = "list",
     snapshot: str = "",
     *,
@@ -28,6 +29,7 @@ def snapshot(
     :raises UnsupportedError: the format has no internal snapshots.
     :raises UsageError: there is no such snapshot.
     """
+    name = given_name(name)
     context = context or Context()
     if action not in ACTIONS:
         raise UsageError(f"invalid action '{action}': choose from {', '.join(ACTIONS)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args
 
-from ..errors import CheckUnsupportedError, DiskmillError, DriverError, UnsupportedError, UsageError
+from ..errors import CheckUnsupportedError, DiskmillError, DriverError, UnsupportedError, UsageError, did_you_mean
 from .node import Image, Storage
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def _ask(hooks: Hooks, driver: Driver, hook: str, **arguments: Any) -> Any:
         return hooks.call(driver, hook, **arguments)
     except (DiskmillError, OSError, MemoryError, RecursionError):
         raise
+    except ModuleNotFoundError as error:
+        text = f"{driver.kind} driver '{driver.name}' needs the Python package {error.name} for this (hook '{hook}')"
+        raise DriverError(text, hint=f"install it: pip install {error.name}") from error
     except Exception as error:
         text = f"a mistake in {driver.kind} driver '{driver.name}', or in a plugin around it: hook '{hook}' ended with "
         raise DriverError(f"{text}{type(error).__name__}: {error}") from error
@@ -69,7 +72,8 @@ def expect_word(word: str, words: Any, what: str) -> None:
     """:raises UsageError: *word* is none of *words*, a ``Literal`` type, for the argument *what*."""
     known = get_args(words)
     if word not in known:
-        raise UsageError(f"invalid {what} '{word}': choose from {', '.join(repr(one) for one in known)}")
+        hint = did_you_mean(str(word), known)
+        raise UsageError(f"invalid {what} '{word}': choose from {', '.join(repr(one) for one in known)}", hint=hint)
 
 
 def probe(hooks: Hooks, driver: FormatDriver, data: bytes, name: str) -> int:

@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import DiskmillError, UsageError
+from ..errors import DiskmillError, UsageError, did_you_mean
 from ..sizes import MiB, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _ENTRY = 8
 
 class LimitError(DiskmillError):
     """What the user asked for goes beyond a limit, which the message names."""
+
+    code = "limit"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Limits:
         given = {}
         for name, value in split(text):
             if name not in known:
-                raise UsageError(f"unknown limit '{name}': there are {', '.join(known)}")
+                raise UsageError(
+                    f"unknown limit '{name}': there are {', '.join(known)}", hint=did_you_mean(name, known)
+                )
             given[name] = parse_size(value, what=f"limit {name}")
             if not given[name]:
                 raise UsageError(f"limit '{name}' cannot be 0")

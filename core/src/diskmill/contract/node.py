@@ -12,9 +12,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
-from ..errors import DiskmillError, StorageError, UnsupportedError, UsageError
+from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
 
@@ -148,6 +148,20 @@ class Node(ABC):
         from .stream import DiskStream
 
         return DiskStream(self)
+
+    def open_stream(self, buffering: int = -1) -> BinaryIO:
+        """Its bytes as a seekable binary file, as :func:`open` gives one.
+
+        :param buffering: bytes of the buffer; 0: none, each call goes to the node; -1: 128 KiB. Many small
+            reads are ten times faster with it.
+        """
+        import io
+
+        raw = self.stream()
+        if buffering == 0:
+            return cast("BinaryIO", raw)
+        size = 1 << 17 if buffering < 0 else buffering
+        return io.BufferedRandom(raw, size) if self.writable else io.BufferedReader(raw, size)
 
     def children(self) -> Iterator[Node]:
         """The nodes right below. The default has none."""
@@ -334,6 +348,12 @@ class Image(Node):
         self.lock = threading.RLock()
         self.closed = False
 
+    def __repr__(self) -> str:
+        from ..sizes import format_size
+
+        state = ", closed" if self.closed else ", writable" if self.writable else ""
+        return f"<{self.driver.name} image {self.name!r}, {format_size(self.size)}{state}>"
+
     def attach(self, reference: Reference, node: Node) -> None:
         """*node* is what *reference* names, opened. The default takes a backing image.
 
@@ -430,11 +450,21 @@ class Image(Node):
             if self.writable:
                 self.flush()
         finally:
-            self.release()
+            self._end(abandon=False)
 
     def abandon(self) -> None:
         self.closed = True
-        self.release(abandon=True)
+        self._end(abandon=True)
+
+    def _end(self, *, abandon: bool) -> None:
+        """Release all; from then on its bytes cannot be had. Methods are exchanged, so that no read pays for a test."""
+        try:
+            self.release(abandon=abandon)
+        finally:
+            vars(self).update(dict.fromkeys(_USES, self._refuse_closed))
+
+    def _refuse_closed(self, *_: Any, **__: Any) -> NoReturn:
+        raise ClosedError("the image was closed", file=self.name)
 
     def release(self, *, abandon: bool = False) -> None:
         """Close the children. A driver with more of them than ``file`` and ``backing`` overrides :meth:`children`."""
@@ -462,6 +492,10 @@ class Image(Node):
         yield self.file
         if self.backing is not None:
             yield self.backing
+
+
+_USES = ("discard", "extents", "flush", "read_into", "truncate", "write", "zero")
+"""What nobody can do with an image that was closed."""
 
 
 class _Releasing(threading.local):

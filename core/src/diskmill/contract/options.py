@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
 from ..sizes import parse_size
 
 Value = str | int | bool
@@ -53,7 +53,9 @@ class Option:
             return self._int(str(text))
         value = str(text)
         if self.choices and value not in self.choices:
-            raise UsageError(f"invalid value '{value}' for '{self.name}': choose from {', '.join(self.choices)}")
+            hint = did_you_mean(value, self.choices)
+            choices = ", ".join(self.choices)
+            raise UsageError(f"invalid value '{value}' for '{self.name}': choose from {choices}", hint=hint)
         return value
 
     def _bool(self, text: str | Value) -> bool:
@@ -119,7 +121,8 @@ def validate(
         option = table.get(name) or table.get(_starred(name))
         if option is None:
             known = f"; it has {', '.join(sorted(table))}" if table else ""
-            raise UsageError(f"driver '{driver}' has no option '{name}' to {when}{known}")
+            hint = did_you_mean(name, table)
+            raise UsageError(f"driver '{driver}' has no option '{name}' to {when}{known}", hint=hint)
         result[name] = option.parse(value)  # under its own number, if it stands in a list
     if when != "amend":
         for option in table.values():

@@ -18,17 +18,30 @@ class DiskStream(io.RawIOBase):
     def __init__(self, node: Node) -> None:
         self._node = node
         self._at = 0
+        self.name = node.name
+        self.mode = "rb+" if node.writable else "rb"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} name={self.name!r} mode={self.mode!r}{' closed' if self.closed else ''}>"
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
 
     def readable(self) -> bool:
+        self._refuse_closed()
         return True
 
     def seekable(self) -> bool:
+        self._refuse_closed()
         return True
 
     def writable(self) -> bool:
+        self._refuse_closed()
         return self._node.writable
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._refuse_closed()
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._node.size}.get(whence)
         if base is None:
             raise ValueError(f"whence is 0, 1 or 2, not {whence}")
@@ -38,6 +51,7 @@ class DiskStream(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        self._refuse_closed()
         view = memoryview(buffer).cast("B")
         count = max(min(len(view), self._node.size - self._at), 0)
         if count:
@@ -46,6 +60,7 @@ class DiskStream(io.RawIOBase):
         return count
 
     def write(self, data: Any) -> int:
+        self._refuse_closed()
         if not self._node.writable:
             raise io.UnsupportedOperation("the image is open for reading only")
         view = memoryview(data).cast("B")

@@ -7,7 +7,15 @@ import time
 from collections.abc import Callable
 
 Report = Callable[[int, int], None]
-"""Called with (bytes of the disk dealt with so far, bytes in all), from any thread, now and then."""
+"""Called with (bytes of the disk dealt with so far, bytes in all), from any thread, now and then. One that has a method
+``phase`` is told by it, in a word, that another part of the work begins, of which nobody knows how long it takes."""
+
+
+def tell_phase(report: Report | None, name: str) -> None:
+    """Tell *report* that the part of the work called *name* begins."""
+    told = getattr(report, "phase", None)
+    if told is not None:
+        told(name)
 
 
 class Progress:
@@ -22,6 +30,10 @@ class Progress:
         self._report = report
         self._lock = threading.Lock()
         self._shown = -1
+
+    def phase(self, name: str) -> None:
+        """Another part of the work begins."""
+        tell_phase(self._report, name)
 
     def expect(self, count: int) -> None:
         """*count* more bytes are to be dealt with. The first time, that it begins is told: images are open."""

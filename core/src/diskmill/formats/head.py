@@ -17,6 +17,7 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..opening.context import Context
+from ..errors import said_raw
 
 
 class Head(Node):
@@ -70,7 +71,7 @@ class Head(Node):
         if format not in (None, "raw"):
             raise UsageError(
                 "that it is raw was guessed, and with what is to be written at its start it would be taken for "
-                f"{format}: say that it is raw (-f raw, or driver=raw in an option string) to write it",
+                f"{format}: say that it is raw ({said_raw()}, or driver=raw in an option string) to write it",
                 file=self.name,
             )
 

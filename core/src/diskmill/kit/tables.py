@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ def runs(table: array[int], step: int) -> Iterator[Run]:
         offsets, 1 where they hold cluster numbers, and so on.
     """
     if len(table) >= _NUMPY_FROM or "numpy" in sys.modules and len(table) >= 512:
-        return _runs_numpy(table, step)
+        with suppress(ModuleNotFoundError):  # who did without it waits longer
+            import numpy  # noqa: F401
+
+            return _runs_numpy(table, step)
     return _runs_python(table, step)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..contract.limits import Budget
 from ..contract.options import Option
-from ..errors import SecretError
+from ..errors import SecretError, UsageError, said_raw
 from .gate import FOLDER, Trust
 from .registry import Registry, default_registry
 
@@ -69,6 +69,16 @@ class Context:
     ask: Callable[[str], bytes] | None = None
     budget: Budget = field(default_factory=Budget, repr=False)
 
+    def __post_init__(self) -> None:
+        """Take what people write, and refuse what cannot be meant, before anything is opened."""
+        self.trust = Trust.of(self.trust)
+        for key, value in self.secrets.items():
+            if not isinstance(value, bytes):
+                raise UsageError(f"secret '{key}' is bytes, not {type(value).__name__}: encode it")
+        for what, word, known in (("cache", self.cache, CACHE_MODES), ("overwrite", self.overwrite, OVERWRITES)):
+            if word not in known:
+                raise UsageError(f"{what} is one of {', '.join(known)}, not {word!r}")
+
     def warn_of_guess(self, name: str) -> None:
         """Tell that *name*, which is opened for writing, was guessed to be raw."""
         if self.guessed is not None:
@@ -76,7 +86,7 @@ class Context:
             return
         self.warn(
             f"'{name}': that it is raw was guessed: its first bytes can only be written as long as it looks raw "
-            "(-f raw says that it is)"
+            f"({said_raw()} says that it is)"
         )
 
     def properties(self, key: str) -> dict[str, Any] | None:

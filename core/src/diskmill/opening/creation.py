@@ -13,7 +13,7 @@ from ..contract.node import Image, Storage
 from ..contract.options import Option, Value, validate
 from ..contract.place import Place
 from ..contract.requests import Backing, CreateRequest
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, did_you_mean
 from ..sizes import SECTOR, round_up
 from .context import Context
 from .places import new_place
@@ -152,5 +152,6 @@ def split_options(
             below[name] = value
         else:
             known = ", ".join(sorted({*formats, *protocols})) or "none"
-            raise UsageError(f"format '{driver.name}' has no option '{name}' to create; it has: {known}")
+            hint = did_you_mean(name, {*formats, *protocols})
+            raise UsageError(f"format '{driver.name}' has no option '{name}' to create; it has: {known}", hint=hint)
     return own, below

@@ -6,12 +6,13 @@ goes by places (:mod:`diskmill.contract.place`), so it holds for every protocol.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..contract.drivers import FilterDriver
 from ..contract.place import Place
-from ..errors import DiskmillError, RefusedError, StorageError
+from ..errors import DiskmillError, RefusedError, StorageError, UsageError, said
 from .names import CHILDREN, DEVICES, new_file
 from .places import place_of
 from .registry import Registry
@@ -42,6 +43,20 @@ class Trust:
         folders = [text for text in texts if text not in ("nothing", "folder")]
         return cls(folders, own="folder" in texts)
 
+    @classmethod
+    def of(cls, given: Trust | str | Sequence[str]) -> Trust:
+        """*given*, or the policy that the word or folder *given*, or several of them, name.
+
+        :raises UsageError: it is none of the words, and no folder.
+        """
+        if isinstance(given, Trust):
+            return given
+        texts = [given] if isinstance(given, str | os.PathLike) else list(given)
+        for one in texts:
+            if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
+                raise UsageError(f"trust is 'nothing', 'folder', 'anything' or a folder that exists, not {one!r}")
+        return cls.parse([os.fspath(one) for one in texts])
+
     @property
     def anything(self) -> bool:
         """Whether an image's word counts as the user's."""
@@ -66,7 +81,7 @@ class Trust:
         except _Objection as why:
             shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
             raise RefusedError(
-                f"refers to '{shown}', which was not opened: {why} (allow it with {OPTION})", file=image
+                f"refers to '{shown}', which was not opened: {why} (allow it with {said('trust', OPTION)})", file=image
             ) from None
 
     def _admitted(self, spec: Mapping[str, Any], own: Place | None, registry: Registry) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
-from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError
+from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError, said, said_raw
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
@@ -59,7 +59,8 @@ def open_image(
         spec = _spec(name, format, image_opts, context)
         if writable and not rehearse and context.share:
             raise UsageError(
-                "an image that other processes may write (-U) can only be read", file=_shown(spec, context)
+                f"an image that other processes may write ({said('share', '-U')}) can only be read",
+                file=_shown(spec, context),
             )
         opener = _Opener(
             context,
@@ -146,15 +147,16 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
             why = context.registry.why_missing(FormatDriver.group, looks)
             if writable:
-                raise DriverError(f"it looks like {looks} (-f raw writes it as it is): {why}", file=node.name)
+                raise DriverError(f"it looks like {looks} ({said_raw()} writes it as it is): {why}", file=node.name)
             context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
         other = no_disk(data, node.name)
         if other is not None:
             if (writable or copied) and not context.as_qemu_img:
-                raise DriverError(f"it is {other}, and no disk (-f raw takes its bytes as they are)", file=node.name)
+                text = f"it is {other}, and no disk ({said_raw()} takes its bytes as they are)"
+                raise DriverError(text, file=node.name)
             context.warn(f"'{node.name}' is {other}, and no disk: its bytes are taken as they are")
     if driver is None:
-        raise DriverError("its format is not known; name one with -f", file=node.name)
+        raise DriverError(f"its format is not known; name one with {said('format', '-f')}", file=node.name)
     return driver
 
 

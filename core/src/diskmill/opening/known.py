@@ -6,6 +6,9 @@ and ask the likely driver first. A format that is not listed loses nothing but t
 
 from __future__ import annotations
 
+import os
+import sys
+
 PACKAGES = {
     "qcow2": "diskmill-qcow2",
     "vmdk": "diskmill-vmdk",
@@ -48,6 +51,18 @@ PACKAGES = {
     "ftps": "diskmill-http",
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
+
+
+def how_to_install(package: str) -> str:
+    """What one does to have *package*, as a phrase. In a clone of the project it is there to be installed from."""
+    clone = os.path.abspath(__file__)
+    for _ in range(5):  # core/src/diskmill/opening/known.py
+        clone = os.path.dirname(clone)
+    folder = os.path.join(clone, "plugins", package.removeprefix("diskmill-"))
+    if os.path.isfile(os.path.join(folder, "pyproject.toml")):
+        return f"install the package {package}: {sys.executable} -m pip install {folder}"
+    return f"install the package {package}: pip install {package}"
+
 
 _DEVICES = ("host_device", "host_cdrom")
 ALIASES = {
@@ -96,6 +111,12 @@ _NO_DISKS = (
     ("an Expert Witness (EWF) image", 0, b"EVF2\x0d\x0a\x81\0"),
 )
 """What holds disks, or is made of them, and is none."""
+
+
+def named_after(filename: str) -> str | None:
+    """The format that the suffix of *filename* stands for; None: none that is known here."""
+    suffix = os.path.splitext(filename)[1][1:].lower()
+    return {"vhd": "vpc", "hdd": "parallels"}.get(suffix, suffix if suffix in PACKAGES else None)
 
 
 def no_disk(data: bytes, filename: str = "") -> str | None:

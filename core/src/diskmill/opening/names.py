@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 
+Name = str | os.PathLike[str]
+"""What functions take as the name of an image: a name as a user types it, or a path, which always is a file's."""
+
 _PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+):")
 
 
@@ -43,6 +46,25 @@ def parse_name(name: str) -> Spec:
         path = rest.removeprefix("//") if rest.startswith("///") else rest
         return {"file": {"driver": "file", "filename": local_path(path)}}
     return {"file": {"driver": protocol, "filename": name}}
+
+
+def given_name(name: Name) -> str:
+    """*name* as a user would type it.
+
+    :raises UsageError: it is neither a string nor a path.
+    """
+    if isinstance(name, str):
+        return name
+    if not isinstance(name, os.PathLike):
+        raise UsageError(f"an image's name is a string or a path, not {type(name).__name__}")
+    return local_path(os.fsdecode(name))
+
+
+def given_names(names: Iterable[Name] | Name) -> list[str]:
+    """*names*, which may be a single one, as a user would type them."""
+    return [
+        given_name(one) for one in (names if isinstance(names, Iterable) and not isinstance(names, str) else [names])
+    ]
 
 
 def local_path(path: str) -> str:

@@ -13,9 +13,9 @@ import pluggy
 
 from ..contract import calls, hookspecs
 from ..contract.drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
-from ..errors import DriverError
+from ..errors import DriverError, did_you_mean
 from .discovery import EntryPoint, installed
-from .known import ALIASES, PACKAGES, recognise
+from .known import ALIASES, PACKAGES, how_to_install, recognise
 
 SURE = 100
 """What a driver's ``probe`` answers when it cannot be another's image."""
@@ -58,14 +58,15 @@ class Registry:
         self._drivers: dict[tuple[str, str], Driver] = {}
         self._complete: set[str] = set()
         self._installed = installed()
-        for entry in self._entries(PLUGIN_GROUP):
+        for entry in self.entries(PLUGIN_GROUP):
             for plugin in self._loaded(entry):
                 self._register(plugin, entry.name)
         # A plugin may be there to forbid something: going on without it would allow that.
         for name, why in self.failures.items():
             raise DriverError(f"plugin '{name}' could not be loaded: {why}; repair or uninstall it")
 
-    def _entries(self, group: str) -> list[EntryPoint]:
+    def entries(self, group: str) -> list[EntryPoint]:
+        """What is installed under *group*."""
         return [entry for entry in self._installed if entry.group == group]
 
     def _loaded(self, entry: EntryPoint) -> list[Any]:
@@ -120,7 +121,7 @@ class Registry:
     def all(self, group: str) -> list[Any]:
         """Every driver of *group* that can be imported, by name."""
         if group not in self._complete:
-            self._add(group, self._entries(group))
+            self._add(group, self.entries(group))
             self._complete.add(group)
         return [driver for (kind, _), driver in sorted(self._drivers.items()) if kind == group]
 
@@ -132,19 +133,30 @@ class Registry:
         name = ALIASES.get((group, name), name)
         driver = self._drivers.get((group, name))
         if driver is None and group not in self._complete:
-            self._add(group, [entry for entry in self._entries(group) if entry.name == name])
+            self._add(group, [entry for entry in self.entries(group) if entry.name == name])
             driver = self._drivers.get((group, name))
         if driver is not None:
             return driver
-        raise DriverError(self.why_missing(group, name))
+        raise DriverError(self.why_missing(group, name), hint=self._alike(group, name))
 
     def why_missing(self, group: str, name: str) -> str:
         """What is the matter with the driver *name*, which :meth:`has` has not found, and what to do about it."""
         if name in self.failures:
             return f"{_WORDS[group]} driver '{name}' could not be loaded: {self.failures[name]}"
         if name in PACKAGES:
-            return f"{_WORDS[group]} driver '{name}' is not installed: install the package {PACKAGES[name]}"
+            return f"{_WORDS[group]} driver '{name}' is not installed: {how_to_install(PACKAGES[name])}"
         return f"unknown {_WORDS[group]} '{name}'; 'diskmill drivers' lists what is installed"
+
+    def _alike(self, group: str, name: str) -> str | None:
+        """What may have been meant by *name*, which no driver has."""
+        if name in self.failures or name in PACKAGES:
+            return None
+        return did_you_mean(name, (driver for kind, driver in self.names() if kind == group))
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """The (group, name) of every driver that is installed, or was added; none is imported."""
+        yield from self._drivers
+        yield from ((entry.group, entry.name) for entry in self._installed if entry.group in _WORDS)
 
     def format(self, name: str) -> FormatDriver:
         """The format driver *name*; see :meth:`get`."""
@@ -158,11 +170,11 @@ class Registry:
         for driver in self._drivers.values():  # those without an entry point, too
             if isinstance(driver, ProtocolDriver) and prefix in (driver.name, *driver.prefixes):
                 return driver
-        claims = {entry.value for entry in self._entries(PREFIX_GROUP) if entry.name == prefix}
-        names = {entry.name for entry in self._entries(ProtocolDriver.group) if entry.value in claims}
+        claims = {entry.value for entry in self.entries(PREFIX_GROUP) if entry.name == prefix}
+        names = {entry.name for entry in self.entries(ProtocolDriver.group) if entry.value in claims}
         if len(names) > 1:
             raise DriverError(f"the prefix '{prefix}:' is claimed by {' and by '.join(sorted(names))}: uninstall one")
-        if not names and any(entry.name == prefix for entry in self._entries(ProtocolDriver.group)):
+        if not names and any(entry.name == prefix for entry in self.entries(ProtocolDriver.group)):
             names = {prefix}
         return self.protocol(names.pop()) if names else None
 

@@ -186,6 +186,8 @@ class Transport:
             raise self._lost(error) from None
 
     def _lost(self, error: Exception) -> ConnectionLost:
+        if isinstance(error, ConnectionLost):
+            return error
         number = error.errno if isinstance(error, OSError) else None
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return ConnectionLost(f"the connection broke: {why}", file=self.name, errno=number)

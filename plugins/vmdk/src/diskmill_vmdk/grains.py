@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -298,9 +299,11 @@ class CompressedPart(GrainPart):
 
 def refuse_duplicates(directory: array[int], name: str, place: str = "grain directory") -> None:
     """Two parts of the disk in one table is damage; and it would let a small file claim a table of any length."""
+    numpy: Any = None
     if len(directory) > 1 << 17:
-        import numpy
-
+        with suppress(ModuleNotFoundError):
+            import numpy
+    if numpy is not None:
         values = numpy.sort(numpy.frombuffer(directory, dtype=f"u{directory.itemsize}"))
         twice = values[1:][(values[1:] == values[:-1]) & (values[1:] > 1)]
         duplicate = int(twice[0]) if len(twice) else None

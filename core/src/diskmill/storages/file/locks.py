@@ -49,6 +49,8 @@ def lock(fd: int, name: str, *, writable: bool, share: bool = False, hold: bool 
         for number in unshared:
             if _taken(fd, _USED + number):
                 raise _locked(fd, name, f'Failed to get shared "{_NAMES[number]}" lock')
+    except LockedError:
+        raise
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):  # somebody holds a write lock there: not QEMU, but in use
             raise _locked(fd, name, "Failed to lock it") from None

@@ -149,7 +149,7 @@ def _is_device(name: str) -> bool:
 def _open_error(error: OSError | ValueError, name: str, flags: int) -> StorageError:
     if not isinstance(error, OSError):  # a NUL character, or one that no file name can hold
         return StorageError("it is not a possible file name", file=name, errno=errno.EINVAL)
-    if error.errno == errno.EINVAL and flags & os.O_DIRECT:
+    if error.errno == errno.EINVAL and not isinstance(error, StorageError) and flags & os.O_DIRECT:
         return StorageError(
             "its file system does not support O_DIRECT, which the cache modes none and directsync need",
             file=name,

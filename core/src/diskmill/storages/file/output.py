@@ -63,6 +63,8 @@ class Output:
                 if self._old >= 0:
                     self._expect_replaceable()
                 self.fd = self._make(flags)
+            except StorageError:
+                raise
             except OSError as error:
                 if error.errno == errno.EINVAL and flags & os.O_DIRECT:
                     raise
@@ -379,7 +381,9 @@ def settle_together(outputs: Sequence[Output], durable: bool) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+    if isinstance(error, OSError) and not isinstance(error, StorageError):
+        return error.strerror or str(error)
+    return str(error) or type(error).__name__
 
 
 def _mount(fd: int) -> str | None:
