@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -313,6 +315,26 @@ def test_interrupting_a_client_ends_what_waits(disk: Path, sock: Path) -> None:
         with pytest.raises(StorageError):
             client.read_into(0, bytearray(512))
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("writing", [False, True], ids=["reading", "writing"])
+def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, sock: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.raw"
+    delay = "wdelay=30" if writing else "rdelay=30"
+    names = (disk, uri(sock)) if writing else (uri(sock), out)
+    command = [sys.executable, "-m", "diskmill_cli", "convert", "-f", "raw", "-O", "raw", *map(str, names)]
+    copy = tmp_path / "copy.raw"
+    copy.write_bytes(disk.read_bytes())
+    with nbdkit(sock, "--filter=delay", "file", copy, delay):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            time.sleep(1.2)
+            assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            _, told = child.communicate(timeout=20)
+        assert time.monotonic() - began < 1
+    assert (child.returncode, len(told.splitlines())) == (130, 1)
+    assert not out.exists()
 
 
 def test_a_lost_server_without_reconnecting_is_one_line_and_leaves_nothing(sock: Path, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ..contract.extents import Extent, Kind
 from ..contract.node import Node
 from ..sizes import SECTOR, KiB, round_down
+from . import beneath
 from .access import read_extent
 from .progress import Progress
 from .walk import walk
@@ -51,7 +53,8 @@ def first_difference(
     found = _Found()
     tasks = _tasks(pairs(left, right, length), found, watch, progress or Progress())
     comparer = _Comparer(found, progress or Progress())
-    Workers(tasks, comparer.worker, threads=threads, cancel=cancel).run()
+    count, interrupt = threads or beneath.threads((left, right)), partial(beneath.interrupt, (left, right))
+    Workers(tasks, comparer.worker, threads=count, cancel=cancel, interrupt=interrupt).run()
     return found.offset
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..contract.extents import Encoder, Extent, Kind, Placement
 from ..contract.node import Image, Node, Storage
 from ..errors import DiskmillError
 from ..sizes import KiB, MiB, round_down, round_up
+from . import beneath
 from .access import fill_zeros, place_decoded, put, read_extent, store, write_phases
 from .progress import Progress, RateLimit
 from .walk import walk
@@ -42,7 +44,7 @@ class CopyPlan:
         source has from there is left to that. Nothing else is: not holes with nothing behind them, which are zeros.
     :param shared_size: how many bytes the target's backing image gives, where *shared* may be larger.
     :param offload: let the kernel copy from file to file where both ends are files, without looking for zeros.
-    :param threads: how many; None: as many as the process has processors.
+    :param threads: how many; None: as many as the process has processors, or more where storages ask for that.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     """
 
@@ -99,11 +101,14 @@ def copy(
         plan = replace(plan, sparse=0)  # zeros are written like data, so there is no use in looking for them
     if plan.compress:
         plan = replace(plan, sparse=target.unit)  # a unit of zeros is never worth a place
-    copier = _Copier(target, plan, progress, limit or RateLimit())
     sources = [source] if isinstance(source, Node) else source
+    graphs = [*sources, target]
+    threads = plan.threads or beneath.threads(graphs)
+    copier = _Copier(target, plan, progress, limit or RateLimit(), beneath.chunk(graphs, CHUNK, threads))
     extents = _joined(sources, source_offset, target_offset, length, plan)
     tasks = _tasks(extents, copier.chunk, copier.granule, target.unit, plan, progress)
-    Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
+    interrupt = partial(beneath.interrupt, graphs)
+    Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
 
 
 def _joined(sources: Sequence[Node], offset: int, at: int, length: int | None, plan: CopyPlan) -> Iterator[Extent]:
@@ -211,7 +216,7 @@ class _Buffers:
 
 
 class _Copier:
-    def __init__(self, target: Image, plan: CopyPlan, progress: Progress, limit: RateLimit) -> None:
+    def __init__(self, target: Image, plan: CopyPlan, progress: Progress, limit: RateLimit, chunk: int) -> None:
         self.target = target
         self.plan = plan
         self.progress = progress
@@ -223,7 +228,7 @@ class _Copier:
         self.hole = min(self.fine, 4 * KiB)
         self.edge = round_up(self.hole, target.unit)
         self.closely = plan.sparse > 0 and (self.hole < self.edge or self.fine < self.granule)
-        self.chunk = round_up(CHUNK, self.granule)
+        self.chunk = round_up(chunk, self.granule)
         self.encoder: Encoder | None = target.encoder() if plan.compress or target.sequential else None
         # Where nothing is allocated, the order of writes leaves no trace.
         self.ordered = target.sequential or plan.in_order and (target.unit > 1 or plan.compress)
