@@ -322,7 +322,8 @@ def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, 
     out = tmp_path / "out.raw"
     delay = "wdelay=30" if writing else "rdelay=30"
     names = (disk, uri(sock)) if writing else (uri(sock), out)
-    command = [sys.executable, "-m", "diskmill_cli", "convert", "-f", "raw", "-O", "raw", *map(str, names)]
+    format = "qcow2" if writing else "raw"
+    command = [sys.executable, "-m", "diskmill_cli", "convert", "-f", "raw", "-O", format, *map(str, names)]
     copy = tmp_path / "copy.raw"
     copy.write_bytes(disk.read_bytes())
     with nbdkit(sock, "--filter=delay", "file", copy, delay):
@@ -335,6 +336,8 @@ def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, 
         assert time.monotonic() - began < 1
     assert (child.returncode, len(told.splitlines())) == (130, 1)
     assert not out.exists()
+    if writing:
+        assert not any(copy.read_bytes()[:65536])
 
 
 def test_a_lost_server_without_reconnecting_is_one_line_and_leaves_nothing(sock: Path, tmp_path: Path) -> None:
