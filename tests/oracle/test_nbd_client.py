@@ -320,7 +320,7 @@ def test_interrupting_a_client_ends_what_waits(disk: Path, sock: Path) -> None:
 @pytest.mark.parametrize("writing", [False, True], ids=["reading", "writing"])
 def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, sock: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.raw"
-    delay = "wdelay=30" if writing else "rdelay=30"
+    delay = "delay-write=30" if writing else "rdelay=30"
     names = (disk, uri(sock)) if writing else (uri(sock), out)
     format = "qcow2" if writing else "raw"
     command = [sys.executable, "-m", "diskmill_cli", "convert", "-f", "raw", "-O", format, *map(str, names)]

@@ -15,6 +15,7 @@ from ..contract.node import Image, Node, Storage
 from ..contract.options import split
 from ..contract.references import Reference
 from ..contract.requests import Backing
+from ..engine.compare import glimpsed_data
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError
@@ -68,7 +69,7 @@ def convert(
         has from it stays with it, and what lies above is copied. Any other reads the same as the source's own backing
         image, which the caller vouches for. Holes that nothing lies behind are zeros, and are written over it.
     :param existing: write into an image that is there (as large, at least) instead of making one.
-    :param target_zero: that image reads as zeros throughout.
+    :param target_zero: that image reads as zeros throughout. It is refused where some looks show that it does not.
     :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
         *salvage*.
     :param rate: bytes a second; 0: as fast as it goes.
@@ -138,6 +139,8 @@ def convert(
                     refuse_unreadable(image, context)
                 _refuse_compression(compress, target)
                 _refuse_bitmaps(bitmaps, copied, target, context)
+                if target_zero:
+                    _refuse_data(target, size)
             except BaseException:
                 target.close()
                 raise
@@ -236,6 +239,15 @@ def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bi
 def _refuse_compression(compress: bool, target: Image) -> None:
     if compress and "compression" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
+
+
+def _refuse_data(target: Image, size: int) -> None:
+    """Refuse a target that visibly does not read as zeros: what it holds would shine through the copy's zeros."""
+    found = glimpsed_data(target, size)
+    if found is not None:
+        raise UsageError(
+            f"it does not read as zeros (at offset {found}), so --target-is-zero is wrong", file=target.name
+        )
 
 
 def _can_have_bitmaps(image: Image, context: Context) -> bool:
