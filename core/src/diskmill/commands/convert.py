@@ -24,6 +24,7 @@ from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import parse_name, relative_to
 from ..opening.places import new_place
 from ..opening.registry import Registry
+from .bitmap import bitmaps_of
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
@@ -112,13 +113,14 @@ def convert(
         if bitmaps:
             if len(images) > 1:
                 raise UsageError("Copying bitmaps only possible with single source")
-            if "bitmaps" not in images[0].driver.capabilities:
+            found = bitmaps_of(images[0], context)
+            if not found and "bitmaps" not in images[0].driver.capabilities:
                 raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
-            if not _can_have_bitmaps(images[0], context):
+            if not found and not _can_have_bitmaps(images[0], context):
                 raise UnsupportedError("the source's version of the format has no persistent bitmaps", file=sources[0])
             if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
                 raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
-            copied = _sound_bitmaps(images[0], skip_broken, context)
+            copied = _sound_bitmaps(found, skip_broken, images[0], context)
         shared: Image | None = None  # by default everything is copied
         shared_size: int | None = None
         size = sum(image.size for image in images)
@@ -221,9 +223,9 @@ def _tell_sectors(images: Sequence[Image], target: Image, context: Context) -> N
             )
 
 
-def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bitmap]:
+def _sound_bitmaps(found: Sequence[Bitmap], skip_broken: bool, image: Image, context: Context) -> list[Bitmap]:
     sound = []
-    for one in calls.bitmaps(context.registry, image):
+    for one in found:
         if not one.inconsistent:
             sound.append(one)
         elif skip_broken:
