@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diskmill.contract.options import HelpAsked, split
@@ -87,17 +87,28 @@ def _key(properties: Mapping[str, str]) -> str:
     return key
 
 
+def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A value of JSON as properties: ``rules.0.match`` names what is in a list."""
+    if isinstance(value, Mapping | list):
+        for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _flat(f"{path}.{key}" if path else str(key), one)
+    elif isinstance(value, str | bool):
+        yield path, value if isinstance(value, str) else "on" if value else "off"
+    else:
+        raise UsageError("an object in JSON must be an object of texts")
+
+
 def _properties(text: str) -> dict[str, str]:
     if text.startswith("{"):
         import json
 
         try:
             value: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"cannot parse the object: {error}") from None
-        if not isinstance(value, Mapping) or not all(isinstance(one, str | bool) for one in value.values()):
-            raise UsageError("an object in JSON must be an object of texts")
-        return {key: one if isinstance(one, str) else "on" if one else "off" for key, one in value.items()}
+        if not isinstance(value, Mapping):
+            raise UsageError("an object in JSON must be an object")
+        return dict(_flat("", value))
     kind, _, rest = text.partition(",")
     if "=" in kind:
         kind, rest = "", text

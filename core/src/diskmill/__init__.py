@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .contract.node import Image as Image
     from .errors import DiskmillError as DiskmillError
     from .library import open as open
+    from .library import serve as serve
     from .opening.gate import ANYTHING as ANYTHING
     from .opening.gate import FOLDER as FOLDER
     from .opening.gate import NOTHING as NOTHING
@@ -75,6 +76,7 @@ _HOMES = {
     "open": "library",
     "rebase": "commands.rebase",
     "resize": "commands.resize",
+    "serve": "library",
     "snapshot": "commands.snapshot",
 }
 

@@ -177,6 +177,7 @@ class Session:
         if option == c.NBD_OPT_GO and not self._admitted():
             self._reply(option, c.NBD_REP_ERR_POLICY, b"as many clients as may be are connected")
             return
+        export.look()
         if c.NBD_INFO_NAME in wanted:
             self._reply(option, c.NBD_REP_INFO, c.UINT16.pack(c.NBD_INFO_NAME), name.encode("utf-8", "surrogateescape"))
         if c.NBD_INFO_DESCRIPTION in wanted and export.description:
@@ -193,6 +194,7 @@ class Session:
         export = self.server.exports.get(data.decode("utf-8", "surrogateescape"))
         if export is None or not self._admitted():
             raise _Broken
+        export.look()
         zeroes = b"" if self._no_zeroes else bytes(c.RESERVED_ZEROES)
         self.transport.send(c.EXPORT.pack(export.size, self._flags(export)) + zeroes)
         self._take(export)
@@ -215,6 +217,7 @@ class Session:
         if self.server.max_clients > 1:  # all connections share one image, with all its caches
             flags |= c.NBD_FLAG_CAN_MULTI_CONN
         if export.writable:
+            flags |= c.NBD_FLAG_SEND_FAST_ZERO if export.fast_unit else 0
             return flags | c.NBD_FLAG_SEND_TRIM | c.NBD_FLAG_SEND_WRITE_ZEROES
         return flags | c.NBD_FLAG_READ_ONLY
 
@@ -308,7 +311,11 @@ class Session:
         if command == c.NBD_CMD_TRIM:
             export.trim(offset, length)
         elif command == c.NBD_CMD_WRITE_ZEROES:
-            export.zero(offset, length, unmap=not flags & c.NBD_CMD_FLAG_NO_HOLE)
+            unmap = not flags & c.NBD_CMD_FLAG_NO_HOLE
+            if not flags & c.NBD_CMD_FLAG_FAST_ZERO:
+                export.zero(offset, length, unmap=unmap)
+            elif not _units(export, offset, length) or not export.zero_fast(offset, length, unmap=unmap):
+                raise _Failed(c.NBD_ENOTSUP, "not faster than to write zeros")
         if changes and flags & c.NBD_CMD_FLAG_FUA:
             export.flush()
         self._done(cookie, offset)
@@ -465,7 +472,7 @@ _FLAGS = {
     c.NBD_CMD_FLUSH: 0,
     c.NBD_CMD_TRIM: 0,
     c.NBD_CMD_CACHE: 0,
-    c.NBD_CMD_WRITE_ZEROES: c.NBD_CMD_FLAG_NO_HOLE,
+    c.NBD_CMD_WRITE_ZEROES: c.NBD_CMD_FLAG_NO_HOLE | c.NBD_CMD_FLAG_FAST_ZERO,
     c.NBD_CMD_BLOCK_STATUS: c.NBD_CMD_FLAG_REQ_ONE,
 }
 """Command → the flags that it has beside ``NBD_CMD_FLAG_FUA``."""
@@ -480,6 +487,12 @@ _OPTIONS: dict[int, Callable[[Session, int, bytes], None]] = {
     c.NBD_OPT_LIST_META_CONTEXT: Session._meta_context,
     c.NBD_OPT_SET_META_CONTEXT: Session._meta_context,
 }
+
+
+def _units(export: Export, offset: int, length: int) -> bool:
+    """Whether the range is whole units of the export."""
+    unit, end = export.fast_unit, offset + length
+    return unit > 0 and not offset % unit and (not end % unit or end == export.size)
 
 
 def _merged(statuses: Iterator[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
