@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError
+from diskmill.sizes import MiB
 
 if TYPE_CHECKING:
     import ssl
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 Buffer = bytearray | memoryview
 ReadBuffer = bytes | bytearray | memoryview
+
+
+_UNIX_BUFFER = 2 * MiB
+"""Bytes that may be on their way through a Unix socket, as far as the system lets us: the default makes both sides wait
+for each other several times for each request. TCP finds its own."""
 
 
 class ConnectionLost(StorageError):
@@ -46,6 +52,8 @@ class Transport:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER)
         self._limit(timeout)
 
     def _limit(self, seconds: float) -> None:
