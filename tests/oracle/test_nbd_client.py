@@ -285,9 +285,15 @@ def test_errors_are_errors_or_with_retries_are_overcome(disk: Path, sock: Path, 
         assert len(failed.stderr.splitlines()) == 1
         assert "read at offset" in failed.stderr
         assert not out.exists()
-    with nbdkit(sock, "--filter=error", "file", disk, "error-rate=10%"):
+    whole = tmp_path / "whole.raw"
+    with nbdkit(sock, "pattern", "64M"):
+        qemu_img("convert", "-f", "raw", "-O", "raw", uri(sock), whole)
+    with nbdkit(sock, "--filter=error", "pattern", "64M", "error-rate=10%"):
+        failed = diskmill("convert", "--image-opts", "-O", "raw", name, out, check=False)
+        assert (failed.returncode, len(failed.stderr.splitlines()), out.exists()) == (1, 1, False)
         diskmill("convert", "--image-opts", "-O", "raw", f"{name},retries=30", out)
-    assert out.read_bytes() == disk.read_bytes()
+        diskmill("compare", "--image-opts", f"{name},retries=30", f"driver=raw,file.filename={whole}")
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_stalled_server_is_an_error_after_the_time_limit(disk: Path, sock: Path) -> None:
