@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: no work is named {' '.join(options.only)}; --list shows all", file=sys.stderr)
         return 2
     installed = {point.name for point in entry_points(group="diskmill.format")}
-    installed |= {point.name for point in entry_points(group="diskmill.crypto")}
+    installed |= {point.name for group in ("crypto", "protocol") for point in entry_points(group=f"diskmill.{group}")}
     ours = shlex.split(options.diskmill)
     results, failed = [], False
     if options.folder is not None:

@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,20 @@ class Result:
         ]
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What one side runs, and beside it."""
+
+    command: list[str]
+    server: list[str] | None
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody accepts connections at the socket; it is there a moment earlier."""
+    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(row[-1] == str(path) and int(row[3], 16) & 0x10000 for row in rows)
+
+
 class Bench:
     """Two programs, and a folder for the images, which are made when first asked for and then kept."""
 
@@ -91,32 +106,43 @@ class Bench:
         self.ours = list(ours)
         self.theirs = list(theirs)
         self.out = folder / "out"
+        self.socket = folder / "socket"
         self._images: dict[str, str] = {}
 
     def run(self, work: Work, runs: int) -> Result:
         """Check once that both programs do the work right, then run them by turns. Raises BenchError."""
         count = runs * 4 if work.short else runs
         printed = self.folder / "printed-ours", self.folder / "printed-theirs"
-        sizes = self._try(work, self._ours(work), printed[0]), self._try(work, self._theirs(work), printed[1])
+        ours, theirs = self._sides(work)
+        sizes = self._try(work, ours, printed[0]), self._try(work, theirs, printed[1])
         if work.same_json:
             self._compare_printed(work, printed)
-        ours, theirs = [], []
+        runs_of_ours, runs_of_theirs = [], []
         for _ in range(count):
-            ours.append(self._measure(work, self._ours(work)))
-            theirs.append(self._measure(work, self._theirs(work)))
+            runs_of_ours.append(self._measure(work, ours))
+            runs_of_theirs.append(self._measure(work, theirs))
         self.out.unlink(missing_ok=True)
-        return Result(work, ours, theirs, sizes)
+        return Result(work, runs_of_ours, runs_of_theirs, sizes)
+
+    def _sides(self, work: Work) -> tuple[_Side, _Side]:
+        servers = work.measured or (work.server, work.server)
+        filled = [None if one is None else self._program(self._fill(one)) for one in servers]
+        return _Side(self._ours(work), filled[0]), _Side(self._theirs(work), filled[1])
 
     def _ours(self, work: Work) -> list[str]:
+        if work.measured is not None:
+            return self._fill(work.command)
         return [*self.ours, *self._fill(work.command)]
 
     def _theirs(self, work: Work) -> list[str]:
+        if work.measured is not None:
+            return self._fill(work.command)
         if work.against is not None:
             return self._program(self._fill(work.against))
         return [*self.theirs, *self._fill(work.command)]
 
     def _program(self, words: list[str]) -> list[str]:
-        names = {"qemu-img": self.theirs, "python": [sys.executable]}
+        names = {"qemu-img": self.theirs, "diskmill": self.ours, "python": [sys.executable]}
         return [*names.get(words[0], words[:1]), *words[1:]]
 
     def _fill(self, command: Command, image: Path | None = None) -> list[str]:
@@ -126,7 +152,9 @@ class Bench:
             head, brace, rest = word.partition("{")
             name, _, tail = rest.partition("}")
             if brace:
+                uri = f"nbd+unix:///?socket={self.socket}"
                 own = {"out": str(self.out), "size": str(self.size), "image": str(image)}
+                own |= {"socket": str(self.socket), "uri": uri}
                 word = f"{head}{own[name] if name in own else self._image(name)}{tail}"
             filled.append(word)
         return filled
@@ -159,7 +187,36 @@ class Bench:
         for command in work.before:
             self._must(self._program(self._fill(command)))
 
-    def _try(self, work: Work, command: list[str], printed: Path) -> int:
+    @contextmanager
+    def _served(self, work: Work, side: _Side) -> Iterator[list[Run]]:
+        """With the side's server beside, where it has one; afterwards the list holds what that took."""
+        used: list[Run] = []
+        if side.server is None:
+            yield used
+            return
+        self.socket.unlink(missing_ok=True)
+        server = subprocess.Popen(side.server, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
+        assert server.stderr is not None
+        try:
+            end = time.monotonic() + 30
+            while not _listens(self.socket):
+                if server.poll() is not None or time.monotonic() > end:
+                    server.kill()
+                    raise BenchError(f"{work.name}: {' '.join(side.server)}: {server.stderr.read().decode()}".rstrip())
+                time.sleep(0.01)
+            yield used
+        finally:
+            server.stderr.close()
+            if server.returncode is None:
+                server.terminate()
+                _, server.returncode, taken = os.wait4(server.pid, 0)
+                used.append(Run(0, taken.ru_utime + taken.ru_stime, taken.ru_maxrss * KiB))
+
+    def _try(self, work: Work, side: _Side, printed: Path) -> int:
+        with self._served(work, side):
+            return self._try_command(work, side.command, printed)
+
+    def _try_command(self, work: Work, command: list[str], printed: Path) -> int:
         """A first run, which fills the caches: it must succeed, and its result be right. Returns the output's size."""
         self._prepare(work)
         with printed.open("wb") as stdout:
@@ -182,7 +239,12 @@ class Bench:
             start = [path.read_bytes()[:300].decode() for path in printed]
             raise BenchError(f"{work.name}: diskmill printed\n{start[0]}\nqemu-img\n{start[1]}")
 
-    def _measure(self, work: Work, command: list[str]) -> Run:
+    def _measure(self, work: Work, side: _Side) -> Run:
+        with self._served(work, side) as used:
+            run = self._measure_command(work, side.command)
+        return run if work.measured is None else Run(run.seconds, used[0].cpu, used[0].memory)
+
+    def _measure_command(self, work: Work, command: list[str]) -> Run:
         self._prepare(work)
         program = shutil.which(command[0]) or command[0]
         null = os.open(os.devnull, os.O_RDWR)

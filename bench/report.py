@@ -20,7 +20,7 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         rows.append(
             (
-                result.work.name + (" (python)" if result.work.against else ""),
+                result.work.name + (f" ({result.work.against[0]})" if result.work.against else ""),
                 f"{result.ratio:.2f}",
                 f"{result.work.goal:.2f}",
                 *(f"{seconds:.3f}" for seconds in result.seconds),
@@ -55,7 +55,8 @@ def legend() -> str:
     """How to read the table."""
     floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return (
-        "Times are medians; (python) marks what is held against `python -c pass` instead. "
+        "Times are medians; (python) marks what is held against `python -c pass` instead, (nbdcopy) against nbdcopy. "
+        "Of `serve`, the time is nbdcopy's, and processor time and memory are the server's, against qemu-nbd's. "
         "The ratio is the median of qemu-img's time over diskmill's, pair by pair. "
         f"A peak below {floor} MiB, the measuring program's own, would not show."
     )

@@ -22,6 +22,11 @@ class Work:
     command: Command
     #: The other side's whole command, where it is not qemu-img with the same words.
     against: Command | None = None
+    #: A whole command that runs beside each run, and listens at `{socket}` (`{uri}` for clients).
+    server: Command | None = None
+    #: The servers are what is measured: diskmill's, and the other side's. `command` is their client's whole
+    #: command then; its time counts, and the servers' processor time and memory.
+    measured: tuple[Command, Command] | None = None
     #: Format drivers that diskmill needs; the work is left out where they are not installed.
     needs: tuple[str, ...] = ()
     #: Whole commands before each run, not measured.
@@ -161,6 +166,37 @@ def complete(name: str, *words: str) -> Work:
     )
 
 
+NBDKIT: Command = ("nbdkit", "-f", "-U", "{socket}")
+NBD_FILE: Command = (*NBDKIT, "-r", "file", "{raw}")
+
+
+def served(image: str, *, goal: float) -> Work:
+    """An image exported, and read by nbdcopy over four connections."""
+    format = image.partition("-")[0]
+    words = ("-t", "-k", "{socket}", "-f", format, f"{{{image}}}")
+    return Work(
+        f"serve-{image}",
+        goal,
+        ("nbdcopy", "--connections=4", "{uri}", "null:"),
+        needs=("nbd", format),
+        measured=(("diskmill", "serve", *words), ("qemu-nbd", "-r", "-e", "4", *words)),
+        verify=("compare", "-f", "raw", "-F", "raw", "{raw}", "{uri}"),
+    )
+
+
+def from_nbd(format: str, *, goal: float, against: Command | None = None, name: str | None = None) -> Work:
+    """What a server exports converted to a format."""
+    return Work(
+        name or f"nbd-{format}",
+        goal,
+        ("convert", "-f", "raw", "-O", format, "{uri}", "{out}"),
+        against=against,
+        server=NBD_FILE,
+        needs=("nbd", format),
+        verify=("compare", "-f", "raw", "-F", format, "{raw}", "{out}"),
+    )
+
+
 WORKS: tuple[Work, ...] = (
     # the main job
     to("qcow2", goal=1.2),
@@ -224,4 +260,20 @@ WORKS: tuple[Work, ...] = (
     back("dmg", goal=1.2),
     back("cloop", goal=1.2),
     back("bochs", goal=1.2),
+    # network block devices
+    from_nbd("raw", goal=2),
+    from_nbd("qcow2", goal=2),
+    from_nbd("raw", goal=1, against=("nbdcopy", "{uri}", "{out}"), name="nbd-raw-nbdcopy"),
+    Work(
+        "raw-nbd-nbdcopy",
+        1,
+        ("convert", "-n", "-f", "raw", "-O", "raw", "{raw}", "{uri}"),
+        against=("nbdcopy", "--flush", "{raw}", "{uri}"),
+        server=(*NBDKIT, "memory", "{size}"),
+        needs=("nbd",),
+        verify=("compare", "-f", "raw", "-F", "raw", "{raw}", "{uri}"),
+    ),
+    served("raw", goal=1.2),
+    served("qcow2", goal=1.2),
+    served("qcow2-zstd", goal=1.5),
 )

@@ -23,7 +23,7 @@ def running(path: Path, *command: Argument) -> Iterator[subprocess.Popen[bytes]]
     process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 30
-        while not path.exists():
+        while not _listens(path):
             if process.poll() is not None or time.monotonic() > end:
                 process.kill()
                 assert process.stderr is not None
@@ -39,6 +39,12 @@ def running(path: Path, *command: Argument) -> Iterator[subprocess.Popen[bytes]]
             process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody accepts connections at the socket: it is there a moment earlier."""
+    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(row[-1] == str(path) and int(row[3], 16) & 0x10000 for row in rows if len(row) == 8 and row[0] != "Num")
 
 
 def nbdkit(path: Path, *words: Argument):

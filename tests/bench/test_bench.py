@@ -33,6 +33,15 @@ def test_main_job(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_works_with_servers_beside(tmp_path: Path) -> None:
+    for name in ("nbdkit", "nbdcopy", "qemu-nbd"):
+        tool(name)
+    table = bench(tmp_path, "--only", "nbd-raw*", "raw-nbd*", "serve-qcow2").stdout
+    for name in ("nbd-raw", "nbd-raw-nbdcopy", "raw-nbd-nbdcopy", "serve-qcow2"):
+        assert re.search(rf"^\| {name}[ |(].*\d", table, re.MULTILINE), f"{name} is not in\n{table}"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_result_is_an_error(tmp_path: Path) -> None:
     liar = tmp_path / "liar.py"
     liar.write_text(LIAR)

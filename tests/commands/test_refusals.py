@@ -22,7 +22,8 @@ from diskmill.opening.context import Context
 from diskmill.opening.gate import ANYTHING
 from diskmill.sizes import GiB, KiB, MiB
 from diskmill.storages.file.storage import FileStorage
-from tools import qemu_img, qemu_io, tool
+from tools import assert_identical, qemu_img, qemu_io, tool
+from tools import diskmill as run_diskmill
 
 Run = Callable[[Context], object]
 Case = Callable[[Path], tuple[str, Run]]
@@ -560,3 +561,24 @@ def test_a_lock_anywhere_in_the_chain_is_found_first(command: str, other: str, t
         with pytest.raises(diskmill.DiskmillError, match="lock"):
             act(Context())
         assert contents(tmp_path) == before
+
+
+def test_a_target_that_is_said_to_be_zeros_and_is_not_is_refused(tmp_path: Path) -> None:
+    source, mapped, file, zeroed, far = (tmp_path / name for name in ("source", "mapped", "file", "zeroed", "far"))
+    source.write_bytes(b"HELLO" + bytes(4 * MiB - 5))
+    for path in (mapped, zeroed, far):
+        qemu_img("create", "-q", "-f", "qcow2", path, "4M" if path != far else "64M")
+    qemu_io(mapped, "write -P 0x55 1M 1M", format="qcow2")
+    qemu_io(zeroed, "write -P 0 1M 1M", "write -z 3M 64k", format="qcow2")
+    qemu_io(far, "write -P 0 0 32M", "write -P 1 32M 64k", format="qcow2")
+    file.write_bytes(bytes(MiB - 1) + b"x" + bytes(3 * MiB))
+    before = {path: path.read_bytes() for path in (mapped, file, far)}
+    for path, format in ((mapped, "qcow2"), (file, "raw"), (far, "qcow2")):
+        command = ("convert", "-n", "--target-is-zero", "-f", "raw", "-O", format)
+        sources = (source,) if path != far else (source,) * 16
+        refused = run_diskmill(*command, *sources, path, check=False)
+        assert refused.returncode == 1, path
+        assert "does not read as zeros" in refused.stderr
+        assert path.read_bytes() == before[path]
+    run_diskmill("convert", "-n", "--target-is-zero", "-f", "raw", "-O", "qcow2", source, zeroed)
+    assert_identical(source, zeroed, formats=("raw", "qcow2"))

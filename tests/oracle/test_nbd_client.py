@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ from diskmill_nbd.location import from_options, parse_location
 from diskmill_nbd.storage import NbdStorage
 from diskmill_nbd.tls import Credentials
 from nbd_servers import make_certificates, nbdkit, qemu_nbd, uri
-from tools import assert_identical, diskmill, diskmill_json, qemu_img, qemu_io
+from tools import assert_identical, diskmill, diskmill_json, qemu_img, qemu_img_json, qemu_io
 
 MiB = 1 << 20
 
@@ -196,8 +198,6 @@ def test_holes_are_neither_read_nor_sent(disk: Path, sock: Path, tmp_path: Path)
 
 
 def qemu_map(path: Path) -> list[dict[str, Any]]:
-    from tools import qemu_img_json
-
     return qemu_img_json("map", "-f", "raw", path)
 
 
@@ -241,6 +241,16 @@ def test_dirty_bitmaps_and_allocation_depth_of_qemu_nbd(sock: Path, tmp_path: Pa
     qemu_io(top, "write -P 2 2M 128k", "write -P 3 5M 64k", format="qcow2")
     qemu_img("bitmap", "--disable", top, "b0")
     with qemu_nbd(sock, "-A", "-B", "b0", "-r", "-f", "qcow2", "-x", "e", top):
+        for context in ("qemu:dirty-bitmap:b0", c.ALLOCATION_DEPTH):
+            name = f"driver=nbd,server.type=unix,server.path={sock},export=e,x-dirty-bitmap={context}"
+            assert diskmill_json("map", "--image-opts", name) == qemu_img_json("map", "--image-opts", name)
+            diskmill("compare", "--image-opts", name, f"driver=qcow2,file.filename={top}")
+        other, copied = tmp_path / "other.qcow2", tmp_path / "copied.qcow2"
+        diskmill("create", "-f", "qcow2", other, "8M")
+        diskmill("bitmap", "--add", "--merge", "b0", "-b", uri(sock, "e"), "-F", "raw", other, "b1")
+        diskmill("convert", "--bitmaps", "-f", "raw", "-O", "qcow2", uri(sock, "e"), copied)
+        missing = diskmill("bitmap", "--merge", "b9", "-b", uri(sock, "e"), "-F", "raw", other, "b1", check=False)
+        assert (missing.returncode, "b9" in missing.stderr) == (1, True)
         ((export, names),) = list_exports(parse_location(uri(sock)))
         assert export.name == "e"
         assert set(names) == {c.BASE_ALLOCATION, c.ALLOCATION_DEPTH, c.DIRTY_BITMAP + "b0"}
@@ -256,6 +266,11 @@ def test_dirty_bitmaps_and_allocation_depth_of_qemu_nbd(sock: Path, tmp_path: Pa
             (bitmap,) = storage.bitmaps()
             assert bitmap.name == "b0"
             assert list(bitmap.ranges()) == [(2 * MiB, 128 * 1024), (5 * MiB, 64 * 1024)]
+    for image, name in ((other, "b1"), (copied, "b0")):
+        context = f"qemu:dirty-bitmap:{name}"
+        served = qemu_nbd(sock, "-B", name, "-r", "-f", "qcow2", image)
+        with served, connect_closed(sock, contexts=(context,)) as client:
+            assert list(client.statuses(context, 0, 8 * MiB)) == dirty
     K = 1024
     assert dirty == [(2048 * K, 0), (128 * K, 1), (2944 * K, 0), (64 * K, 1), (3008 * K, 0)]
     assert depth == [(1024 * K, 2), (1024 * K, 0), (128 * K, 1), (2944 * K, 0), (64 * K, 1), (3008 * K, 0)]
@@ -270,9 +285,15 @@ def test_errors_are_errors_or_with_retries_are_overcome(disk: Path, sock: Path, 
         assert len(failed.stderr.splitlines()) == 1
         assert "read at offset" in failed.stderr
         assert not out.exists()
-    with nbdkit(sock, "--filter=error", "file", disk, "error-rate=10%"):
+    whole = tmp_path / "whole.raw"
+    with nbdkit(sock, "pattern", "64M"):
+        qemu_img("convert", "-f", "raw", "-O", "raw", uri(sock), whole)
+    with nbdkit(sock, "--filter=error", "pattern", "64M", "error-rate=10%"):
+        failed = diskmill("convert", "--image-opts", "-O", "raw", name, out, check=False)
+        assert (failed.returncode, len(failed.stderr.splitlines()), out.exists()) == (1, 1, False)
         diskmill("convert", "--image-opts", "-O", "raw", f"{name},retries=30", out)
-    assert out.read_bytes() == disk.read_bytes()
+        diskmill("compare", "--image-opts", f"{name},retries=30", f"driver=raw,file.filename={whole}")
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_a_stalled_server_is_an_error_after_the_time_limit(disk: Path, sock: Path) -> None:
@@ -313,6 +334,29 @@ def test_interrupting_a_client_ends_what_waits(disk: Path, sock: Path) -> None:
         with pytest.raises(StorageError):
             client.read_into(0, bytearray(512))
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("writing", [False, True], ids=["reading", "writing"])
+def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, sock: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.raw"
+    delay = "delay-write=30" if writing else "rdelay=30"
+    names = (disk, uri(sock)) if writing else (uri(sock), out)
+    format = "qcow2" if writing else "raw"
+    command = [sys.executable, "-m", "diskmill_cli", "convert", "-f", "raw", "-O", format, *map(str, names)]
+    copy = tmp_path / "copy.raw"
+    copy.write_bytes(disk.read_bytes())
+    with nbdkit(sock, "--filter=delay", "file", copy, delay):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            time.sleep(1.2)
+            assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            _, told = child.communicate(timeout=20)
+        assert time.monotonic() - began < 1
+    assert (child.returncode, len(told.splitlines())) == (130, 1)
+    assert not out.exists()
+    if writing:
+        assert not any(copy.read_bytes()[:65536])
 
 
 def test_a_lost_server_without_reconnecting_is_one_line_and_leaves_nothing(sock: Path, tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diskmill_nbd import serve as export_disk
+from diskmill import serve as export_disk
+from diskmill.errors import DiskmillError, UsageError
+from diskmill_nbd.authorization import authorization
 from diskmill_nbd.client import Client, Settings, list_exports
 from diskmill_nbd.location import parse_location
 from diskmill_nbd.tls import Credentials
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from nbd_servers import make_certificates, qemu_nbd, serve, uri
+from nbd_servers import make_certificates, nbdkit, qemu_nbd, serve, uri
 from tools import assert_clean, assert_identical, diskmill, qemu_img, qemu_io, run, tool
 
 MiB = 1 << 20
@@ -218,6 +220,90 @@ def test_snapshots_and_windows(disk: Path, sock: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tail.raw").read_bytes() == disk.read_bytes()[MiB:]
 
 
+@pytest.mark.parametrize("label", ["mbr", "gpt"])
+def test_partitions(label: str, sock: Path, tmp_path: Path) -> None:
+    """nbdkit lays them out: with MBR, the fourth and later ones are logical, from number 5 on."""
+    image, out = tmp_path / "disk.qcow2", tmp_path / "out.raw"
+    files = [tmp_path / f"p{number}" for number in range(5)]
+    for number, file in enumerate(files):
+        file.write_bytes(random.Random(number).randbytes(65536 * (number + 1)))
+    with nbdkit(sock, "partitioning", *files, f"partition-type={label}"):
+        qemu_img("convert", "-O", "qcow2", uri(sock), image)
+    for number, file in zip((1, 2, 3, 5, 6) if label == "mbr" else (1, 2, 3, 4, 5), files, strict=True):
+        diskmill("serve", "-P", str(number), image, "--", tool("nbdcopy"), "{uri}", out)
+        assert out.read_bytes() == file.read_bytes(), number
+    for number in ("7", "4") if label == "mbr" else ("6", "200"):
+        missing = diskmill("serve", "-P", number, image, "--", "true", check=False)
+        assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+
+
+def test_a_disk_that_becomes_longer_is_seen_by_those_who_come_then(disk: Path, sock: Path) -> None:
+    before = disk.stat().st_size
+    with serve(sock, "-f", "raw", disk):
+        first = Client(parse_location(uri(sock)))
+        with disk.open("ab") as file:
+            file.write(b"x" * MiB)
+        second = Client(parse_location(uri(sock)))
+        buffer = bytearray(MiB)
+        second.read_into(before, buffer)
+        first.read_into(0, bytearray(MiB))
+        sizes = first.size, second.size
+        first.close()
+        second.close()
+    assert sizes == (before, before + MiB)
+    assert buffer == b"x" * MiB
+
+
+@pytest.mark.parametrize(("compat", "fast"), [("1.1", True), ("0.10", False)])
+def test_fast_zeroing_is_fast_or_refused(compat: str, fast: bool, sock: Path, tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", f"compat={compat}", path, "4M")
+    qemu_io(path, "write -P 1 0 4M", format="qcow2")
+    with serve(sock, "-w", path):
+        client = Client(parse_location(uri(sock)), writable=True)
+        with pytest.raises(DiskmillError, match="fast"):
+            client.zero(1000, 70_000, fast=True)
+        for hole in (True, False):
+            if fast:
+                client.zero(MiB * hole, MiB, hole=hole, fast=True)
+            elif not hole:
+                with pytest.raises(DiskmillError, match="fast"):
+                    client.zero(0, MiB, hole=hole, fast=True)
+        client.close()
+    assert_clean(path)
+    qemu_io(path, *(("read -P 0 0 2M", "read -P 1 2M 2M") if fast else ("read -P 1 0 4M",)), format="qcow2")
+
+
+def test_lists_say_who_may_come_in(tmp_path: Path) -> None:
+    name = (("C", "GB"), ("O", "Example, Ltd"), ("CN", "laptop"))
+    path = tmp_path / "list.json"
+    rules = [{"match": "*CN=laptop*", "policy": "allow", "format": "glob"}]
+    path.write_text(json.dumps({"policy": "deny", "rules": rules}))
+    cases = (
+        ({"qom-type": "authz-simple", "identity": r"CN=laptop,O=Example\, Ltd,C=GB"}, True),
+        ({"qom-type": "authz-simple", "identity": "CN=laptop"}, False),
+        ({"qom-type": "authz-list"}, False),
+        ({"qom-type": "authz-list", "policy": "allow"}, True),
+        ({"qom-type": "authz-list", "rules.0.match": "CN=lap*,*C=GB", "rules.0.policy": "allow",
+          "rules.0.format": "glob"}, True),
+        ({"qom-type": "authz-list", "policy": "allow", "rules.0.match": "*CN=l*", "rules.0.policy": "deny",
+          "rules.0.format": "glob"}, False),
+        ({"qom-type": "authz-list-file", "filename": str(path)}, True),
+    )  # fmt: skip
+    for properties, expected in cases:
+        assert authorization(properties)(name) is expected, properties
+    stranger = (("CN", "x,O=Example"),)
+    assert not authorization({"qom-type": "authz-simple", "identity": "CN=x,O=Example"})(stranger)
+    for wrong in (
+        {"qom-type": "authz-pam"},
+        {"qom-type": "authz-list", "policy": "maybe"},
+        {"qom-type": "authz-list", "rules.1.match": "x"},
+        {"qom-type": "authz-list", "rules.0.match": "x"},
+    ):
+        with pytest.raises(UsageError):
+            authorization(wrong)
+
+
 def test_tls_and_who_may_come_in(disk: Path, sock: Path, tmp_path: Path) -> None:
     folder, other = make_certificates(tmp_path / "pki"), make_certificates(tmp_path / "other")
     creds = f"tls-creds-x509,id=t,endpoint=server,dir={folder},verify-peer=on"
@@ -243,6 +329,7 @@ def test_a_command_runs_while_it_serves_and_gives_its_status(disk: Path, tmp_pat
     diskmill("serve", disk, "--", tool("nbdcopy"), "{uri}", out)
     assert out.read_bytes() == disk.read_bytes()
     assert diskmill("serve", disk, "--", "sh", "-c", "test -S $0 && exit 7", "{socket}", check=False).returncode == 7
+    assert diskmill("serve", disk, "--exit-with", "sh -c 'test -S {socket} && exit 7'", check=False).returncode == 7
     missing = diskmill("serve", disk, "--", "/no/such/program", check=False)
     assert missing.returncode == 1
     assert len(missing.stderr.splitlines()) == 1

@@ -112,6 +112,33 @@ def test_a_cancel_wakes_those_that_wait() -> None:
         Workers(iter(range(10)), make, threads=3, cancel=cancel).run()
 
 
+def test_workers_that_wait_for_a_network_are_interrupted_when_the_user_cancels() -> None:
+    cancel, left = threading.Event(), threading.Event()
+
+    def work(task: int, turn: int) -> None:
+        cancel.set()
+        assert left.wait(30)
+        raise StorageError("interrupted")
+
+    began = time.monotonic()
+    with pytest.raises(CancelledError):
+        Workers(iter(range(9)), lambda workers: work, threads=2, cancel=cancel, interrupt=left.set).run()
+    assert 0.2 < time.monotonic() - began < 5
+
+
+def test_workers_that_end_by_themselves_are_not_interrupted() -> None:
+    called: list[int] = []
+
+    def work(task: int, turn: int) -> None:
+        if task == 1:
+            raise StorageError("No space left on device", file="out")
+        time.sleep(0.05)
+
+    with pytest.raises(StorageError, match="No space left"):
+        Workers(iter(range(9)), lambda workers: work, threads=2, interrupt=lambda: called.append(1)).run()
+    assert not called
+
+
 @pytest.mark.parametrize(("asked", "most"), [(1, 1), (3, 3), (1000, MAX_THREADS)])
 def test_there_are_as_many_threads_as_asked_for_within_bounds(asked: int, most: int) -> None:
     made = []

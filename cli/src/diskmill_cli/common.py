@@ -223,20 +223,37 @@ def _asker(session: Session) -> Callable[[str], bytes] | None:
 def trust_of(arguments: Arguments, session: Session) -> Trust:
     """The trust policy: of the option, of the environment, or the program's own default."""
     from diskmill.opening.gate import Trust
-    from diskmill.opening.names import new_file
 
     given = arguments.all("trust")
     if not given:
         named = os.environ.get("DISKMILL_TRUST")
         # Set, but empty: nothing is named, so nothing is trusted.
-        given = [session.trust] if named is None else named.split(os.pathsep) if named else ["nothing"]
+        given = [session.trust] if named is None else _split(named) if named else ["nothing"]
     for one in given:
-        local = one not in ("nothing", "folder", "anything") and new_file(one)["driver"] == "file"
-        if local and not os.path.isdir(one):
+        if one not in ("nothing", "folder", "anything") and not os.path.isdir(one) and not _elsewhere(one):
             hint = did_you_mean(one, ("nothing", "folder", "anything"))
-            text = f"'{one}' to trust is neither 'nothing', 'folder', 'anything' nor a folder that exists"
+            text = f"'{one}' to trust is neither 'nothing', 'folder', 'anything', a folder that exists, nor a server's"
             raise UsageError(text, hint=hint)
     return Trust.parse(given)
+
+
+def _split(text: str) -> list[str]:
+    """What is between colons, but for those of URLs."""
+    import re
+
+    return re.split(f"{os.pathsep}(?!//)", text)
+
+
+def _elsewhere(name: str) -> bool:
+    """Whether *name* is a place of another protocol than files.
+
+    :raises DiskmillError: its protocol is not installed, or finds that it is no possible place.
+    """
+    from diskmill.opening.names import new_file
+    from diskmill.opening.places import place_of
+    from diskmill.opening.registry import default_registry
+
+    return "://" in name and place_of(new_file(name), default_registry()).driver.name != "file"
 
 
 def driver_options(arguments: Arguments) -> dict[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diskmill.contract.options import HelpAsked, split
@@ -45,7 +45,7 @@ def read_objects(definitions: Sequence[str]) -> tuple[dict[str, bytes], dict[str
         if kind in _OTHERS:
             del properties["id"]
             if kind in _TLS:
-                properties = {name: _text(value) for name, value in properties.items()}
+                properties = dict(_flat("", properties))
             others[key] = SharedObject(kind, properties)
             continue
         if not all(isinstance(one, str) for one in properties.values()):
@@ -73,13 +73,15 @@ def ask(prompt: str) -> bytes:
     return typed
 
 
-def _text(value: object) -> str:
-    """A property as it is typed, where JSON has texts and truths."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if not isinstance(value, str):
+def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A value of JSON as properties: ``rules.0.match`` names what is in a list."""
+    if isinstance(value, Mapping | list):
+        for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _flat(f"{path}.{key}" if path else str(key), one)
+    elif isinstance(value, str | bool):
+        yield path, value if isinstance(value, str) else "on" if value else "off"
+    else:
         raise UsageError("an object in JSON must be an object of texts")
-    return value
 
 
 def _properties(text: str) -> dict[str, Any]:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedError as UnsupportedError
     from .errors import UsageError as UsageError
     from .library import open as open
+    from .library import serve as serve
     from .opening.context import Context as Context
     from .opening.gate import ANYTHING as ANYTHING
     from .opening.gate import FOLDER as FOLDER
@@ -101,6 +102,7 @@ _HOMES = {
     "open": "library",
     "rebase": "commands.rebase",
     "resize": "commands.resize",
+    "serve": "library",
     "snapshot": "commands.snapshot",
 }
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from .contract.node import Image
+from .contract.server import Server
 from .errors import UsageError
 from .opening.context import Context
 from .opening.gate import Trust
 from .opening.graph import open_image
 from .opening.names import Name, given_name
+from .opening.registry import default_registry
 
 
 def open(
@@ -75,3 +77,18 @@ def open(
 
 def _encoded(secrets: Mapping[str, bytes | str]) -> dict[str, bytes]:
     return {key: value.encode() if isinstance(value, str) else value for key, value in secrets.items()}
+
+
+def serve(image: str, *, protocol: str = "nbd", **options: Any) -> Server:
+    """Export the guest disk of *image* to other programs, as long as the ``with`` block runs; ``uri`` says where.
+
+    >>> with diskmill.serve("disk.qcow2") as server:       # doctest: +SKIP
+    ...     subprocess.run(["nbdcopy", server.uri, "disk.raw"])
+
+    :param image: as :func:`open` takes it.
+    :param protocol: whose server it is. NBD's comes with the package diskmill-nbd.
+    :param options: the server's own, such as ``format``, ``writable``, ``export``, ``unix``, ``host`` and ``port``: see
+        :func:`diskmill_nbd.serving.serve`.
+    :raises DiskmillError: the package is not installed, the image cannot be opened, or the address is not to be had.
+    """
+    return default_registry().protocol(protocol).serve(image, **options)

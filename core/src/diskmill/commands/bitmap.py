@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
 from ..contract.calls import BitmapAction
-from ..contract.node import Image
+from ..contract.node import Image, Storage
 from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.graph import open_image
@@ -63,7 +64,8 @@ def bitmap(
         other = image
         if source is not None:
             other = stack.enter_context(open_image(source, source_format, context=context, backing=False))
-            _require(other.driver, source)
+            if not bitmaps_of(other, context):
+                _require(other.driver, source)
         _refuse(image, other, bitmap, actions, context)
         try:
             for action, merged in actions:
@@ -112,12 +114,23 @@ def _refuse(
 
 
 def _find(image: Image, name: str, context: Context) -> Bitmap:
-    for one in calls.bitmaps(context.registry, image):
+    for one in bitmaps_of(image, context):
         if one.name == name:
             if one.inconsistent:
                 raise UsageError(f"Bitmap '{name}' is inconsistent and cannot be used", file=image.name)
             return one
     raise UsageError(f"Dirty bitmap '{name}' not found", file=image.name)
+
+
+def bitmaps_of(image: Image, context: Context) -> list[Bitmap]:
+    """The dirty bitmaps of the guest disk of *image*: those that its format keeps, or, of a disk that is all of a
+    storage (raw), those that the storage keeps.
+    """
+    if "bitmaps" in image.driver.capabilities:
+        return calls.bitmaps(context.registry, image)
+    if image.window != 0 or not isinstance(image.file, Storage):
+        return []
+    return [replace(one, size=image.size) for one in image.file.bitmaps()]
 
 
 def _require(driver: Any, name: str) -> None:

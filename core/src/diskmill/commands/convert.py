@@ -14,6 +14,7 @@ from ..contract.node import Image, Node, Storage
 from ..contract.options import split
 from ..contract.references import Reference
 from ..contract.requests import Backing
+from ..engine.compare import glimpsed_data
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
@@ -24,6 +25,7 @@ from ..opening.names import Name, given_name, given_names, parse_name, relative_
 from ..opening.places import new_place, written_name
 from ..opening.registry import Registry
 from ..sizes import whole
+from .bitmap import bitmaps_of
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
@@ -76,7 +78,7 @@ def convert(
         has from it stays with it, and what lies above is copied. Any other reads the same as the source's own backing
         image, which the caller vouches for. Holes that nothing lies behind are zeros, and are written over it.
     :param existing: write into an image that is there (as large, at least) instead of making one.
-    :param target_zero: that image reads as zeros throughout.
+    :param target_zero: that image reads as zeros throughout. It is refused where some looks show that it does not.
     :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
         *salvage*.
     :param rate: bytes a second; 0: as fast as it goes.
@@ -129,13 +131,14 @@ def convert(
         if bitmaps:
             if len(images) > 1:
                 raise UsageError("Copying bitmaps only possible with single source")
-            if "bitmaps" not in images[0].driver.capabilities:
+            found = bitmaps_of(images[0], context)
+            if not found and "bitmaps" not in images[0].driver.capabilities:
                 raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
-            if not _can_have_bitmaps(images[0], context):
+            if not found and not _can_have_bitmaps(images[0], context):
                 raise UnsupportedError("the source's version of the format has no persistent bitmaps", file=sources[0])
             if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
                 raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
-            copied = _sound_bitmaps(images[0], skip_broken, context)
+            copied = _sound_bitmaps(found, skip_broken, images[0], context)
         shared: Image | None = None  # by default everything is copied
         shared_size: int | None = None
         size = sum(image.size for image in images)
@@ -159,6 +162,8 @@ def convert(
                     refuse_unreadable(image, context)
                 _refuse_compression(compress, target)
                 _refuse_bitmaps(bitmaps, copied, target, context)
+                if target_zero:
+                    _refuse_data(target, size)
             except BaseException:
                 target.close()
                 raise
@@ -213,7 +218,7 @@ def convert(
                 cancel=cancel,
                 watchers=watched.watchers,
             )
-            found = watched.found
+            made = watched.found
             if verify:
                 watched.verify(target, counter)
             for one in copied:
@@ -233,7 +238,7 @@ def convert(
                 target.abandon()
             raise
         target.close()
-        return found
+        return made
 
 
 class _Watched:
@@ -300,9 +305,9 @@ def _tell_sectors(images: Sequence[Image], target: Image, context: Context) -> N
             )
 
 
-def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bitmap]:
+def _sound_bitmaps(found: Sequence[Bitmap], skip_broken: bool, image: Image, context: Context) -> list[Bitmap]:
     sound = []
-    for one in calls.bitmaps(context.registry, image):
+    for one in found:
         if not one.inconsistent:
             sound.append(one)
         elif skip_broken:
@@ -318,6 +323,15 @@ def _sound_bitmaps(image: Image, skip_broken: bool, context: Context) -> list[Bi
 def _refuse_compression(compress: bool, target: Image) -> None:
     if compress and "compression" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
+
+
+def _refuse_data(target: Image, size: int) -> None:
+    """Refuse a target that visibly does not read as zeros: what it holds would shine through the copy's zeros."""
+    found = glimpsed_data(target, size)
+    if found is not None:
+        raise UsageError(
+            f"it does not read as zeros (at offset {found}), so --target-is-zero is wrong", file=target.name
+        )
 
 
 def _can_have_bitmaps(image: Image, context: Context) -> bool:

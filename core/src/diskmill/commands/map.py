@@ -118,7 +118,12 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                 extent.kind is Kind.DATA and extent.node is not None and (sparse or files.is_extent(image, extent.node))
             ):
                 moved = shift + extent.start - extent.offset
-                for part in walk(extent.node, extent.offset, extent.length):
+                node = extent.node
+                marks = node.marks(extent.offset, extent.length) if isinstance(node, Storage) else None
+                if marks is not None:
+                    yield from _marked(extent, marks, moved, files.name(extent, image, names[depth]), depth)
+                    continue
+                for part in walk(node, extent.offset, extent.length):
                     work += 1
                     yield _entry(part, image, depth, names, files, start=part.start + moved, hole=part.reads_as_zeros)
             else:
@@ -152,6 +157,26 @@ def _entry(
         offset=extent.offset if placed else None,
         filename=files.name(extent, image, names[depth]) if placed else None,
     )
+
+
+def _marked(
+    extent: Extent, marks: Iterator[tuple[int, bool, bool]], moved: int, name: str, depth: int
+) -> Iterator[MapEntry]:
+    """An extent as the marks of its storage have it."""
+    at = extent.offset
+    for length, data, zero in marks:
+        present = data or zero
+        yield MapEntry(
+            at + moved,
+            length,
+            depth,
+            present=present,
+            zero=zero,
+            data=data,
+            offset=at if present else None,
+            filename=name if present else None,
+        )
+        at += length
 
 
 class _Files:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .node import Image
     from .options import Option
     from .place import Place
+    from .server import Server
 
 CONTRACT = 1
 """The version of the contract between drivers and the core; it grows with each change that a driver could notice."""
@@ -132,6 +133,16 @@ class ProtocolDriver(Driver):
         from .place import NamedPlace
 
         return NamedPlace(self, str(options.get("filename", self.name)))
+
+    def serve(self, image: str, **options: Any) -> Server:
+        """Export the guest disk of *image* over the protocol, where the package has a server: it says what *options*
+        there are.
+
+        :raises UnsupportedError: it has none.
+        """
+        from ..errors import UnsupportedError
+
+        raise UnsupportedError(f"protocol '{self.name}' has no server")
 
 
 class FilterDriver(Driver):

@@ -244,6 +244,13 @@ class Storage(Node):
         """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""
         return None
 
+    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
+        """What ``map`` shows of the range, inside the storage, instead of its extents: length, whether it counts as
+        data, and whether as zeros, in order and without gaps. None: its extents. A user may ask a storage for other
+        marks than those of what it holds (``x-dirty-bitmap`` of NBD); reading never goes by them.
+        """
+        return None
+
     def bitmaps(self) -> list[Bitmap]:
         """Dirty bitmaps that the storage keeps of itself (an NBD export may)."""
         return []

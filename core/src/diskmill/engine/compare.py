@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ..contract.extents import Extent, Kind
 from ..contract.node import Node
-from ..sizes import SECTOR, KiB, round_down
+from ..sizes import SECTOR, KiB, MiB, round_down, round_up
+from . import beneath
 from .access import read_extent
 from .progress import Progress
 from .walk import walk
@@ -15,6 +17,10 @@ from .workers import Workers
 from .zeros import ZEROS
 
 _CHUNK = 512 * KiB
+_GLIMPSE = 64 * KiB
+"""Bytes of a block that is looked at."""
+_GLIMPSES = 256
+"""How many blocks are looked at in one long extent; in all there are four times as many."""
 
 Pair = tuple[Extent, Extent]
 
@@ -51,7 +57,8 @@ def first_difference(
     found = _Found()
     tasks = _tasks(pairs(left, right, length), found, watch, progress or Progress())
     comparer = _Comparer(found, progress or Progress())
-    Workers(tasks, comparer.worker, threads=threads, cancel=cancel).run()
+    count, interrupt = threads or beneath.threads((left, right)), partial(beneath.interrupt, (left, right))
+    Workers(tasks, comparer.worker, threads=count, cancel=cancel, interrupt=interrupt).run()
     return found.offset
 
 
@@ -120,6 +127,32 @@ def _first_sector(left: bytearray, right: bytearray, length: int) -> int:
         if left[at:end] != right[at:end]:
             return at
     raise AssertionError("there is a difference")
+
+
+def glimpsed_data(node: Node, length: int) -> int | None:
+    """The offset of a block of the first *length* bytes that holds other than zeros; None: none was seen.
+
+    Not all is read: of what is said to hold data the first MiB, the beginning and the end of each extent, and blocks
+    all over long ones. It takes a moment however large the node is.
+    """
+    step = round_up(max(length // _GLIMPSES, _GLIMPSE), _GLIMPSE)
+    left = 4 * _GLIMPSES
+    buffer = bytearray(_GLIMPSE)
+    for extent in walk(node, 0, length):
+        if extent.reads_as_zeros:
+            continue
+        at = extent.start
+        while at < extent.end and left:
+            count = min(_GLIMPSE, extent.end - at)
+            node.read_into(at, memoryview(buffer)[:count])
+            left -= 1
+            if not buffer.startswith(ZEROS[:count]):
+                return at
+            following = at + _GLIMPSE if at < MiB else round_down(at, step) + step
+            at = max(min(following, extent.end - _GLIMPSE), at + _GLIMPSE)
+        if not left:
+            break
+    return None
 
 
 def first_data(node: Node, offset: int, *, progress: Progress | None = None) -> int | None:

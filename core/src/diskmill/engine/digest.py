@@ -16,6 +16,7 @@ from typing import Any
 from ..contract.extents import Extent
 from ..contract.node import Node
 from ..errors import UsageError
+from . import beneath
 from .copy.gauge import CHUNK
 from .copy.plan import CopyPlan, Watcher
 from .copy.reading import Buffers, read
@@ -194,7 +195,8 @@ def scan(
 
     sources = [source] if isinstance(source, Node) else source
     tasks = tasks_of(joined(sources, 0, 0, length, plan), chunk, granule, 1, plan, left_out)
-    Workers(tasks, worker, threads=threads, cancel=cancel).run()
+    count, interrupt = threads or beneath.threads(sources), partial(beneath.interrupt, sources)
+    Workers(tasks, worker, threads=count, cancel=cancel, interrupt=interrupt).run()
 
 
 def _runs(extents: Sequence[Extent]) -> Iterator[Stretch]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Generic, TypeVar
@@ -17,7 +18,12 @@ from ..errors import CancelledError, StorageError
 Task = TypeVar("Task")
 
 MAX_THREADS = 16
-
+_LOOK = 0.1
+"""Seconds between looks at whether it is time to stop."""
+_GRACE = 0.3
+"""Seconds that workers get to end by themselves when the user wants to stop."""
+_GRACE_AFTER_ERROR = 5.0
+"""Seconds that they get when one of them failed: an output that stays must get what belongs together."""
 
 _STACK = 1 << 20
 """Bytes of address space for a worker's stack; by default it would be eight times that."""
@@ -76,6 +82,8 @@ class Workers(Generic[Task]):
     :param tasks: read under a lock, one at a time: it need not be thread-safe.
     :param make: called once in each thread, gives its ``work`` function (with buffers of its own).
     :param cancel: set by the caller to stop early.
+    :param interrupt: lets workers that wait for something outside (a network) leave that with an error. It is called
+        when they shall stop and have not, a moment later.
     """
 
     def __init__(
@@ -85,7 +93,9 @@ class Workers(Generic[Task]):
         *,
         threads: int | None = None,
         cancel: threading.Event | None = None,
+        interrupt: Callable[[], None] | None = None,
     ) -> None:
+        self._interrupt = interrupt
         self._tasks = tasks
         self._make = make
         self._count = max(1, min(threads or len(os.sched_getaffinity(0)), MAX_THREADS))
@@ -106,16 +116,31 @@ class Workers(Generic[Task]):
         try:
             start(self._thread, self._count, threads)
             for thread in threads:
-                thread.join()
+                while thread.is_alive() and not self._stopping:
+                    thread.join(_LOOK)
+            self._end(threads, _GRACE if self._error is None else _GRACE_AFTER_ERROR)
         except BaseException:
             self.stop()
-            for thread in threads:
-                thread.join()
+            self._end(threads, _GRACE)
             raise
+        if self._cancel is not None and self._cancel.is_set():  # errors may be what the interruption brought
+            raise CancelledError("cancelled")
         if self._error is not None:
             raise self._error
-        if self._cancel is not None and self._cancel.is_set():
-            raise CancelledError("cancelled")
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stop or self._cancel is not None and self._cancel.is_set()
+
+    def _end(self, threads: list[threading.Thread], grace: float) -> None:
+        """Wait for *threads* to end, and after *grace* seconds let them leave what they wait for."""
+        end = time.monotonic() + grace
+        for thread in threads:
+            thread.join(None if self._interrupt is None else max(end - time.monotonic(), 0))
+        if self._interrupt is not None and any(thread.is_alive() for thread in threads):
+            self._interrupt()
+        for thread in threads:
+            thread.join()
 
     def stop(self) -> None:
         """Let no worker take another task, or wait."""
@@ -128,7 +153,7 @@ class Workers(Generic[Task]):
 
         :raises Stopped: time to leave.
         """
-        if self._stop or self._cancel is not None and self._cancel.is_set():
+        if self._stopping:
             raise Stopped
 
     def in_turn(self, turn: int) -> None:

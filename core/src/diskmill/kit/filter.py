@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from ..contract.drivers import Driver
 from ..contract.extents import Extent, Kind
 from ..contract.node import Buffer, Node, ReadBuffer, Storage
+from ..contract.results import Bitmap
 from ..engine.walk import walk
 
 
@@ -50,6 +51,12 @@ class Filter(Storage):
                 yield Extent(extent.start, extent.length, Kind.ZERO, self, extent.start)
             else:
                 yield Extent(extent.start, extent.length, Kind.DATA, self, extent.start)
+
+    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
+        return self.file.marks(offset, length) if isinstance(self.file, Storage) else None
+
+    def bitmaps(self) -> list[Bitmap]:
+        return self.file.bitmaps() if isinstance(self.file, Storage) else []
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         self.file.read_into(offset, buffer)

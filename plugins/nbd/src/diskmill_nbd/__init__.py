@@ -1,4 +1,4 @@
-"""NBD, network block devices: exports of servers as storage, and images as exports (:func:`serve`)."""
+"""NBD, network block devices: exports of servers as storage, and images as exports (:func:`diskmill.serve`)."""
 
 from __future__ import annotations
 
@@ -69,12 +69,11 @@ class NbdDriver(ProtocolDriver):
 
         return create_nbd(self, request)
 
+    def serve(self, image: str, **options: Any) -> Serving:
+        """See :func:`diskmill_nbd.serving.serve`, whose options these are."""
+        from .serving import serve
+
+        return serve(image, **options)
+
 
 driver = NbdDriver()
-
-
-def serve(image: str, **options: Any) -> Serving:
-    """Export the guest disk of *image*; see :func:`diskmill_nbd.serving.serve`, whose arguments these are."""
-    from .serving import serve
-
-    return serve(image, **options)

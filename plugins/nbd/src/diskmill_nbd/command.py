@@ -14,6 +14,7 @@ _WHERE = "Where it listens"
 _EXPORT = "What it exports"
 _CLIENTS = "Clients"
 _PROCESS = "The process"
+_AIO = ("threads", "native", "io_uring")
 
 
 def run(arguments: Arguments, session: Session) -> int:
@@ -39,6 +40,23 @@ COMMAND = Command(
         Option("temporary", ("-s", "--temporary"), "Clients may write, and all of it is forgotten.", panel=_EXPORT),
         common.SNAPSHOT._replace(flags=("-l", "--load-snapshot")),
         Option("offset", ("-o", "--offset"), "Where in the disk the export begins.", "BYTES", panel=_EXPORT),
+        Option("partition", ("-P", "--partition"), "Export this partition, counted from 1.", "NUM", panel=_EXPORT),
+        Option(
+            "discard",
+            ("--discard",),
+            "Whether space that clients trim is given back: unmap (on, the default) or ignore (off).",
+            "MODE",
+            ("ignore", "off", "unmap", "on"),
+            panel=_EXPORT,
+        ),
+        Option(
+            "detect_zeroes",
+            ("--detect-zeroes",),
+            "Store zeros that clients write as zeros: off, on, or unmap (and give their space back).",
+            "MODE",
+            ("off", "on", "unmap"),
+            panel=_EXPORT,
+        ),
         Option("depth", ("-A", "--allocation-depth"), "Offer the context qemu:allocation-depth.", panel=_EXPORT),
         Option("bitmap", ("-B", "--bitmap"), "Offer a dirty bitmap; repeatable.", "NAME", panel=_EXPORT),
         Option("shared", ("-e", "--shared"), "Clients at once; default 16. 1: one at a time.", "NUM", panel=_CLIENTS),
@@ -54,7 +72,16 @@ COMMAND = Command(
             "pid_file", ("--pid-file",), "Write the process's number there, once it listens.", "PATH", panel=_PROCESS
         ),
         Option("fork", ("--fork",), "Go on in the background, once it listens.", panel=_PROCESS),
+        Option(
+            "exit_with",
+            ("--exit-with",),
+            "Run this command, as after --; its words are parted as a shell does.",
+            "COMMAND",
+            panel=_PROCESS,
+        ),
         Option("cache", ("--cache",), common.CACHE.help, "MODE", panel="Access"),
+        Option("nocache", ("-n", "--nocache"), "The same as --cache none.", panel="Access"),
+        Option("aio", ("--aio",), "Without effect: clients have threads.", "MODE", _AIO, panel="Access"),
         common.QUIET,
         *common.ACCESS,
     ),

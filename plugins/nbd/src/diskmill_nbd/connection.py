@@ -90,6 +90,8 @@ class Connection:
         self.unflushed = False
         """Whether a change was acknowledged here and not flushed since; its owner keeps it."""
         self._cookie = 0
+        self._ahead = b""
+        """The first bytes of the next reply, where they came with the one before."""
         self._pending: dict[int, Request] = {}
         self._sending = threading.Lock()
         self._turn = threading.Condition()
@@ -204,6 +206,16 @@ class Connection:
         with self._turn:
             return _SLOW if any(one.slow for one in self._pending.values()) else 1
 
+    def _structured_header(self) -> bytes:
+        """The header of a structured reply, or as much as came of it, and at least one of a simple reply, which is
+        shorter and may come as well. It has no payload here, so what came behind it begins the next header.
+        """
+        buffer = bytearray(c.STRUCTURED_REPLY.size)
+        buffer[: len(self._ahead)] = self._ahead
+        had, self._ahead = len(self._ahead), b""
+        more = memoryview(buffer)[had:]
+        return bytes(buffer[: had + self.transport.receive_into(more, self._patience(), c.SIMPLE_REPLY.size - had)])
+
     def _receive(self) -> None:
         """One message, for whomever it is."""
         if self.export.extended:
@@ -214,13 +226,20 @@ class Connection:
                 raise self._wrong("bad magic of a reply")
             self._chunk(flags, kind, cookie, length)
             return
-        first = self.transport.receive(c.SIMPLE_REPLY.size, self._patience())
-        (magic,) = c.UINT32.unpack_from(first)
-        if magic == c.NBD_STRUCTURED_REPLY_MAGIC and self.export.structured:
-            rest = self.transport.receive(c.STRUCTURED_REPLY.size - c.SIMPLE_REPLY.size)
-            _, flags, kind, cookie, length = c.STRUCTURED_REPLY.unpack(first + rest)
-            self._chunk(flags, kind, cookie, length)
-        elif magic == c.NBD_SIMPLE_REPLY_MAGIC:
+        if not self.export.structured:
+            first = self.transport.receive(c.SIMPLE_REPLY.size, self._patience())
+            (magic,) = c.UINT32.unpack_from(first)
+        else:
+            first = self._structured_header()
+            (magic,) = c.UINT32.unpack_from(first)
+            if magic == c.NBD_STRUCTURED_REPLY_MAGIC:
+                if len(first) < c.STRUCTURED_REPLY.size:
+                    first += self.transport.receive(c.STRUCTURED_REPLY.size - len(first))
+                _, flags, kind, cookie, length = c.STRUCTURED_REPLY.unpack(first)
+                self._chunk(flags, kind, cookie, length)
+                return
+            self._ahead, first = first[c.SIMPLE_REPLY.size :], first[: c.SIMPLE_REPLY.size]
+        if magic == c.NBD_SIMPLE_REPLY_MAGIC:
             _, error, cookie = c.SIMPLE_REPLY.unpack(first)
             self._simple(error, cookie)
         else:
@@ -272,12 +291,18 @@ class Connection:
         count = length - c.OFFSET.size
         if request.command != c.NBD_CMD_READ or count <= 0 or count > request.length:
             raise self._wrong(f"data of {length} bytes that nobody asked for")
-        (offset,) = c.OFFSET.unpack(self.transport.receive(c.OFFSET.size))
+        assert request.into is not None
+        if count == request.length:  # all of it: so there is but one place for it, and both come at once
+            head = bytearray(c.OFFSET.size)
+            self.transport.receive_both(head, request.into)
+            (offset,) = c.OFFSET.unpack(head)
+        else:
+            (offset,) = c.OFFSET.unpack(self.transport.receive(c.OFFSET.size))
         if not request.take(offset, count):
             raise self._wrong("data that nobody asked for, or that came before")
-        assert request.into is not None
-        start = offset - request.offset
-        self.transport.receive_into(request.into[start : start + count])
+        if count < request.length:
+            start = offset - request.offset
+            self.transport.receive_into(request.into[start : start + count])
 
     def _hole(self, request: Request, length: int) -> None:
         if request.command != c.NBD_CMD_READ or length != c.OFFSET_HOLE.size:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.node import Image, Storage
 from diskmill.contract.results import Bitmap
+from diskmill.errors import UnsupportedError
 from diskmill.kit.image import walk
-from diskmill.sizes import KiB, MiB
+from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from . import c_nbd as c
 
@@ -49,6 +51,11 @@ class Export(ABC):
     """Bytes that requests are best multiples of, a power of two."""
     contexts: Mapping[str, Statuses] = {}
     """The metadata contexts that it has."""
+    fast_unit: int = 0
+    """Bytes of a unit: whole ones become zeros without being written. 0: nothing is known to be so fast."""
+
+    def look(self) -> None:
+        """A client is about to be told the size: it may be another than it was."""
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -65,6 +72,10 @@ class Export(ABC):
     def zero(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make the range read as zeros."""
         raise NotImplementedError
+
+    def zero_fast(self, offset: int, length: int, *, unmap: bool) -> bool:
+        """The same, of whole units, without writing them; False: that cannot be, and nothing has changed."""
+        return False
 
     def trim(self, offset: int, length: int) -> None:
         """The range's contents no longer matter."""
@@ -143,6 +154,9 @@ class ImageExport(Export):
         self.writable = writable
         self.size = image.size - offset if length is None else length
         self._offset = offset
+        self._grows = length is None and image.window == 0 and not writable and isinstance(image.file, Storage)
+        if writable and image.window is None and not offset and length is None and "zero" in image.driver.capabilities:
+            self.fast_unit = image.unit
         unit = image.unit if image.window is None else 64 * KiB
         self.preferred = max(min(1 << (unit - 1).bit_length(), 2 * MiB), 4 * KiB)
         # What a reader found in the tables must not be put to other use before it is read. Raw disks have no tables.
@@ -153,6 +167,18 @@ class ImageExport(Export):
         for bitmap in bitmaps:
             contexts[c.DIRTY_BITMAP + bitmap.name] = _Dirty(bitmap, offset).statuses
         self.contexts = contexts
+
+    def look(self) -> None:
+        """Raw data may have become longer. It never becomes shorter here: reading says that it is cut off."""
+        fd = self.image.file.fileno() if self._grows and isinstance(self.image.file, Storage) else None
+        if fd is None:
+            return
+        with suppress(OSError):
+            size = os.lseek(fd, 0, os.SEEK_END)  # of devices, too; nobody goes by the file's position
+            if size > self.image.file.size:
+                self.image.file.size = size
+                self.image.size = round_up(size, SECTOR)
+                self.size = self.image.size - self._offset
 
     def _reading(self) -> AbstractContextManager[None]:
         return self._guard.reading() if self._guard is not None else nullcontext()
@@ -188,6 +214,14 @@ class ImageExport(Export):
     def zero(self, offset: int, length: int, *, unmap: bool) -> None:
         with self._writing():
             self.image.zero(offset + self._offset, length, unmap=unmap)
+
+    def zero_fast(self, offset: int, length: int, *, unmap: bool) -> bool:
+        try:
+            with self._writing(), self.image.lock:
+                self.image.zero_units(offset + self._offset, length, unmap=unmap and self.image.discards)
+        except UnsupportedError:
+            return False
+        return True
 
     def trim(self, offset: int, length: int) -> None:
         with self._writing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from diskmill_cli import common
 from diskmill_cli.arguments import Arguments
 
 from . import c_nbd as c
+from .authorization import Name, authorization
 from .location import Location
 from .serving import Exported, Serving
 from .tls import Credentials, credentials_of
@@ -23,16 +25,21 @@ if TYPE_CHECKING:
     from diskmill import Context
     from diskmill_cli.session import Session
 
+_DISCARD = {"": "", "ignore": "ignore", "off": "ignore", "unmap": "unmap", "on": "unmap"}
 _FIRST_SOCKET = 3
 """The first descriptor of systemd's socket activation (sd_listen_fds(3))."""
 
 
 def run(arguments: Arguments, session: Session) -> int:
     """Run the command; gives the exit status."""
-    context = common.context_of(arguments, session)
+    context = common.context_of(arguments, session, "none" if arguments.has("nocache") else "writeback")
     if arguments.has("list"):
         return _list(arguments, context, session)
     images, command = arguments.operands[: arguments.mark], arguments.operands[arguments.mark :]
+    if arguments.has("exit_with"):
+        if command:
+            raise UsageError("a command to run is given by --exit-with or after --, not both")
+        command = _words(arguments.one("exit_with") or "")
     if not images:
         raise UsageError("expecting the name of an image")
     if command and arguments.has("fork"):
@@ -70,6 +77,17 @@ def run(arguments: Arguments, session: Session) -> int:
                 os.unlink(arguments.one("pid_file") or "")
 
 
+def _words(text: str) -> list[str]:
+    """The words of a command as a shell parts them."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--exit-with: {error}") from None
+    if not words:
+        raise UsageError("--exit-with names a command")
+    return words
+
+
 def _told(arguments: Arguments) -> bool:
     return any(arguments.has(key) for key in ("port", "bind", "socket"))
 
@@ -103,6 +121,9 @@ def _exports(arguments: Arguments, images: list[str]) -> list[Exported]:
             snapshot=arguments.one("snapshot"),
             temporary=arguments.has("temporary"),
             offset=arguments.size("offset", "offset"),
+            partition=arguments.number("partition", "partition", 0, 1, 256),
+            discard=_DISCARD[arguments.one("discard") or ""],
+            detect_zeroes=arguments.one("detect_zeroes") or "",
             depth=arguments.has("depth"),
             bitmaps=tuple(arguments.all("bitmap")),
         )
@@ -140,29 +161,23 @@ def _credentials(arguments: Arguments, context: Context, side: str) -> Credentia
     return credentials_of(properties)
 
 
-def _authorization(arguments: Arguments, context: Context) -> Callable[[str], bool] | None:
-    """Who may come in, as an ``authz-simple`` object says: one distinguished name."""
+def _authorization(arguments: Arguments, context: Context) -> Callable[[Name], bool] | None:
+    """Who may come in."""
     key = arguments.one("tls_authz")
     if key is None:
         return None
     if not arguments.has("tls_creds"):
         raise UsageError("--tls-authz goes with --tls-creds")
     properties = context.properties(key)
-    if properties is None or properties.get("qom-type") != "authz-simple" or "identity" not in properties:
-        raise UsageError(f"--tls-authz names an object authz-simple,id={key},identity=…")
+    if properties is None:
+        raise UsageError(f"no object with id '{key}': define it with --object authz-simple,id={key},identity=…")
     if (context.properties(arguments.one("tls_creds") or "") or {}).get("verify-peer", "on") not in (
         "on",
         "yes",
         "true",
     ):
         raise UsageError("--tls-authz needs clients' certificates (verify-peer=on)")
-    identity = _parts(properties["identity"])
-    return lambda name: _parts(name) == identity
-
-
-def _parts(name: str) -> list[str]:
-    """The parts of a distinguished name; libraries differ in their order."""
-    return sorted(part.strip() for part in name.split(","))
+    return authorization(properties)
 
 
 def _write_pid(arguments: Arguments) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError, UsageError
 
+from .authorization import Name
 from .export import Export
 from .session import Session
 from .transport import Transport
@@ -48,7 +49,7 @@ class Server:
         listeners: Sequence[socket.socket],
         *,
         tls: ssl.SSLContext | None = None,
-        authorize: Callable[[str], bool] | None = None,
+        authorize: Callable[[Name], bool] | None = None,
         max_clients: int = 16,
         handshake_limit: float = 10,
         persistent: bool = True,
@@ -184,8 +185,7 @@ class Server:
         """Whether the client, with the certificate that it has shown, may come in."""
         if self._authorize is None:
             return True
-        certificate = transport.certificate()
-        name = ",".join(f"{_SHORT.get(key, key)}={value}" for part in certificate for key, value in part)
+        name = [(_SHORT.get(key, key), value) for part in transport.certificate() for key, value in part]
         return self._authorize(name)
 
     def _serve(self, session: Session) -> None:

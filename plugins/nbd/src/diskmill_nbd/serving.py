@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import diskmill
 from diskmill import Context
 from diskmill.contract import calls
+from diskmill.contract.server import Server as ServerContract
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
 
+from .authorization import Name
 from .export import ImageExport
 from .location import Location
+from .partitions import partition
 from .server import Server, listen_tcp, listen_unix
 from .tls import Credentials, server_context
 
@@ -39,6 +42,9 @@ class Exported:
     :param snapshot: of an internal snapshot; it is exported for reading only.
     :param temporary: clients may write, and it is forgotten.
     :param offset: where in the guest disk the export begins, in bytes.
+    :param partition: export this partition of the disk, counted from 1; 0: all of it.
+    :param discard: ``unmap``: what clients trim is given back; ``ignore``: it is not.
+    :param detect_zeroes: ``on``: zeros that are written are stored as zeros; ``unmap``: and their space is given back.
     :param depth: whether clients may ask for allocation depths.
     :param bitmaps: names of dirty bitmaps that they may read.
     """
@@ -52,6 +58,9 @@ class Exported:
     snapshot: str | None = None
     temporary: bool = False
     offset: int = 0
+    partition: int = 0
+    discard: str = ""
+    detect_zeroes: str = ""
     depth: bool = False
     bitmaps: tuple[str, ...] = ()
 
@@ -73,14 +82,22 @@ class Exported:
             context=context,
         )
         try:
-            if not 0 <= self.offset <= image.size:
-                raise UsageError(f"offset {self.offset} is beyond the disk's end, {image.size}", file=image.name)
+            start, length = 0, image.size
+            if self.partition:
+                start, length = partition(image, self.partition, image.sector_size)
+            if not 0 <= self.offset <= length:
+                raise UsageError(f"offset {self.offset} is beyond the end, {length}", file=image.name)
+            if self.discard:
+                image.discards = self.discard == "unmap"
+            if self.detect_zeroes:
+                image.detect_zeroes = self.detect_zeroes
             return ImageExport(
                 image,
                 self.name,
                 description=self.description,
                 writable=writable,
-                offset=self.offset,
+                offset=start + self.offset,
+                length=length - self.offset if self.partition else None,
                 depth=self.depth,
                 bitmaps=self._bitmaps(image, context),
             )
@@ -111,7 +128,7 @@ class Exported:
         return tuple(found)
 
 
-class Serving:
+class Serving(ServerContract):
     """A server that runs, with what was made for it; a context manager.
 
     :param images: what it exports.
@@ -133,7 +150,7 @@ class Serving:
         port: int = 10809,
         listeners: Sequence[socket.socket] = (),
         credentials: Credentials | None = None,
-        authorize: Callable[[str], bool] | None = None,
+        authorize: Callable[[Name], bool] | None = None,
         max_clients: int = 16,
         handshake_limit: float = 10,
         persistent: bool = True,
@@ -209,10 +226,6 @@ class Serving:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def __enter__(self) -> Serving:
-        self.start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -237,22 +250,44 @@ def serve(
     image: str,
     *,
     format: str | None = None,
+    image_opts: bool = False,
     export: str = "",
+    description: str = "",
     writable: bool = False,
+    temporary: bool = False,
+    snapshot: str | None = None,
+    offset: int = 0,
+    partition: int = 0,
+    depth: bool = False,
+    bitmaps: Sequence[str] = (),
     unix: str | None = None,
     host: str | None = None,
     port: int = 10809,
-    snapshot: str | None = None,
     context: Context | None = None,
     max_clients: int = 16,
 ) -> Serving:
     """Export the guest disk of *image* as long as the ``with`` block runs; its ``uri`` says where.
 
+    :param export: the export's name; the other options of the image are those of :class:`Exported`.
     :param unix: the path of a socket to listen at. Where neither this nor *host* is given, it is one in a folder of its
         own, which nobody but this user can reach.
+    :param host: the address to listen at, with *port*; 0: any that is free.
     :raises DiskmillError: the image cannot be opened, or the address is not to be had.
     """
-    one = Exported(image, export, format=format, writable=writable, snapshot=snapshot)
+    one = Exported(
+        image,
+        export,
+        description,
+        format,
+        image_opts,
+        writable,
+        snapshot,
+        temporary,
+        offset,
+        partition,
+        depth=depth,
+        bitmaps=tuple(bitmaps),
+    )
     if unix is None and host is None:
         return Serving([one], context=context, unix=True, max_clients=max_clients)
     return Serving([one], context=context, unix=unix, host=host or "", port=port, max_clients=max_clients)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PIECE = 256 * KiB
 """Bytes that are read, written or sent at a time: the buffer of a client."""
 _MAX_OPTION = 64 * KiB
+_INPUT = 4 * KiB
+"""Bytes of requests that are received at once, where a client sends several."""
 _MAX_STATUS = 8192
 """Descriptors in a reply for each context."""
 _MAX_STATUS_RANGE = 16 * GiB
@@ -71,6 +73,9 @@ class Session:
         self._meta: tuple[str, dict[int, str]] = ("", {})
         self._contexts: dict[int, str] = {}
         self._memory: memoryview | None = None
+        self._input = memoryview(bytearray(_INPUT))
+        self._start = self._end = 0
+        self._held = b""
 
     def run(self) -> None:
         """Serve the client until it leaves, or is thrown out."""
@@ -177,6 +182,7 @@ class Session:
         if option == c.NBD_OPT_GO and not self._admitted():
             self._reply(option, c.NBD_REP_ERR_POLICY, b"as many clients as may be are connected")
             return
+        export.look()
         if c.NBD_INFO_NAME in wanted:
             self._reply(option, c.NBD_REP_INFO, c.UINT16.pack(c.NBD_INFO_NAME), name.encode("utf-8", "surrogateescape"))
         if c.NBD_INFO_DESCRIPTION in wanted and export.description:
@@ -193,6 +199,7 @@ class Session:
         export = self.server.exports.get(data.decode("utf-8", "surrogateescape"))
         if export is None or not self._admitted():
             raise _Broken
+        export.look()
         zeroes = b"" if self._no_zeroes else bytes(c.RESERVED_ZEROES)
         self.transport.send(c.EXPORT.pack(export.size, self._flags(export)) + zeroes)
         self._take(export)
@@ -215,6 +222,7 @@ class Session:
         if self.server.max_clients > 1:  # all connections share one image, with all its caches
             flags |= c.NBD_FLAG_CAN_MULTI_CONN
         if export.writable:
+            flags |= c.NBD_FLAG_SEND_FAST_ZERO if export.fast_unit else 0
             return flags | c.NBD_FLAG_SEND_TRIM | c.NBD_FLAG_SEND_WRITE_ZEROES
         return flags | c.NBD_FLAG_READ_ONLY
 
@@ -254,8 +262,12 @@ class Session:
         layout = c.EXTENDED_REQUEST if self._extended else c.REQUEST
         magic = c.NBD_EXTENDED_REQUEST_MAGIC if self._extended else c.NBD_REQUEST_MAGIC
         while True:
-            got, flags, command, cookie, offset, length = layout.unpack(self.transport.receive(layout.size))
+            if self._end - self._start < layout.size:
+                self._await(layout.size)
+            got, flags, command, cookie, offset, length = layout.unpack_from(self._input, self._start)
+            self._start += layout.size
             if got != magic or command == c.NBD_CMD_DISC:
+                self._release()
                 return
             payload = command == c.NBD_CMD_WRITE
             if self._extended and not payload and flags & c.NBD_CMD_FLAG_PAYLOAD_LEN:
@@ -279,7 +291,37 @@ class Session:
             except MemoryError:
                 self._error(cookie, offset, c.NBD_ENOMEM, "")
 
+    def _await(self, length: int) -> None:
+        """Receive until *length* bytes are there, and whatever else has come."""
+        self._release()
+        have = self._end - self._start
+        self._input[:have] = bytes(self._input[self._start : self._end])
+        self._start = 0
+        self._end = have + self.transport.receive_into(self._input[have:], least=length - have)
+
+    def _receive(self, buffer: memoryview) -> None:
+        """Fill *buffer* with what a request brings."""
+        have = min(self._end - self._start, len(buffer))
+        buffer[:have] = self._input[self._start : self._start + have]
+        self._start += have
+        if have < len(buffer):
+            self.transport.receive_into(buffer[have:])
+
+    def _hold(self, reply: bytes) -> None:
+        """Send *reply* with the next one, where that is about to come: each message wakes the client up."""
+        self._held += reply
+        if self._start == self._end:
+            self._release()
+
+    def _release(self) -> None:
+        """Send what was held back. Called before anything that may take a while."""
+        if self._held:
+            held, self._held = self._held, b""
+            self.transport.send(held)
+
     def _request(self, export: Export, flags: int, command: int, cookie: int, offset: int, length: int) -> None:
+        if command != c.NBD_CMD_READ:
+            self._release()
         if command == c.NBD_CMD_WRITE:
             self._write(export, flags & ~c.NBD_CMD_FLAG_PAYLOAD_LEN, cookie, offset, length)
             return
@@ -308,7 +350,11 @@ class Session:
         if command == c.NBD_CMD_TRIM:
             export.trim(offset, length)
         elif command == c.NBD_CMD_WRITE_ZEROES:
-            export.zero(offset, length, unmap=not flags & c.NBD_CMD_FLAG_NO_HOLE)
+            unmap = not flags & c.NBD_CMD_FLAG_NO_HOLE
+            if not flags & c.NBD_CMD_FLAG_FAST_ZERO:
+                export.zero(offset, length, unmap=unmap)
+            elif not _units(export, offset, length) or not export.zero_fast(offset, length, unmap=unmap):
+                raise _Failed(c.NBD_ENOTSUP, "not faster than to write zeros")
         if changes and flags & c.NBD_CMD_FLAG_FUA:
             export.flush()
         self._done(cookie, offset)
@@ -325,7 +371,7 @@ class Session:
         buffer = self._buffer()
         for at in range(0, length, PIECE):
             piece = buffer[: min(PIECE, length - at)]
-            self.transport.receive_into(piece)
+            self._receive(piece)
             if failure is None:
                 try:
                     export.write(offset + at, piece)
@@ -357,6 +403,7 @@ class Session:
             self.transport.send(c.SIMPLE_REPLY.pack(c.NBD_SIMPLE_REPLY_MAGIC, 0, cookie))
 
     def _error(self, cookie: int, offset: int, number: int, message: str) -> None:
+        self._release()
         if not self._structured:
             self.transport.send(c.SIMPLE_REPLY.pack(c.NBD_SIMPLE_REPLY_MAGIC, number, cookie))
             return
@@ -366,9 +413,11 @@ class Session:
 
     def _read(self, export: Export, flags: int, cookie: int, offset: int, length: int) -> None:
         if not self._structured:
+            self._release()
             self._read_whole(export, c.SIMPLE_REPLY.pack(c.NBD_SIMPLE_REPLY_MAGIC, 0, cookie), offset, length)
             return
         if flags & c.NBD_CMD_FLAG_DF:
+            self._release()
             header = self._header(c.NBD_REPLY_TYPE_OFFSET_DATA, cookie, offset, length + 8) + c.OFFSET.pack(offset)
             self._read_whole(export, header, offset, length)
             self.transport.send(self._header(c.NBD_REPLY_TYPE_NONE, cookie, offset, 0, True))
@@ -376,6 +425,8 @@ class Session:
         at, end = offset, offset + length
         for piece in export.pieces(offset, length):
             last = at + piece.length == end
+            if piece.fd < 0 or self.transport.encrypted:
+                self._release()
             if piece.zero:
                 hole = c.OFFSET_HOLE.pack(at, piece.length)
                 self.transport.send(self._header(c.NBD_REPLY_TYPE_OFFSET_HOLE, cookie, offset, len(hole), last) + hole)
@@ -399,12 +450,13 @@ class Session:
     def _send_file(self, piece: Piece, cookie: int, offset: int, at: int, last: bool) -> None:
         """A chunk that the kernel takes from the file. It can fail under way, so another one says that all is well."""
         header = self._header(c.NBD_REPLY_TYPE_OFFSET_DATA, cookie, offset, piece.length + 8)
-        self.transport.send_more(header + c.OFFSET.pack(at))
+        held, self._held = self._held, b""
+        self.transport.send_more(held + header + c.OFFSET.pack(at))
         failure = self._copy_file(piece)
         if failure is not None:
             raise failure
         if last:
-            self.transport.send(self._header(c.NBD_REPLY_TYPE_NONE, cookie, offset, 0, True))
+            self._hold(self._header(c.NBD_REPLY_TYPE_NONE, cookie, offset, 0, True))
 
     def _copy_file(self, piece: Piece) -> StorageError | None:
         """Send the file's bytes; what it does not give is made up by zeros, and the reason returned."""
@@ -465,7 +517,7 @@ _FLAGS = {
     c.NBD_CMD_FLUSH: 0,
     c.NBD_CMD_TRIM: 0,
     c.NBD_CMD_CACHE: 0,
-    c.NBD_CMD_WRITE_ZEROES: c.NBD_CMD_FLAG_NO_HOLE,
+    c.NBD_CMD_WRITE_ZEROES: c.NBD_CMD_FLAG_NO_HOLE | c.NBD_CMD_FLAG_FAST_ZERO,
     c.NBD_CMD_BLOCK_STATUS: c.NBD_CMD_FLAG_REQ_ONE,
 }
 """Command → the flags that it has beside ``NBD_CMD_FLAG_FUA``."""
@@ -480,6 +532,12 @@ _OPTIONS: dict[int, Callable[[Session, int, bytes], None]] = {
     c.NBD_OPT_LIST_META_CONTEXT: Session._meta_context,
     c.NBD_OPT_SET_META_CONTEXT: Session._meta_context,
 }
+
+
+def _units(export: Export, offset: int, length: int) -> bool:
+    """Whether the range is whole units of the export."""
+    unit, end = export.fast_unit, offset + length
+    return unit > 0 and not offset % unit and (not end % unit or end == export.size)
 
 
 def _merged(statuses: Iterator[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.node import Buffer, ReadBuffer, Requests, Storage
 from diskmill.contract.results import Bitmap
 from diskmill.errors import UnsupportedError, UsageError
-from diskmill.sizes import SECTOR, MiB
+from diskmill.sizes import KiB, MiB
 
 from . import c_nbd as c
 from .client import Client, Settings, contexts_of
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
 
     from . import NbdDriver
+
+
+_GRANULARITY = 64 * KiB
+"""Bytes for each bit of a copy of a server's bitmap, whose own granularity is not told: QEMU's default."""
 
 
 class NbdStorage(Storage):
@@ -58,9 +62,24 @@ class NbdStorage(Storage):
         if held is not None:
             yield held
 
-    def statuses(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Length and flags of each stretch, in the metadata context that the storage was opened with."""
-        return self.client.statuses(self._context, offset, length)
+    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
+        """In the metadata context that the user asked for; None where that is the usual one.
+
+        The flags count as if they were those of ``base:allocation``, which is how QEMU shows them: what is dirty is no
+        data; of the depths, 1 (the image itself) is no data, and all that lies deeper is zeros.
+        """
+        if self._context == c.BASE_ALLOCATION:
+            return None
+        return self._marks(offset, length)
+
+    def _marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]]:
+        for count, flags in self.client.statuses(self._context, offset, length):
+            if self._context == c.ALLOCATION_DEPTH:
+                flags = min(flags, c.NBD_STATE_ZERO)
+            yield count, not flags & c.NBD_STATE_HOLE, bool(flags & c.NBD_STATE_ZERO)
+        beyond = length - max(self.size - offset, 0)
+        if beyond > 0:
+            yield beyond, False, True
 
     def bitmaps(self) -> list[Bitmap]:
         """The dirty bitmaps that the server offers with the export. Each look at one has a connection of its own."""
@@ -83,7 +102,7 @@ class NbdStorage(Storage):
                 one.close()
 
         name = context.removeprefix(c.DIRTY_BITMAP)
-        return Bitmap(name, SECTOR, size, enabled=False, inconsistent=False, ranges=ranges)
+        return Bitmap(name, _GRANULARITY, size, enabled=False, inconsistent=False, ranges=ranges)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         self.client.read_into(offset, buffer)

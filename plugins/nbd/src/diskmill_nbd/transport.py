@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError
+from diskmill.sizes import MiB
 
 if TYPE_CHECKING:
     import ssl
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 Buffer = bytearray | memoryview
 ReadBuffer = bytes | bytearray | memoryview
+
+
+_UNIX_BUFFER = 2 * MiB
+"""Bytes that may be on their way through a Unix socket, as far as the system lets us: the default makes both sides wait
+for each other several times for each request. TCP finds its own."""
 
 
 class ConnectionLost(StorageError):
@@ -46,6 +52,8 @@ class Transport:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER)
         self._limit(timeout)
 
     def _limit(self, seconds: float) -> None:
@@ -107,8 +115,8 @@ class Transport:
         """Whether TLS is in use."""
         return self._tls
 
-    def receive_into(self, buffer: Buffer, patience: int = 1) -> None:
-        """Fill *buffer*.
+    def receive_into(self, buffer: Buffer, patience: int = 1, least: int | None = None) -> int:
+        """Fill *buffer*, or at least its first *least* bytes; gives how many came.
 
         :param patience: how many time limits may pass before the first byte comes.
 
@@ -116,8 +124,8 @@ class Transport:
         """
         view = memoryview(buffer)
         end = self._begin()
-        flags = 0 if self._tls else socket.MSG_WAITALL
-        at, length = 0, len(view)
+        at, length = 0, len(view) if least is None else least
+        flags = 0 if self._tls or length < len(view) else socket.MSG_WAITALL
         try:
             while at < length:
                 try:
@@ -137,6 +145,31 @@ class Transport:
             raise self.stalled() from None
         except (OSError, ValueError) as error:
             raise self._lost(error) from None
+        return at
+
+    def receive_both(self, head: Buffer, body: memoryview) -> None:
+        """Fill *head*, then *body*, with one call to the system where it can be.
+
+        :raises ConnectionLost: see :meth:`receive_into`.
+        """
+        if self._tls:
+            self.receive_into(head)
+            self.receive_into(body)
+            return
+        self._begin()
+        try:
+            count = self.sock.recvmsg_into([head, body], 0, socket.MSG_WAITALL)[0]
+        except (TimeoutError, BlockingIOError):
+            raise self.stalled() from None
+        except (OSError, ValueError) as error:
+            raise self._lost(error) from None
+        if not count:
+            raise self.closed(0)
+        if count < len(head):
+            self.receive_into(memoryview(head)[count:])
+            count = len(head)
+        if count < len(head) + len(body):
+            self.receive_into(body[count - len(head) :])
 
     def receive(self, length: int, patience: int = 1) -> bytes:
         """*length* bytes, which the caller has checked."""

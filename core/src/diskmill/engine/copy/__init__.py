@@ -10,14 +10,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ...contract.extents import Extent, Kind
 from ...contract.node import Image, Node, Storage
+from .. import beneath
 from ..progress import Progress, RateLimit
 from ..workers import Workers
 from .compressed import Compressed, Overlay
 from .fresh import Fresh
-from .gauge import Gauge
+from .gauge import CHUNK, Gauge
 from .in_place import InPlace
 from .plan import CopyPlan, Watcher
 from .reading import Buffers, read
@@ -54,11 +56,14 @@ def copy(
     if plan.compress:
         plan = replace(plan, sparse=target.unit)  # a unit of zeros is never worth a place
     sources = [source] if isinstance(source, Node) else source
-    writer = _writer(target, plan, Gauge(target, plan))
+    graphs = [*sources, target]
+    threads = plan.threads or beneath.threads(graphs)
+    writer = _writer(target, plan, Gauge(target, plan, beneath.chunk(graphs, CHUNK, threads)))
     copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers)
     extents = joined(sources, source_offset, target_offset, length, plan)
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
-    Workers(tasks, copier.worker, threads=plan.threads, cancel=cancel).run()
+    interrupt = partial(beneath.interrupt, graphs)
+    Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
 
 
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:

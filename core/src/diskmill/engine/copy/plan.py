@@ -22,7 +22,7 @@ class CopyPlan:
         source has from there is left to that. Nothing else is: not holes with nothing behind them, which are zeros.
     :param shared_size: how many bytes the target's backing image gives, where *shared* may be larger.
     :param offload: let the kernel copy from file to file where both ends are files, without looking for zeros.
-    :param threads: how many; None: as many as the process has processors.
+    :param threads: how many; None: as many as the process has processors, or more where storages ask for that.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     """
 

@@ -1,0 +1,41 @@
+"""What lies beneath an operation: the storages of its images, how they want to be asked, and how they are left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from ..contract.node import Node, Storage
+from ..sizes import MiB
+from .workers import MAX_THREADS
+
+_MEMORY = 64 * MiB
+"""What the buffers of all workers may take together, where storages want long requests."""
+
+
+def storages(nodes: Iterable[Node]) -> Iterator[Storage]:
+    """The storages at the bottom of *nodes*, each once."""
+    seen = set[int]()
+    for node in nodes:
+        for storage in node.leaves():
+            if id(storage) not in seen:
+                seen.add(id(storage))
+                yield storage
+
+
+def interrupt(nodes: Iterable[Node]) -> None:
+    """Let whoever waits in a call of a storage beneath *nodes* leave it; see :meth:`Storage.interrupt`."""
+    for storage in storages(nodes):
+        storage.interrupt()
+
+
+def threads(nodes: Iterable[Node]) -> int:
+    """How many workers pay: one for each processor, or more where a storage waits for a network meanwhile."""
+    at_once = max((storage.requests.at_once for storage in storages(nodes)), default=0)
+    return min(max(len(os.sched_getaffinity(0)), at_once), MAX_THREADS)
+
+
+def chunk(nodes: Iterable[Node], least: int, count: int) -> int:
+    """Bytes that each of *count* workers should deal with at once: *least*, or more where a storage wants that."""
+    best = max((storage.requests.best for storage in storages(nodes)), default=0)
+    return max(least, min(best, _MEMORY // count))
