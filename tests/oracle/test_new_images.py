@@ -55,7 +55,7 @@ OTHERS: dict[str, list[list[str]]] = {
         *(
             [f"cluster_size={cluster}", f"table_size={table}"]
             for cluster in ("4k", "64k", "1M")
-            for table in (1, 4, 16)
+            for table in (2, 4, 16)
         ),
         ["backing_file=base.qcow2", "backing_fmt=qcow2"],
         ["backing_file=base.raw", "backing_fmt=raw"],

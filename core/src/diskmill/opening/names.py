@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 
-_PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+):")
+_PROTOCOL = re.compile(r"([^/:]*):")
+"""What QEMU takes for a protocol, whatever it is: all before a colon that no slash comes before."""
 
 
 def parse_name(name: str) -> Spec:
