@@ -105,8 +105,6 @@ def convert(
         if len(images) > 1 and (snapshot is not None or backing is not None):
             raise UsageError("several images make one disk only without a snapshot (-l) and a backing image (-B)")
         refuse_self(images, output, context.registry)
-        for image in images:
-            _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
         copied: list[Bitmap] = []
         if bitmaps:
             if len(images) > 1:
@@ -163,6 +161,8 @@ def convert(
             _refuse_compression(compress, target)
             compress = compress and not _stays_uncompressed(target, context)
             _tell_sectors(images, target, context)
+            for image in images:
+                _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
             _refuse_bitmaps(bitmaps, copied, target, context)
             plan = CopyPlan(
                 sparse=sparse,
