@@ -48,7 +48,7 @@ def steady(value: Any) -> Any:
 
 
 def runs(entries: list[dict[str, Any]]) -> list[list[Any]]:
-    """Entries of a map, with neighbours that say the same as one. Data over a hole of its file may be told to be zeros."""
+    """Entries of a map, neighbours that say the same as one. Data over a hole of its file may be told to be zeros."""
     found: list[list[Any]] = []
     for one in entries:
         says = [one["depth"], one["present"], one["zero"] and not one["data"], one["data"]]
