@@ -101,10 +101,11 @@ def _children(node: Node) -> Iterator[ChildInfo]:
         if isinstance(node, Image) and one is not node.file:
             role = roles[min(others, len(roles) - 1)] if roles else "extent"
             name = f"extents.{others}" if role == "extent" else role
+            shown = os.path.normpath(one.name)  # what stands beside an image is named ./so
             others += 1
         else:
-            name = "file"
-        yield ChildInfo(name, one.name, one.driver.name, one.size, one.allocated(), list(_children(one)))
+            name, shown = "file", one.name
+        yield ChildInfo(name, shown, one.driver.name, one.size, one.allocated(), list(_children(one)))
 
 
 def _limits(image: Image) -> Limits:
