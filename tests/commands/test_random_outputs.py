@@ -61,6 +61,8 @@ def runs(entries: list[dict[str, Any]]) -> list[list[Any]]:
 
 class Telling(Scenario):
     def both(self, *words: str) -> int:
+        if words[0] == "map" and "vhdx" in self.formats(words[-1]):
+            return 0  # docs/differences.md, vhdx-map
         self.steps.append("qemu-img " + " ".join(words))
         there = qemu_img(*words, check=False, cwd=self.theirs)
         with contextlib.chdir(self.ours):
