@@ -86,6 +86,8 @@ def build(folder: Path) -> None:
     qemu_io("snap.qcow2", *DATA[1:], cwd=folder)
     qemu_img("snapshot", "-c", "s2", "snap.qcow2", cwd=folder)
     qemu_io("snap.qcow2", "write -P 4 0 128k", cwd=folder)
+    make("umlaut.qcow2", "qcow2", "1M")
+    qemu_img("snapshot", "-c", "grün 日本", "umlaut.qcow2", cwd=folder)
     make("bitmaps.qcow2", "qcow2", "4M")
     qemu_img("bitmap", "--add", "-g", "64k", "bitmaps.qcow2", "one", cwd=folder)
     qemu_io("bitmaps.qcow2", *DATA, cwd=folder)

@@ -8,37 +8,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from callers import Dropin
 from tools import SEARCH_PATH, assert_clean, assert_identical, qemu_img, qemu_img_json, qemu_io, run, tool
 
 MiB = 1 << 20
 OSLO = "/usr/lib/python3/dist-packages/oslo_utils/imageutils.py"
-
-
-class Dropin:
-    """A folder with a `qemu-img` that is ours, as first of a PATH."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = folder / "calls"
-        self.log.touch()
-        program = folder / "qemu-img"
-        ours = Path(sys.executable).with_name("qemu-img")
-        program.write_text(f'#!/bin/sh\necho "$@" >>"{self.log}"\nexec "{ours}" "$@"\n')
-        program.chmod(0o755)
-        self.env = {"PATH": f"{folder}{os.pathsep}{SEARCH_PATH}", "HOME": str(folder)}
-
-    def calls(self) -> list[str]:
-        """The command lines since the last time that this was asked."""
-        lines = self.log.read_text().splitlines()
-        self.log.write_text("")
-        return lines
 
 
 @pytest.fixture(scope="module")

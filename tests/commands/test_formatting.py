@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "size": ["3M", "1000"],
     },
     "qcow": {"extent_size_hint": ["1M"], "preallocation": ["off", "falloc"]},
-    "qed": {"cluster_size": ["4k", "128k"], "table_size": ["1", "2", "16"], **FILE},
+    "qed": {"cluster_size": ["4k", "128k"], "table_size": ["2", "8", "16"], **FILE},
     "vdi": {"static": ["on", "off", "yes"], "preallocation": ["falloc"], **FILE},
     "vmdk": {
         **FILE,

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diskmill_cli.progress import shown
 from diskmill_cli.session import Session
 from jsonschema import Draft202012Validator
 from tools import qemu_img, qemu_io
+from tools import run as run_program
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
@@ -169,3 +171,29 @@ def test_json_is_ascii_and_valid_whatever_a_name_holds(folder: Path) -> None:
     _, out, _ = printed(folder, "info", "--output=json", name)
     assert out.isascii()
     assert json.loads(out)["filename"] == name.replace("\udcff", "\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("program", ["diskmill", "qemu-img"])
+def test_members_of_later_releases(program: str, tmp_path: Path) -> None:
+    """`children` with the length of each file, since QEMU 8.0, and `compressed` in maps, since 8.2; the drop-in too."""
+    disk, flat, compressed = tmp_path / "disk.raw", tmp_path / "flat.vmdk", tmp_path / "compressed.qcow2"
+    disk.write_bytes(b"x" * 65536 + bytes(1 << 20))
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=monolithicFlat", disk, flat)
+    qemu_img("convert", "-f", "raw", "-c", "-O", "qcow2", disk, compressed)
+
+    def told(*words: object) -> Any:
+        done = run_program(Path(sys.executable).with_name(program), words[0], "--output=json", *words[1:])
+        return json.loads(done.stdout)
+
+    children = told("info", flat)["children"]
+    assert [one["name"] for one in children] == ["file", "extents.0"]
+    extent = tmp_path / "flat-flat.vmdk"
+    assert children[1]["info"] == {
+        "filename": str(extent),
+        "format": "file",
+        "virtual-size": extent.stat().st_size,
+        "actual-size": extent.stat().st_blocks * 512,
+        "dirty-flag": False,
+        "children": [],
+    }
+    assert [one["compressed"] for one in told("map", compressed)] == [True, False]

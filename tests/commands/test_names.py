@@ -79,7 +79,7 @@ def test_an_image_names_no_device(tmp_path: Path) -> None:
     over = tmp_path / "over.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", f"json:{json.dumps(spec)}", "-F", "raw", over, "1M")
     done = diskmill("convert", "-O", "raw", over, tmp_path / "out", check=False)
-    assert done.returncode == 1 and "not trusted" in done.stderr
+    assert done.returncode == 1 and "outside the trusted folders" in done.stderr
 
 
 def test_names_that_only_look_like_protocols() -> None:
@@ -117,3 +117,13 @@ def test_commit_to_what_is_not_in_the_chain(name: str, chain: Path) -> None:
         done = one("commit", "-q", "-b", name, "top.qcow2", check=False)
         assert done.returncode == 1
         assert f"Did not find '{name}' in the backing chain of 'top.qcow2'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a_b:c", "two words:c", "new\nline:c", ":c"])
+def test_what_stands_before_a_colon_is_a_protocol_whatever_it_is(name: str, tmp_path: Path) -> None:
+    """As QEMU takes it, so that a name means the same to both; `file:` and `./` before it say that it is a file."""
+    (tmp_path / name).write_bytes(bytes(1 << 20))
+    for program in (diskmill, qemu_img):
+        assert program("info", "-f", "raw", name, check=False, cwd=tmp_path).returncode == 1
+        for prefix in ("file:", "./", f"{tmp_path}/"):
+            assert program("info", "-f", "raw", prefix + name, check=False, cwd=tmp_path).returncode == 0

@@ -130,7 +130,7 @@ def commit_into_a_base_with_a_bitmap_that_is_void(folder: Path) -> tuple[str, Ru
 def commit_into_an_image_that_is_not_in_the_chain(folder: Path) -> tuple[str, Run]:
     image(folder, "base", "raw", "1M")
     other = image(folder, "other", "raw", "1M")
-    return "not in the backing chain", commit(overlay(folder, "over", "base", "raw", "2M"), base=other)
+    return "in the backing chain of", commit(overlay(folder, "over", "base", "raw", "2M"), base=other)
 
 
 # -- rebase ----------------------------------------------------------------------------------------------------------

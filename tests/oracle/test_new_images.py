@@ -48,14 +48,16 @@ def qcow2_options() -> Iterator[tuple[list[str], str]]:
             yield [f"backing_file={name}", "backing_fmt=qcow2", *more], draw.choice(SIZES[:6])
 
 
-# Other formats leave more to the writer: where VDI, VHDX and streamOptimized VMDK begin their data, where qcow ends.
+# Other formats leave more to the writer: where VDI, VHDX and streamOptimized VMDK begin their data.
 OTHERS: dict[str, list[list[str]]] = {
     "raw": [[], ["preallocation=full"], ["preallocation=falloc"]],
+    "qcow": [[], ["backing_file=base.qcow2", "backing_fmt=qcow2"], ["backing_file=./base.raw", "backing_fmt=raw"]],
+    "parallels": [[], *([f"cluster_size={one}"] for one in ("4k", "64k", "1M", "2M", "32256"))],
     "qed": [
         *(
             [f"cluster_size={cluster}", f"table_size={table}"]
             for cluster in ("4k", "64k", "1M")
-            for table in (1, 4, 16)
+            for table in (2, 4, 16)
         ),
         ["backing_file=base.qcow2", "backing_fmt=qcow2"],
         ["backing_file=base.raw", "backing_fmt=raw"],
@@ -135,7 +137,7 @@ def theirs(words: list[str]) -> tuple[int, str]:
 def difference(one: Path, other: Path, format: str) -> str | None:
     """Where the files differ; they may be large, and mostly holes."""
     sizes = [path.stat().st_size for path in (one, other)]
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and not (format == "vmdk" and max(sizes) < 4096):  # a descriptor: CIDs have 1 to 8 digits
         return f"{sizes[0]} and {sizes[1]} bytes"
     with one.open("rb") as left, other.open("rb") as right:
         data = [bytearray(file.read(4 << 20)) for file in (left, right)]

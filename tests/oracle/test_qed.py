@@ -14,7 +14,7 @@ import pytest
 from diskmill import qapi
 from diskmill.errors import ImageError, UnsupportedError
 from samples import KiB, MiB, scattered_file
-from tools import qemu_img, qemu_img_json, qemu_io
+from tools import qemu_img, qemu_img_json, qemu_io, without_newer
 
 HEADER = struct.Struct("<4sIIIQQQQQII")
 FEATURES, COMPAT, AUTOCLEAR = 16, 24, 32
@@ -142,7 +142,7 @@ def test_chains_both_ways(tmp_path: Path, cluster: str, length: int) -> None:
     for one in ("one", "two"):
         clean(tmp_path / one)
         theirs = qemu_img_json("map", "-f", "qed", tmp_path / one)
-        ours = [qapi.map_entry(entry) for entry in diskmill.map(str(tmp_path / one), format="qed")]
+        ours = [without_newer(qapi.map_entry(entry)) for entry in diskmill.map(str(tmp_path / one), format="qed")]
         assert depths(ours) == depths(theirs)
     info = qemu_img_json("info", tmp_path / "one")
     assert (info["backing-filename"], info["backing-filename-format"]) == ("base", "raw")

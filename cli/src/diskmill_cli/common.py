@@ -13,7 +13,7 @@ from diskmill.opening.context import CACHE_MODES
 from .arguments import Arguments, Option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from diskmill.contract.options import Option as DriverOption
     from diskmill.opening.context import Context
@@ -268,6 +268,22 @@ def driver_options(arguments: Arguments) -> dict[str, str]:
         if not text or text.startswith(",") or text.replace(",,", "").endswith(","):
             raise UsageError(f"invalid option list '{text}'")
     return dict(pair for text in arguments.all("options") for pair in split(text))
+
+
+def refuse_overridden(arguments: Arguments, options: Callable[[], Sequence[DriverOption]]) -> None:
+    """Refuse a value that is wrong of an option that is given again later, too: it is what the user asked for.
+
+    :param options: gives those that the driver has; called only where it matters.
+    """
+    from diskmill.contract.options import split
+
+    pairs = [pair for text in arguments.all("options") for pair in split(text)]
+    overridden = [pair for at, pair in enumerate(pairs) if any(pair[0] == name for name, _ in pairs[at + 1 :])]
+    if overridden:
+        declared = {option.name: option for option in options()}
+        for name, value in overridden:
+            if name in declared:
+                declared[name].parse(value)
 
 
 def show_options(options: list[DriverOption], title: str, session: Session) -> int:

@@ -45,17 +45,27 @@ def scalar(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-_SNAPSHOT = "{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}".format
+_SNAPSHOT = "{} {} {:>8}{:>20}{:>13}{:>11}".format
 
 
-def snapshot_lines(snapshots: Sequence[Snapshot]) -> Iterator[str]:
-    """The table of internal snapshots."""
+def snapshot_lines(snapshots: Sequence[Snapshot], *, plain: bool = False) -> Iterator[str]:
+    """The table of internal snapshots.
+
+    :param plain: columns are as wide as qemu-img makes them: in bytes.
+    """
     from diskmill.sizes import format_size
 
-    yield _SNAPSHOT("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+    yield _SNAPSHOT("ID".ljust(9), "TAG".ljust(16), "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
     for one in snapshots:
         icount = "" if one.icount is None else str(one.icount)
-        yield _SNAPSHOT(one.id, one.name, format_size(one.vm_state_size), date(one), clock(one), icount)
+        pad = _in_bytes if plain else str.ljust
+        id, name = pad(one.id, 9), pad(one.name, 16)
+        yield _SNAPSHOT(id, name, format_size(one.vm_state_size), date(one), clock(one), icount)
+
+
+def _in_bytes(text: str, width: int) -> str:
+    """*text* with as many spaces behind it as make *width* bytes."""
+    return text + " " * (width - len(text.encode(errors="surrogateescape")))
 
 
 def date(snapshot: Snapshot) -> str:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .commands.bench import BenchResult
-    from .contract.results import CheckResult, Comparison, Creation, ImageInfo, Limits, MapEntry, Measurement, Snapshot
+    from .contract.results import (
+        CheckResult,
+        ChildInfo,
+        Comparison,
+        Creation,
+        ImageInfo,
+        Limits,
+        MapEntry,
+        Measurement,
+        Snapshot,
+    )
 
 
 def _given(**members: Any) -> dict[str, Any]:
@@ -35,7 +45,21 @@ def image_info(info: ImageInfo) -> dict[str, Any]:
         snapshots=[snapshot(one) for one in info.snapshots] or None,
         limits=None if info.limits is None else limits(info.limits),
         format_specific=None if info.specific is None else {"type": info.format, "data": info.specific},
+        children=[_child(one) for one in info.children],
     )
+
+
+def _child(one: ChildInfo) -> dict[str, Any]:
+    """``BlockChildInfo``, as releases since 8.0 print it."""
+    node = _given(
+        filename=one.filename,
+        format=one.format,
+        virtual_size=one.size,
+        actual_size=one.actual_size,
+        dirty_flag=False,
+        children=[_child(below) for below in one.children],
+    )
+    return {"name": one.name, "info": node}
 
 
 def limits(one: Limits) -> dict[str, Any]:
@@ -76,7 +100,7 @@ def image_check(result: CheckResult) -> dict[str, Any]:
 
 
 def map_entry(entry: MapEntry) -> dict[str, Any]:
-    """``MapEntry``, with the members that qemu-img 7 prints."""
+    """``MapEntry``."""
     return _given(
         start=entry.start,
         length=entry.length,
@@ -84,6 +108,7 @@ def map_entry(entry: MapEntry) -> dict[str, Any]:
         present=entry.present,
         zero=entry.zero,
         data=entry.data,
+        compressed=entry.compressed,
         offset=entry.offset,
     )
 

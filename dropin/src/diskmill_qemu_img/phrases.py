@@ -17,14 +17,19 @@ _PHRASES = (
     (r"needs features that are not supported: ", "Unsupported qcow2 feature(s): "),
     (r"not a qcow2 image", "Image is not in qcow2 format"),
     (
-        r"the output is also an input",
-        'the output is also an input (Failed to get "write" lock. Is another process using the image?)',
+        r"('[^']*'): the output is also an input",
+        r'Could not open \1: the output is also an input (Failed to get "write" lock. '
+        "Is another process using the image?)",
     ),
+    (r"invalid parameter '(=[^']*)'$", r"Invalid parameter '\1'"),
+    (r"there is no '(snapshot\.[^']*)'$", r"Invalid parameter '\1'"),
     (r"the image has no backing image", "Image does not have a backing file"),
     (r"format '([^']*)' does not support compression", r"Compression not supported for this file format ('\1')"),
     (r"format '([^']*)' has no internal snapshots", r"Block driver does not support snapshots ('\1')"),
     (r"a new image needs a size", "Image creation needs a size parameter"),
     (r"has no option '([^']*)'", r"has no option '\1' (Invalid parameter '\1')"),
+    (r"there is no snapshot ('[^']*')$", r"there is no snapshot \1 (No such file or directory)"),
+    (r"'json:(.*)' cannot name a new image", r"Unknown protocol 'json': 'json:\1' cannot name a new image"),
     (r"command not found: '([^']*)'", r"Command not found: \1"),
     (r": is another process using the image", ". Is another process using the image"),
 )

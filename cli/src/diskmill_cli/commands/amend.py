@@ -9,6 +9,8 @@ from ..arguments import Arguments, Command, Example, Option
 from ..progress import shown
 
 if TYPE_CHECKING:
+    from diskmill.contract.options import Option as DriverOption
+
     from ..session import Session
 
 
@@ -25,17 +27,27 @@ def run(arguments: Arguments, session: Session) -> int:
     except HelpAsked:
         format = arguments.one("format")
         if format is None:
-            raise UsageError("the options depend on the format: name it with -f") from None
+            if not arguments.operands:
+                raise UsageError("the options depend on the format: name it with -f, or an image") from None
+            format = amend.format_of(arguments.operand(), image_opts=arguments.has("image_opts"), context=context)
         found = amend.options_for(format, context=context)
         return common.show_options(found, f"Amend options for '{format}'", session)
     name = arguments.operand()
+    format, image_opts = arguments.one("format"), arguments.has("image_opts")
+
+    def declared() -> list[DriverOption]:
+        return amend.options_for(
+            format or amend.format_of(name, image_opts=image_opts, context=context), context=context
+        )
+
+    common.refuse_overridden(arguments, declared)
     with shown(arguments, session, "amend") as report:
         amend.amend(
             name,
             options,
-            format=arguments.one("format"),
+            format=format,
             force=arguments.has("force"),
-            image_opts=arguments.has("image_opts"),
+            image_opts=image_opts,
             context=context,
             progress=report,
         )

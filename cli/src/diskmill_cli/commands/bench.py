@@ -35,7 +35,9 @@ def run(arguments: Arguments, session: Session) -> int:
         raise UsageError("the flush interval cannot be smaller than the depth")
     native = arguments.has("native") or arguments.one("aio") == "native"
     if native and arguments.one("cache") not in ("none", "directsync"):
-        raise UsageError("native requests need a cache mode (-t) of none or directsync")
+        error = UsageError("native requests need a cache mode (-t) of none or directsync")
+        error.opening = name  # it is then that qemu-img finds it
+        raise error
     drain = not arguments.has("no_drain")
     as_json = arguments.one("output") == "json"
     if not as_json:

@@ -38,6 +38,9 @@ def run(arguments: Arguments, session: Session) -> int:
         )
         return common.show_options(found, "Supported options", session)
     _check(arguments)
+    common.refuse_overridden(
+        arguments, lambda: create.options_for(output_format, arguments.operands[-1], context=context)
+    )
     existing = arguments.has("existing")
     if existing and options:
         raise UsageError("-o has no effect with -n: the output exists already")

@@ -27,6 +27,7 @@ def run(arguments: Arguments, session: Session) -> int:
         return common.show_options(found, "Supported options" if name else f"Supported {format} options", session)
     if name is None:
         raise UsageError("expecting an image file name")
+    common.refuse_overridden(arguments, lambda: create.options_for(format, name, context=context))
     if more:
         raise UsageError(f"unexpected argument: '{more[0]}'")
     common.tell_of_raw(arguments, session, "format", "-f", name)

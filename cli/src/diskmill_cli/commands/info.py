@@ -48,12 +48,12 @@ def run(arguments: Arguments, session: Session) -> int:
         show_info(found, session.console())
     else:
         for number, one in enumerate(found):
-            session.print(*([""] if number else []), *lines(one))
+            session.print(*([""] if number else []), *lines(one, plain=session.plain))
     return status
 
 
-def lines(one: ImageInfo) -> Iterator[str]:
-    """What qemu-img prints about an image."""
+def lines(one: ImageInfo, *, plain: bool = False) -> Iterator[str]:
+    """What qemu-img prints about an image; *plain*: see :func:`~diskmill_cli.output.snapshot_lines`."""
     from diskmill.sizes import format_size
 
     from ..output import snapshot_lines, tree
@@ -84,7 +84,7 @@ def lines(one: ImageInfo) -> Iterator[str]:
         yield from tree(limits(one.limits))
     if one.snapshots:
         yield "Snapshot list:"
-        yield from snapshot_lines(one.snapshots)
+        yield from snapshot_lines(one.snapshots, plain=plain)
     if one.specific is not None:
         yield "Format specific information:"
         yield from tree(one.specific)
@@ -103,6 +103,7 @@ COMMAND = Command(
         common.LIMITS._replace(
             help="Also tell what requests should keep to; =memory=1G,…: what opening images may cost.", loose=True
         ),
+        common.CACHE._replace(help="The cache mode for what is read."),
         common.OUTPUT,
         *common.ACCESS[:-1],
     ),

@@ -52,7 +52,8 @@ def json_lines(entries: Iterable[MapEntry], start: int) -> Iterator[str]:
             yield before
         before = f"{'[' if before == '[' else ''}{{ {members}}},"
     if before == "[":  # qemu-img's way to say that there is nothing
-        before = f'[{{ "start": {start}, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}},'
+        nothing = '"depth": 0, "present": false, "zero": false, "data": false, "compressed": false'
+        before = f'[{{ "start": {start}, "length": 0, {nothing}}},'
     yield before[:-1] + "]"
 
 

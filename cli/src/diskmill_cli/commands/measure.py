@@ -27,6 +27,7 @@ def run(arguments: Arguments, session: Session) -> int:
         return common.show_options(found, f"Supported {format} options", session)
     if len(arguments.operands) > 1:
         raise UsageError("expecting one image file name, or --size")
+    common.refuse_overridden(arguments, lambda: create.options_for(format, context=context))
     with shown(arguments, session, "measure") as report:
         result = measure(
             arguments.operands[0] if arguments.operands else None,
@@ -60,7 +61,7 @@ COMMAND = Command(
     "[NAME]",
     (
         common.FORMAT._replace(flags=("-f", "--format", "--source-format")),
-        common.IMAGE_OPTS,
+        common.IMAGE_OPTS._replace(flags=("--image-opts", "--source-image-opts")),
         common.SNAPSHOT,
         Option("size", ("-s", "--size"), "Measure for an empty disk of this size.", "SIZE", panel="The image"),
         common.TARGET_FORMAT,

@@ -23,8 +23,6 @@ def run(arguments: Arguments, session: Session) -> int:
         if not arguments.has("unsafe"):
             raise UsageError("must specify backing file (-b) or use simple rebase mode (-u)")
         backing = ""
-    if backing and not arguments.has("backing_format"):
-        raise UsageError("the backing image's format must be specified (-F)")
     context = common.context_of(arguments, session)
     with shown(arguments, session, "rebase") as report:
         rebase(

@@ -43,7 +43,7 @@ def run(arguments: Arguments, session: Session) -> int:
     elif action == "list" and found:
         from ..output import snapshot_lines
 
-        session.print("Snapshot list:", *snapshot_lines(found))
+        session.print("Snapshot list:", *snapshot_lines(found, plain=session.plain))
     return 0
 
 

@@ -57,6 +57,15 @@ def require(driver: FormatDriver, name: str | None = None) -> None:
         raise UnsupportedError(f"format '{driver.name}' does not support option amendment", file=name)
 
 
+def format_of(name: str, *, image_opts: bool = False, context: Context | None = None) -> str:
+    """The format of the image *name*, whose options are asked for.
+
+    :raises DiskmillError: it cannot be opened.
+    """
+    with open_image(name, context=context or Context(), shallow=True, image_opts=image_opts) as image:
+        return image.driver.name
+
+
 def options_for(format: str, *, context: Context | None = None) -> list[Option]:
     """Every option that *format* takes to amend an image, by name.
 

@@ -125,8 +125,6 @@ def convert(
             both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
             raise UsageError(f"several images make one disk only without {both}")
         refuse_self(images, output, context.registry)
-        for image in images:
-            _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
         copied: list[Bitmap] = []
         if bitmaps:
             if len(images) > 1:
@@ -192,7 +190,10 @@ def convert(
                 target.attach(Reference("backing", str(backing)), base)
         try:
             _refuse_compression(compress, target)
+            compress = compress and not _stays_uncompressed(target, context)
             _tell_sectors(images, target, context)
+            for image in images:
+                _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
             _refuse_bitmaps(bitmaps, copied, target, context)
             plan = CopyPlan(
                 sparse=sparse,
@@ -334,6 +335,19 @@ def _refuse_data(target: Image, size: int) -> None:
         )
 
 
+def _stays_uncompressed(target: Image, context: Context) -> bool:
+    """Whether qemu-img would store the data as it is, since *target* is of a subformat that cannot have it compressed;
+    a warning tells that. A disk without clusters is an error there too."""
+    if not context.as_qemu_img or target.cluster_size is None:
+        return False
+    try:
+        target.encoder()
+    except UnsupportedError as error:
+        context.warn(f"{error}; the data is stored uncompressed")
+        return True
+    return False
+
+
 def _can_have_bitmaps(image: Image, context: Context) -> bool:
     if "bitmaps" not in image.driver.capabilities:
         return False
@@ -393,7 +407,11 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
     if name is None:
         return None
     spec = relative_to(parse_name(name), new_place(output, context.registry))
-    return stack.enter_context(open_image(spec, format, context=context))
+    try:
+        return stack.enter_context(open_image(spec, format, context=context))
+    except DiskmillError as error:
+        error.place = error.place or f"needed as the backing file of '{output}'"
+        raise
 
 
 def _empty(target: Image) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from ..contract import calls
-from ..contract.node import Image
-from ..contract.results import ImageInfo, Limits, Snapshot
+from ..contract.node import Image, Node
+from ..contract.results import ChildInfo, ImageInfo, Limits, Snapshot
 from ..errors import DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
@@ -88,7 +89,25 @@ def describe(image: Image, context: Context, name: str | None = None, *, limits:
         snapshots=snapshots,
         limits=_limits(image) if limits else None,
         specific=image.details(),
+        children=list(_children(image)),
     )
+
+
+def _children(node: Node) -> Iterator[ChildInfo]:
+    """What *node* stands on, its backing image left out: that is an image of its own."""
+    roles = [one.role for one in node.references if one.role != "backing"] if isinstance(node, Image) else []
+    others = 0
+    for one in node.children():
+        if isinstance(node, Image) and one is node.backing:
+            continue
+        if isinstance(node, Image) and one is not node.file:
+            role = roles[min(others, len(roles) - 1)] if roles else "extent"
+            name = f"extents.{others}" if role == "extent" else role
+            shown = os.path.normpath(one.name)  # what stands beside an image is named ./so
+            others += 1
+        else:
+            name, shown = "file", one.name
+        yield ChildInfo(name, shown, one.driver.name, one.size, one.allocated(), list(_children(one)))
 
 
 def _limits(image: Image) -> Limits:

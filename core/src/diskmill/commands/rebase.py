@@ -42,17 +42,21 @@ def rebase(
     What it left to its old backing image, and the new one has not, is copied into it first.
 
     :param backing: the new backing image, as it is to be written into the image; ``""``: none.
+    :param backing_format: its format; it is never guessed for good, since a guess would be the guest's to make.
     :param unsafe: only write the new name: the caller vouches for both reading the same.
     :param compress: store what is copied compressed.
     :param source_context: for the old and the new backing image; by default *context*.
     :raises UnsupportedError: the format has no backing images.
-    :raises DriverError: there is no *backing_format*.
+    :raises UsageError: *backing_format* is not given.
+    :raises DriverError: there is no *backing_format*, which matters unless *unsafe*.
     """
     name = given_name(name)
     backing = given_name(backing)
     context = context or Context()
-    if backing_format is not None:
+    if backing_format is not None and not unsafe:  # else it is only written down, which mends what is written wrongly
         context.registry.format(backing_format)
+    if backing_format == "":
+        raise UsageError("the backing image's format has an empty name", file=name)
     if not backing:
         backing_format = None
     with ExitStack() as stack:
@@ -70,6 +74,8 @@ def rebase(
         able = calls.preflight(context.registry, image, "amend", {"options": options, "force": False})
         if not able and not hasattr(driver, "amend"):
             raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
+        if unsafe and backing and backing_format is None:
+            raise UsageError("the backing image's format must be specified (-F)", file=name)
         if not unsafe:
             new = _new_backing(stack, image, backing, backing_format, source_context or context)
             counter = Progress(progress)
@@ -91,6 +97,10 @@ def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | Non
         return None
     spec = relative_to(parse_name(backing), place_under(image))
     new: Image = stack.enter_context(open_image(spec, format, context=context))
+    if format is None:
+        raise UsageError(
+            f"the backing image's format must be specified (-F): '{new.driver.name}' was detected", file=image.name
+        )
     below: Image | None = new
     while below is not None:
         if below.file is not image.file and _same(below, image):

@@ -218,6 +218,8 @@ class Storage(Node):
     """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
     what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
+    is_device: bool = False
+    """Whether it is a block device, which is as large as it is."""
     in_place: bool = False
     """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
     one_pass: str = "a pipe"

@@ -124,6 +124,22 @@ class Limits:
 
 
 @dataclass
+class ChildInfo:
+    """QAPI ``BlockChildInfo``: a node below an image, and what is below that.
+
+    :param name: what it is to the node above: ``file``, ``data-file``, or ``extents.0`` and so on.
+    :param size: its length in bytes: of storage, the file's.
+    """
+
+    name: str
+    filename: str
+    format: str
+    size: int
+    actual_size: int | None = None
+    children: list[ChildInfo] = field(default_factory=list)
+
+
+@dataclass
 class ImageInfo:
     """QAPI ``ImageInfo``; :mod:`diskmill.qapi` has its JSON form."""
 
@@ -142,6 +158,7 @@ class ImageInfo:
     limits: Limits | None = None
     specific: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
+    children: list[ChildInfo] = field(default_factory=list)
 
 
 @dataclass

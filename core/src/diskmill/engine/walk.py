@@ -75,7 +75,7 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
                     zeros = Extent(beyond, extent.end - beyond, Kind.ZERO)
                     stack.append(_Level(iter((zeros,)), None, shift, depth + 1, below, None))
                 inside = max(min(extent.end, base.size) - extent.start, 0)
-                if base is above:
+                if base is above or not inside:  # a hole that begins behind its end is nothing to ask it for
                     left = (Extent(extent.start, inside, Kind.HOLE),) if inside else ()
                     level = _Level(iter(left), None, shift, depth + 1, below, None)
                 else:

@@ -13,10 +13,11 @@ from ..contract.node import Image, Storage
 from ..contract.options import Option, Value, validate
 from ..contract.place import Place
 from ..contract.requests import Backing, CreateRequest
-from ..errors import UnsupportedError, UsageError, did_you_mean
+from ..errors import StorageError, UnsupportedError, UsageError, did_you_mean
 from ..sizes import SECTOR, round_up
 from .context import Context
-from .places import new_place
+from .names import DEVICES, new_file
+from .places import expect_device, new_place
 
 
 def create_image(
@@ -81,6 +82,12 @@ def create_image(
 
     try:
         storage = output(place)
+        for device in (format, new_file(name).get("driver")):
+            if device in DEVICES and context.as_qemu_img and not storage.in_place:
+                error = StorageError("No such file or directory", file=place.display())  # nobody makes devices
+                error.opening = place.display()
+                raise error
+            expect_device(device, storage, context)
         request = CreateRequest(
             name=name,
             context=context,

@@ -22,7 +22,7 @@ from ..errors import DiskmillError, DriverError, ImageError, StorageError, Unsup
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
-from .places import place_under, protocol_of, storage_of
+from .places import expect_device, place_under, protocol_of, storage_of
 from .runtime import split_runtime, without_runtime
 
 if TYPE_CHECKING:
@@ -267,6 +267,7 @@ class _Opener:
             registry.format(name)  # before anything is opened
         file = self.node(child, wish)
         try:
+            expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:
                 self.home = place.folder()
             image = self.opened(spec, name, options, file, wish)
@@ -361,6 +362,11 @@ class _Opener:
         storage = calls.open_storage(self.registry, driver, request)
         storage.charged = Account(wish.context.budget)
         storage.discards = runtime.discards
+        try:
+            expect_device(name, storage, wish.context)
+        except BaseException:
+            storage.abandon()
+            raise
         if storage.place is None:
             storage.place = place
         if self.rehearse and wish.writable:

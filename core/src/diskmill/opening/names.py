@@ -24,7 +24,8 @@ Spec = dict[str, Any]
 Name = str | os.PathLike[str]
 """What functions take as the name of an image: a name as a user types it, or a path, which always is a file's."""
 
-_PROTOCOL = re.compile(r"([A-Za-z0-9+.-]+):")
+_PROTOCOL = re.compile(r"([^/:]*):")
+"""What QEMU takes for a protocol, whatever it is: all before a colon that no slash comes before."""
 
 
 def parse_name(name: str) -> Spec:

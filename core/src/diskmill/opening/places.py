@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..contract.drivers import FilterDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
 from ..contract.place import Place
 from ..errors import DriverError, UnsupportedError, UsageError
 from .known import PACKAGES
-from .names import flatten, new_file, parse_name, relative_to
+from .names import DEVICES, flatten, new_file, parse_name, relative_to
 from .registry import Registry
+
+if TYPE_CHECKING:
+    from .context import Context
 
 
 def protocol_of(name: str, registry: Registry, *, shown: str = "") -> ProtocolDriver:
@@ -76,6 +79,15 @@ def written_name(name: str, beside: Place | None, registry: Registry) -> str:
 def new_place(name: str, registry: Registry) -> Place:
     """Where an output called *name* is to be: a path, or ``protocol:…``."""
     return place_of(new_file(name), registry)
+
+
+def expect_device(name: str | None, node: Node, context: Context) -> None:
+    """Refuse what is no device where *name* is QEMU's driver for devices, and callers expect what QEMU does.
+
+    :raises UsageError: *node* is storage, and no block device.
+    """
+    if name in DEVICES and context.as_qemu_img and isinstance(node, Storage) and not node.is_device:
+        raise UsageError(f"'{name}' driver requires '{node.name}' to be a block device", file=node.name)
 
 
 def storage_of(node: Node) -> Storage:

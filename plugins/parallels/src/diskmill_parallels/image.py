@@ -308,7 +308,6 @@ def create_parallels(driver: ParallelsDriver, request: CreateRequest) -> Paralle
         tracks=cluster // SECTOR,
         nb_bat_entries=entries,
         nb_sectors=size // SECTOR,
-        in_use=CLOSED,
         data_off=start // SECTOR,
     )
     file.truncate(start)

@@ -235,7 +235,7 @@ def create_qcow(driver: QcowDriver, request: CreateRequest) -> QcowImage:
     header.crypt_method = c.CRYPT_AES if encrypted else c.CRYPT_NONE
     header.backing_file_offset, header.backing_file_size = (c.HEADER.size, len(name)) if name else (0, 0)
     header.l1_table_offset = round_up(c.HEADER.size + len(name), WIDTH)
-    end = header.l1_table_offset + l1_entries(header) * WIDTH
+    end = header.l1_table_offset + round_up(l1_entries(header) * WIDTH, SECTOR)  # QEMU writes it by sectors
     file.truncate(end)
     if not file.blank:
         file.zero(0, end)

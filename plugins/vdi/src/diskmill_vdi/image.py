@@ -316,8 +316,8 @@ def _block_size(value: object) -> int:
 
 def _static(request: CreateRequest | MeasureRequest) -> bool:
     static, preallocation = request.options.get("static"), request.options.get("preallocation")
-    if static is not None and preallocation is not None and static != (preallocation == "metadata"):
-        raise UsageError(f"static={'on' if static else 'off'} contradicts preallocation={preallocation}")
+    if static is False and preallocation == "metadata":
+        raise UsageError("static=off contradicts preallocation=metadata")
     return bool(static) or preallocation == "metadata"
 
 
