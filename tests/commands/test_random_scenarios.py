@@ -41,6 +41,7 @@ class Disk:
     format: str
     size: int
     backing: str = ""
+    shrunk: bool = False
 
 
 class Scenario:
@@ -158,8 +159,8 @@ class Scenario:
 
     def write(self, name: str | None = None) -> None:
         name = name or self.any()
-        if name is None:
-            return
+        if name is None or self.is_backing(name):
+            return  # what an overlay leaves to it after a rebase or a commit is up to the program
         disk, commands = self.disks[name], []
         for _ in range(self.random.randint(1, 3)):
             start = self.random.randrange(0, max(disk.size, 512), 512)
@@ -213,10 +214,13 @@ class Scenario:
         if name is None:
             return
         disk, size = self.disks[name], self.size()
+        if disk.shrunk and size > disk.size:
+            return  # docs/differences.md, resize-again
         if disk.backing and size > disk.size < self.disks[disk.backing].size:
             return  # qemu-img cannot hide what a longer backing image has, except in qcow2 of version 3
         words = ["--shrink"] if size < disk.size and disk.format != "qed" and self.random.random() < 0.8 else []
         if not self.both("resize", "-f", disk.format, *words, name, str(size)):
+            disk.shrunk |= size < disk.size
             disk.size = size
         else:
             self.same_again()
@@ -229,6 +233,8 @@ class Scenario:
         base = self.disks[name].backing
         if self.disks[base].format in ("parallels", "vhdx", "vdi", "vpc"):
             return  # some of which qemu-img cannot commit into, or cannot make larger
+        if self.disks[base].format == "vmdk" and self.disks[base].size < self.disks[name].size:
+            return  # which it cannot make larger either
         if self.disks[name].format == self.disks[base].format == "vmdk":
             return  # the base gets a new CID, and qemu-img does not tell the overlay, which it then cannot read
         # An image between two of a chain, or beside it, reads otherwise afterwards, in both alike.

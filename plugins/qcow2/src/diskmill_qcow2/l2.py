@@ -226,6 +226,8 @@ class Mapping:
         :raises LimitError: more is to be read than the tables that the file can hold.
         """
         most = max(_READ_BYTES // self.cluster_size, 1)
+        if first >= last:
+            return
         index, end = first // self.count, -(-last // self.count)
         meter = Meter(self.file)
         while index < end:
