@@ -150,6 +150,12 @@ class Account:
         self.budget.charge(size, what, file)
         self._charged += size
 
+    def give_back(self, size: int) -> None:
+        """*size* bytes that were charged are free, before this is closed."""
+        size = min(size, self._charged)  # closing gave back the rest
+        self._charged -= size
+        self.budget.give_back(size)
+
     def hold(self, cache: Cache, size: int) -> None:
         """*cache* now holds *size* bytes."""
         self._caches.add(cache)
@@ -168,6 +174,9 @@ class _Unlimited(Account):
     """An account that keeps no books."""
 
     def charge(self, size: int, what: str, file: str) -> None:
+        pass
+
+    def give_back(self, size: int) -> None:
         pass
 
     def hold(self, cache: Cache, size: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
@@ -284,22 +284,30 @@ class Qcow2Image(FormatImage):
 
     def _extents(self, offset: int, end: int) -> Iterator[Extent]:
         size = self.unit
+        first, last = offset // size, -(-end // size)
         with self.lock:
-            batches = self.mapping.batches(offset // size, -(-end // size))
+            single = self.mapping.within(first, last)
+            batches = self.mapping.batches(first, last)
+        if single is not None:
+            yield from self._told(first, last - first, single[0])
+            return
         while True:
             with self.lock:
                 batch = next(batches, None)
             if batch is None:
                 return
             cluster, count, words, times = batch
-            if words is None:
-                yield Extent(cluster * size, count * size, Kind.HOLE)
-                continue
-            told = self._standard(cluster, words) if self.mapping.words == 1 else self._extended(cluster, words)
+            told = self._told(cluster, count, words)
             if times == 1:
                 yield from told
             else:
                 yield from _repeated(list(told), count * size, times)
+
+    def _told(self, cluster: int, count: int, words: array[int] | None) -> Iterable[Extent]:
+        """The extents of *count* guest clusters from *cluster* on, whose entries are *words*."""
+        if words is None:
+            return (Extent(cluster * self.unit, count * self.unit, Kind.HOLE),)
+        return self._standard(cluster, words) if self.mapping.words == 1 else self._extended(cluster, words)
 
     def _standard(self, cluster: int, words: array[int]) -> Iterator[Extent]:
         size = self.unit

@@ -47,6 +47,7 @@ def refuse_size(image: Qcow2Image, size: int, preallocation: str, version: int) 
         raise UsageError("preallocation is for growing images", file=image.name)
     _l1_entries(image, size)
     with image.lock:
+        image.mapping.require_rightful(min(size, image.size) // (image.unit * image.mapping.count))
         image.bitmaps.refuse_size(size)
 
 
