@@ -259,7 +259,9 @@ class Mapping:
         if first >= last or last - first > self.count - at:
             return None
         table = self.get(index) if self.has(index) else None
-        return (table and table.entries[at * self.words : (at + last - first) * self.words],)
+        if table is None:
+            return (None,)
+        return (table.entries[at * self.words : (at + last - first) * self.words],)
 
     def require_rightful(self, first: int) -> None:
         """See that entries *first* and following of the L1 table name no more tables than the file can hold.
