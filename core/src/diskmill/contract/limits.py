@@ -42,7 +42,7 @@ class Limits:
     """
 
     memory: int = 256 * MiB
-    work: int = 1 << 19
+    work: int = 1 << 18
     chain: int = 1000
     files: int = 4096
 
