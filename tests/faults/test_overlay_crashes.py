@@ -101,4 +101,6 @@ def test_repair(format: str) -> None:
     if format == "parallels":
         content.write(44, b"\x70\x26\x70\x74"[::-1])
     assert check("memory:disk", format=format, context=machine.context).findings
-    survives(machine, format, lambda: check("memory:disk", format=format, repair="all", context=machine.context), mended=True)
+    survives(
+        machine, format, lambda: check("memory:disk", format=format, repair="all", context=machine.context), mended=True
+    )
