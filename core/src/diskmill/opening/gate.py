@@ -6,6 +6,7 @@ goes by places (:mod:`diskmill.contract.place`), so it holds for every protocol.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ class Trust:
         if "anything" in texts:
             return ANYTHING
         folders = [text for text in texts if text not in ("nothing", "folder")]
+        # Where a link leads now is what is trusted, not where it leads when the first reference is judged.
+        folders = [os.path.realpath(text) if os.path.isdir(text) else text for text in folders]
         return cls(folders, own="folder" in texts)
 
     @property
