@@ -8,7 +8,8 @@ A module holds what is alike. To add a file, write a function that is given a pa
     @attack("qcow2/my kind", bits=(9, 16))  # one file for each value
     def my_kind(path: Path, bits: int) -> None: ...
 
-``test_attacks.py`` runs each with every command that reads, and holds it against the budgets. What stands beside the
+``test_attacks.py`` runs each with every command (by turns, one each, unless ``DISKMILL_ATTACKS=all`` is set), and holds
+it against the budgets. What stands beside the
 file (extents, backing images) goes into the same folder, which is its own.
 """
 
@@ -20,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MODULES = ("qcow2", "flat", "levels", "vmdk", "chunks", "chains", "parsers")
+MODULES = ("qcow2", "flat", "levels", "vmdk", "chunks", "chains", "references", "parsers")
 """The modules of the corpus."""
 
 

@@ -170,3 +170,21 @@ def refcount_blocks(path: Path, entries: int) -> None:
         (16 * size, words(array("Q", [3 * size]) * entries)),
         size=entries * (size // 2) * size,
     )
+
+
+@attack("qcow2/clusters far apart", count=(512, 4096), where=("data", "tables"))
+def far_apart(path: Path, count: int, where: str) -> None:
+    """Clusters, or L2 tables, so far apart that what is known of each needs an array of its own."""
+    bits, size = 9, 1 << 9
+    places = [(3 + index * ((1 << 20) + 1)) << bits | COPIED for index in range(1, count + 1)]
+    per = size // 8
+    tables = count if where == "tables" else count // per
+    l1, l2 = 3 * size, 3 * size + -(-tables * 8 // size) * size
+    named = places if where == "tables" else [l2 + index * size | COPIED for index in range(tables)]
+    put(
+        path,
+        (0, header(bits=bits, size=tables * per * size, l1_size=tables, l1=l1)),
+        (l1, words(array("Q", named))),
+        (l2, words(array("Q", places if where == "data" else [])) or b"\0"),
+        size=(places[-1] & ~COPIED) + size,
+    )

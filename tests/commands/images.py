@@ -153,6 +153,9 @@ def damage(folder: Path) -> None:
             marked = bytearray((folder / f"img.{format}").read_bytes())
             marked[at] |= mark
             (folder / f"unclean.{format}").write_bytes(marked)
+    qemu_img("create", "-q", "-f", "qcow2", "shrunk.qcow2", "1536", cwd=folder)
+    qemu_io(folder / "shrunk.qcow2", "write -P 2 0 1536", format="qcow2")
+    qemu_img("resize", "-q", "-f", "qcow2", "--shrink", "shrunk.qcow2", "512", cwd=folder)
 
 
 def base64_of(data: bytes) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import diskmill as library
 import pytest
-from tools import assert_identical, diskmill, qemu_img
+from tools import assert_identical, diskmill, qemu_img, qemu_io
 
 COUNT = 300
 
@@ -63,3 +63,13 @@ def test_rebase_onto_the_bottom_of_the_chain(chain: Path, tmp_path: Path) -> Non
 def test_a_longer_chain_than_the_limit_names_the_limit(chain: Path) -> None:
     done = diskmill("map", "--limits", "chain=100", chain, check=False)
     assert done.returncode == 1 and "--limits chain=" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_what_lies_beyond_a_shorter_backing_image_is_zeros(tmp_path: Path) -> None:
+    """In pieces that begin beyond its end, too: small clusters make holes between small pieces of data."""
+    base, top, out = (tmp_path / name for name in ("base", "top", "out"))
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", base, str(1 << 20))
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", base, "-F", "qcow2", top, str(2 << 20))
+    qemu_io(top, *(f"write -P {number} {(1 << 20) + number * 40960} 4096" for number in range(1, 9)), format="qcow2")
+    diskmill("dd", "-f", "qcow2", "-O", "raw", "bs=4096", f"if={top}", f"of={out}")
+    assert_identical(top, out, formats=("qcow2", "raw"))

@@ -173,3 +173,17 @@ def test_option_strings_that_ask_for_help(text: str, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert "internal" not in error
     assert error.count("\n") == 4
+
+
+@pytest.mark.parametrize("words", ["bench -q -w -c 2 {}", "resize {} +1M", "resize --shrink {} 1M"])
+def test_an_image_whose_data_file_is_left_out_is_not_changed(
+    tmp_path: Path, made: Path, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(made / "qcow2-data", "image")
+    before = Path("image").read_bytes()
+    name = "json:" + json.dumps({**node("qcow2"), "file": {"driver": "file", "filename": "image"}, "data-file": None})
+    assert run([word.format(name) for word in words.split()], Session()) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "its external data file" in error
+    assert Path("image").read_bytes() == before

@@ -86,7 +86,7 @@ def _mended(driver: str, folder: Path, archive: Path) -> Iterator[tuple[str, byt
 def _places_of(target: Target, mutant: Mutant) -> frozenset[tuple[str, int, int]]:
     """The steps from line to line of the driver that *mutant* makes it take."""
     places: set[tuple[str, int, int]] = set()
-    package = "/diskmill/raw.py" if target.format == "raw" else f"/diskmill_{target.format}/"
+    package = "/diskmill/formats/raw.py" if target.format == "raw" else f"/diskmill_{target.format}/"
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         file = frame.f_code.co_filename

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+from diskmill.contract.context import Context
 from diskmill.contract.limits import Account, Budget, LimitError, Limits
 from diskmill.errors import UsageError
+from diskmill.opening.graph import open_image
 
 MiB = 1 << 20
 
@@ -52,3 +57,31 @@ def test_limits_are_parsed() -> None:
     for text in ("memory", "memory=0", "time=3", "memory=x"):
         with pytest.raises(UsageError):
             Limits.parse(text)
+
+
+def test_counts_of_clusters_that_a_file_does_not_hold_are_charged(tmp_path: Path) -> None:
+    import numpy as np
+    from diskmill_qcow2.counts import CHUNK, Counts, Room
+
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    context = Context(budget=Budget(Limits(memory=32 << 20)))
+    with open_image(str(path), "raw", context=context) as image:
+        for _ in range(3):  # and all is given back
+            counts = Counts(Room(image, 512, "sparse"))
+            for index in range(8):
+                counts.add(np.array([index * CHUNK], np.uint64), 1)
+            with pytest.raises(LimitError, match="--limits memory="):
+                counts.chunk(8)
+            del counts
+
+
+def test_counts_of_what_a_file_holds_are_not_charged(tmp_path: Path) -> None:
+    from diskmill_qcow2.counts import Counts, Room
+
+    path = tmp_path / "full"
+    path.write_bytes(bytes(1 << 20))
+    with open_image(str(path), "raw", context=Context(budget=Budget(Limits(memory=1 << 10)))) as image:
+        room = Room(image, 4, "full")  # as if clusters had 4 bytes
+        assert Counts(room).chunk(0) is not None

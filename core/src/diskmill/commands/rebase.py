@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from ..contract import calls
 from ..contract.drivers import FormatDriver
 from ..contract.extents import Extent, Kind
+from ..contract.limits import Meter
 from ..contract.node import Image, Node
 from ..engine.access import read_extent
 from ..engine.copy import CopyPlan, copy
@@ -134,9 +135,10 @@ def _differences(
 ) -> Iterator[tuple[int, int]]:
     """Ranges of whole units that the image leaves to its backing image, and where the two backing images differ."""
     unit = image.unit
+    nothing = image.backing is None and new is None
     at = 0
     # The list is complete before anything is written: the image's own extents change with that.
-    for start, end in list(_holes(image)):
+    for start, end in [] if nothing else list(_holes(image)):
         progress.advance(start - at)
         run: tuple[int, int] | None = None
         for low, high in _unequal(image.backing, new, start, end, progress, cancel):
@@ -152,8 +154,14 @@ def _differences(
 
 
 def _holes(image: Image) -> Iterator[tuple[int, int]]:
+    """Ranges that *image* leaves to its backing image.
+
+    :raises LimitError: there are more extents than a file of its size can rightly have.
+    """
     start = end = 0
+    meter = Meter(image)
     for extent in image.extents(0, image.size):
+        meter.add(1)
         if extent.kind is not Kind.HOLE:
             continue
         if extent.start != end:

@@ -44,7 +44,7 @@ class Limits:
     """
 
     memory: int = 256 * MiB
-    work: int = 1 << 19
+    work: int = 1 << 18
     chain: int = 1000
     files: int = 4096
 
@@ -154,6 +154,12 @@ class Account:
         self.budget.charge(size, what, file)
         self._charged += size
 
+    def give_back(self, size: int) -> None:
+        """*size* bytes that were charged are free, before this is closed."""
+        size = min(size, self._charged)  # closing gave back the rest
+        self._charged -= size
+        self.budget.give_back(size)
+
     def hold(self, cache: Cache, size: int) -> None:
         """*cache* now holds *size* bytes."""
         self._caches.add(cache)
@@ -172,6 +178,9 @@ class _Unlimited(Account):
     """An account that keeps no books."""
 
     def charge(self, size: int, what: str, file: str) -> None:
+        pass
+
+    def give_back(self, size: int) -> None:
         pass
 
     def hold(self, cache: Cache, size: int) -> None:

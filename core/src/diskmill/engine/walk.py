@@ -103,7 +103,9 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
 def _level(
     node: Node, offset: int, length: int, sparse: bool, shift: int, depth: int, below: int | None, above: Image | None
 ) -> _Level:
-    """The level of *node*, what it is a window onto being looked at directly."""
+    """The level of *node*, what it is a window onto being looked at directly. Of no bytes nobody is asked."""
+    if not length:
+        return _Level(iter(()), None, shift, depth, below, above)
     while isinstance(node, Image) and node.window is not None:
         offset, shift, node = offset + node.window, shift - node.window, node.file
     if isinstance(node, Image):

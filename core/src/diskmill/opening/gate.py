@@ -41,6 +41,8 @@ class Trust:
         if "anything" in texts:
             return ANYTHING
         folders = [text for text in texts if text not in ("nothing", "folder")]
+        # Where a link leads now is what is trusted, not where it leads when the first reference is judged.
+        folders = [os.path.realpath(text) if os.path.isdir(text) else text for text in folders]
         return cls(folders, own="folder" in texts)
 
     @classmethod

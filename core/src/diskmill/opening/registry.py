@@ -56,6 +56,7 @@ class Registry:
         self.failures: dict[str, str] = {}
         """Drivers that are installed but could not be imported: name → why."""
         self._drivers: dict[tuple[str, str], Driver] = {}
+        self._callers: dict[tuple[Driver, str], Callable[..., Any]] = {}
         self._complete: set[str] = set()
         self._installed = installed()
         for entry in self.entries(PLUGIN_GROUP):
@@ -95,6 +96,7 @@ class Registry:
                 self.failures[name] = f"its entry point is not a {_WORDS[group]} driver of that name"
             elif self._register(driver, f"{group}:{name}", name):
                 self._drivers[group, name] = driver
+                self._callers.clear()
 
     def _register(self, plugin: object, label: str, name: str | None = None) -> bool:
         """Let pluggy check the signatures of *plugin*'s hooks, and that there are such hooks; and what it declares."""
@@ -117,6 +119,7 @@ class Registry:
         if not self._register(driver, f"{driver.group}:{driver.name}", driver.name):
             raise DriverError(f"{_WORDS[driver.group]} driver '{driver.name}': {self.failures[driver.name]}")
         self._drivers[driver.group, driver.name] = driver
+        self._callers.clear()
 
     def all(self, group: str) -> list[Any]:
         """Every driver of *group* that can be imported, by name."""
@@ -200,8 +203,10 @@ class Registry:
 
     def call(self, driver: Driver, hook: str, **arguments: Any) -> Any:
         """Call *hook* of *driver*, and of every plugin that is not a driver. None: the driver has no such hook."""
-        others = [other for other in self._drivers.values() if other is not driver]
-        caller: Callable[..., Any] = self.plugins.subset_hook_caller(hook, others)
+        caller = self._callers.get((driver, hook))
+        if caller is None:
+            others = [other for other in self._drivers.values() if other is not driver]
+            caller = self._callers[driver, hook] = self.plugins.subset_hook_caller(hook, others)
         return caller(**arguments)
 
     def looks_like(self, data: bytes, name: str) -> str | None:

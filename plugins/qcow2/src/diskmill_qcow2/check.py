@@ -18,7 +18,7 @@ from diskmill.sizes import MiB
 
 from . import bitmaps, snapshots
 from . import c_qcow2 as c
-from .counts import CHUNK, Counts, Marks, chunks_of, unpack
+from .counts import CHUNK, Counts, Marks, Room, chunks_of, unpack
 from .header import Header
 from .places import compressed_misplaced, crooked
 
@@ -75,6 +75,7 @@ class Checker:
     """One run of the check.
 
     :param table: the snapshot table's entries and its length in bytes; None: to be read.
+    :ivar room: the memory for what is known of each cluster.
     :ivar counts: the references found to each cluster.
     :ivar flags: how many of the corruptions are COPIED flags that contradict the stored refcounts.
     :ivar surplus: whether a cluster in use is counted too often.
@@ -90,7 +91,8 @@ class Checker:
         self.bits = self.header.cluster_bits
         self.file_clusters = -(-self.file.size // self.size)
         self.result = CheckResult(filename=image.name, format="qcow2")
-        self.counts = Counts(image.name)
+        self.room = Room(image.file, self.size, image.name)
+        self.counts = Counts(self.room)
         self.single: Marks | None = None  # which clusters have a refcount of 1 on disk
         self.reftable: NDArray[Any] = np.zeros(0, np.uint64)
         self.per_block = self.size * 8 // self.header.refcount_bits
@@ -101,7 +103,7 @@ class Checker:
         """Bits that a standard cluster descriptor must not have; QEMU reads no version 2 that has the zero flag."""
         self.flags = 0
         self.surplus = False
-        self.lost = Marks()
+        self.lost = Marks(self.room)
         self.beyond: list[NDArray[Any]] = []
 
     def run(self) -> None:
@@ -179,7 +181,7 @@ class Checker:
     def _single(self, clusters: NDArray[Any]) -> NDArray[Any]:
         """Which of *clusters*, all inside the file, have a refcount of 1 on disk."""
         if self.single is None:
-            self.single = Marks()
+            self.single = Marks(self.room)
             for first, counts in self.blocks():
                 self.single.put(first, counts == 1)
         return self.single.which(clusters)

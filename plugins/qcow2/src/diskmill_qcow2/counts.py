@@ -10,16 +10,48 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diskmill.errors import ImageError
+from diskmill.contract.limits import contents
 
 if TYPE_CHECKING:
+    from diskmill.contract.node import Node
     from numpy.typing import NDArray
 
 CHUNK = 1 << 20
 """Clusters in one array."""
-_MOST_CHUNKS = 512
+_RIGHTFUL = 8
+"""Bytes of memory for each cluster that the file really holds, which are not charged."""
 _TOGETHER = 1 << 17
 """Clusters of a range that are counted at once."""
+
+
+class Room:
+    """The memory for L1 tables, and for what is known of clusters: charged to the budget where it is too much.
+
+    What the file really holds is counted however large it is; clusters that are spread over an exabyte by a file of
+    some kilobytes are not. The memory is given back when nobody holds this any more.
+    """
+
+    def __init__(self, file: Node, cluster_size: int, name: str) -> None:
+        self._file, self._account, self._name = file, file.account, name
+        self._cluster_size = cluster_size
+        self._taken = self._charged = 0
+        self._free: int | None = None
+
+    def take(self, size: int) -> None:
+        """*size* bytes for one more chunk, or table.
+
+        :raises LimitError: there are not as many left.
+        """
+        if self._free is None:
+            self._free = contents(self._file) // self._cluster_size * _RIGHTFUL
+        more = max(self._taken + size - self._free, 0) - self._charged
+        if more > 0:
+            self._account.charge(more, "tables and counts of clusters", self._name)
+            self._charged += more
+        self._taken += size
+
+    def __del__(self) -> None:
+        self._account.give_back(self._charged)
 
 
 class Counts:
@@ -28,19 +60,18 @@ class Counts:
     :ivar chunks: number of a chunk → the counts of its clusters.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self.chunks: dict[int, NDArray[Any]] = {}
 
     def chunk(self, index: int) -> NDArray[Any]:
         """The counts of clusters from ``index * CHUNK`` on.
 
-        :raises ImageError: it would be one array too many.
+        :raises LimitError: it would be one array too many.
         """
         found = self.chunks.get(index)
         if found is None:
-            if len(self.chunks) >= _MOST_CHUNKS:
-                raise ImageError("its clusters are spread too widely to be counted in memory", file=self.name)
+            self._room.take(CHUNK * 2)
             self.chunks[index] = found = np.zeros(CHUNK, np.uint16)
         return found
 
@@ -66,6 +97,7 @@ class Counts:
         at = (clusters - index * CHUNK).astype(np.int64)
         values = chunk[at] + (np.uint64(change) if isinstance(change, int) else change.astype(np.uint64))
         if int(values.max()) > np.iinfo(chunk.dtype).max:
+            self._room.take(CHUNK * 6)
             self.chunks[index] = chunk = chunk.astype(np.uint64)
         chunk[at] = values
 
@@ -102,18 +134,22 @@ class Counts:
 class Marks:
     """Yes or no for each host cluster."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._chunks: dict[int, NDArray[Any]] = {}
 
     def _chunk(self, index: int) -> NDArray[Any]:
         if index not in self._chunks:
+            self._room.take(CHUNK)
             self._chunks[index] = np.zeros(CHUNK, bool)
         return self._chunks[index]
 
     def put(self, first: int, values: NDArray[Any]) -> None:
         """Let *values* be what holds of the clusters from *first* on."""
         for at, count in chunks_of(first, len(values)):
-            self._chunk(at // CHUNK)[at % CHUNK : at % CHUNK + count] = values[at - first : at - first + count]
+            part = values[at - first : at - first + count]
+            if at // CHUNK in self._chunks or part.any():
+                self._chunk(at // CHUNK)[at % CHUNK : at % CHUNK + count] = part
 
     def add(self, clusters: NDArray[Any]) -> None:
         """Mark *clusters*, which lie in one chunk."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
@@ -284,22 +284,30 @@ class Qcow2Image(FormatImage):
 
     def _extents(self, offset: int, end: int) -> Iterator[Extent]:
         size = self.unit
+        first, last = offset // size, -(-end // size)
         with self.lock:
-            batches = self.mapping.batches(offset // size, -(-end // size))
+            single = self.mapping.within(first, last)
+            batches = self.mapping.batches(first, last)
+        if single is not None:
+            yield from self._told(first, last - first, single[0])
+            return
         while True:
             with self.lock:
                 batch = next(batches, None)
             if batch is None:
                 return
             cluster, count, words, times = batch
-            if words is None:
-                yield Extent(cluster * size, count * size, Kind.HOLE)
-                continue
-            told = self._standard(cluster, words) if self.mapping.words == 1 else self._extended(cluster, words)
+            told = self._told(cluster, count, words)
             if times == 1:
                 yield from told
             else:
                 yield from _repeated(list(told), count * size, times)
+
+    def _told(self, cluster: int, count: int, words: array[int] | None) -> Iterable[Extent]:
+        """The extents of *count* guest clusters from *cluster* on, whose entries are *words*."""
+        if words is None:
+            return (Extent(cluster * self.unit, count * self.unit, Kind.HOLE),)
+        return self._standard(cluster, words) if self.mapping.words == 1 else self._extended(cluster, words)
 
     def _standard(self, cluster: int, words: array[int]) -> Iterator[Extent]:
         size = self.unit
@@ -366,14 +374,22 @@ class Qcow2Image(FormatImage):
         if not host and not (self.external and value & c.COPIED):
             raise self._misplaced(host, start)
         self._require_place(host, count, step, start)
-        if self.data is None:
-            raise ImageError("its external data file is not named and was not given", file=self.name)
+        data = self.require_data()
         kind = Kind.DATA if self.volume is None else Kind.ENCODED
         if step or count == 1:
-            yield Extent(start, count * size, kind, self.data, host, codec=self.volume)
+            yield Extent(start, count * size, kind, data, host, codec=self.volume)
         else:  # several guest clusters share one
             for index in range(count):
-                yield Extent(start + index * size, size, kind, self.data, host, codec=self.volume)
+                yield Extent(start + index * size, size, kind, data, host, codec=self.volume)
+
+    def require_data(self) -> Node:
+        """The node with guest data.
+
+        :raises ImageError: it is an external data file, and the user left it out.
+        """
+        if self.data is None:
+            raise ImageError("its external data file is not named and was not given", file=self.name)
+        return self.data
 
     def _require_place(self, host: int, count: int, step: int, start: int) -> None:
         """See that *count* clusters from *host* on, of guest offset *start*, can be there.
@@ -618,12 +634,12 @@ class Qcow2Image(FormatImage):
 
         Not *own*: space is kept for them, and nothing reads it yet.
         """
-        assert self.data is not None
+        data = self.require_data()
         if not own:
             low, high = self._around(low, high)
         begin = max(start, low)
         length, place = min(end, high) - begin, place + begin - start
-        result.append(Placement(begin, length, self.data, place, fresh=not own, part=0 if own else self.subunit))
+        result.append(Placement(begin, length, data, place, fresh=not own, part=0 if own else self.subunit))
 
     def _around(self, low: int, high: int) -> tuple[int, int]:
         """The clusters, or subclusters, that bytes *low* to *high* touch: where they begin and end."""
@@ -635,12 +651,11 @@ class Qcow2Image(FormatImage):
 
         :param part: what can be published by itself: a subcluster, where there is nothing in any yet.
         """
-        size = self.unit
-        assert self.data is not None
+        size, data = self.unit, self.require_data()
         for first, number in [(at, count)] if self.external else self.refcounts.allocate(count):
             begin, end = max(at * size, low), min((at + number) * size, high)
             place = first * size + begin - at * size
-            result.append(Placement(begin, end - begin, self.data, place, fresh=True, part=part))
+            result.append(Placement(begin, end - begin, data, place, fresh=True, part=part))
             at += number
 
     def reserve_encoded(self, units: Sequence[tuple[int, int, int]]) -> list[Placement]:

@@ -227,6 +227,8 @@ class Mapping:
         :raises LimitError: more is to be read than the tables that the file can hold.
         """
         most = max(_READ_BYTES // self.cluster_size, 1)
+        if first >= last:
+            return
         index, end = first // self.count, -(-last // self.count)
         meter = Meter(self.file)
         while index < end:
@@ -248,6 +250,28 @@ class Mapping:
             if entries is not None:
                 entries = entries[(low - begin * self.count) * self.words : (high - begin * self.count) * self.words]
             yield low, high - low, entries, 1
+
+    def within(self, first: int, last: int) -> tuple[array[int] | None] | None:
+        """As :meth:`batches`, for guest clusters that one table has: its words. None: they are more than one's.
+
+        A chain of images is asked for a few clusters at a time, again and again.
+        """
+        index, at = divmod(first, self.count)
+        if first >= last or last - first > self.count - at:
+            return None
+        table = self.get(index) if self.has(index) else None
+        if table is None:
+            return (None,)
+        return (table.entries[at * self.words : (at + last - first) * self.words],)
+
+    def require_rightful(self, first: int) -> None:
+        """See that entries *first* and following of the L1 table name no more tables than the file can hold.
+
+        :raises LimitError: they do.
+        """
+        entries = self.l1.part(first, len(self.l1))
+        work = self.cluster_size * _TABLE_WORK >> READ_PER_WORK
+        Meter(self.file).add((len(entries) - entries.count(0)) * work)
 
     def _alike_to(self, index: int, end: int) -> int:
         """The first table behind table *index* that is another one."""

@@ -287,7 +287,7 @@ class Mender:
         self.step = 2 if checker.header.extended_l2 else 1
         self.give_up = give_up
         self.header = checker.header.copy()
-        self.counts = Counts(checker.image.name)
+        self.counts = Counts(checker.room)
         """References to each cluster in the mended image."""
         self.moved: dict[int, int] = {}
         """Offset of L2 tables that are not kept where they are → new offset, 0 (it is no L2 table) or _DUE."""
@@ -385,7 +385,7 @@ class Mender:
         return tables, kept
 
     def _read_l1(self, offset: int, entries: int) -> NDArray[Any]:
-        self.file.account.charge(entries * _L1_COST, "L1 tables of snapshots", self.image.name)
+        self.checker.room.take(entries * _L1_COST)
         raw = self.file.read(offset, entries * 8)
         return np.frombuffer(raw, ">u8").astype(np.uint64) & np.uint64(c.OFFSET_MASK | c.COPIED)
 

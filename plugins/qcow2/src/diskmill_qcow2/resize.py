@@ -42,10 +42,12 @@ def refuse_size(image: Qcow2Image, size: int, preallocation: str, version: int) 
     """
     if image.header.nb_snapshots and version < 3:
         raise UnsupportedError("a version 2 image with snapshots cannot be resized", file=image.name)
+    image.require_data()
     if size < image.size and preallocation != "off":
         raise UsageError("preallocation is for growing images", file=image.name)
     _l1_entries(image, size)
     with image.lock:
+        image.mapping.require_rightful(min(size, image.size) // (image.unit * image.mapping.count))
         image.bitmaps.refuse_size(size)
 
 

@@ -20,7 +20,7 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
-from .counts import CHUNK, Counts, Marks, chunks_of, pack, unpack
+from .counts import CHUNK, Counts, Marks, Room, chunks_of, pack, unpack
 from .header import check_refcount_table
 from .places import compressed_misplaced, misplaced
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _BATCH = 1 * MiB
 """Bytes of L2 tables or of refcount blocks that are dealt with together."""
+_L1_COST = 24
+"""Bytes of memory for an entry of an L1 table: it is there, with all others, and changed."""
 _MOST_FREED = 1 << 18
 """Runs of freed clusters whose space the file gives back; beyond, they are only free."""
 
@@ -42,6 +44,7 @@ class Revision:
 
     :param refcount_order: of the new refcounts; None: as it is.
     :ivar header: the next header; callers change it.
+    :ivar room: the memory for tables and for what is known of each cluster.
     :ivar l1: the active L1 table's entries as they are.
     """
 
@@ -58,14 +61,19 @@ class Revision:
         if refcount_order is not None:
             self.header.refcount_order = refcount_order
         self.allocator = image.new_allocator()
-        self.gained = Counts(image.name)
-        self.lost = Counts(image.name)
+        self.room = Room(image.file, self.size, image.name)
+        self.gained = Counts(self.room)
+        self.lost = Counts(self.room)
         self.l1 = self.read_l1(self.old.l1_table_offset, self.old.l1_size)
 
     # -- tables that are there ----------------------------------------------------------------------------------
 
     def read_l1(self, offset: int, entries: int) -> NDArray[Any]:
-        """The entries of an L1 table; the caller has checked that it can be there."""
+        """The entries of an L1 table; the caller has checked that it can be there.
+
+        :raises LimitError: this and the tables read before take more memory than there may be.
+        """
+        self.room.take(entries * _L1_COST)
         return np.frombuffer(self.file.read(offset, entries * 8), ">u8").astype(np.uint64)
 
     def l2_tables(self, l1: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -233,7 +241,7 @@ class Revision:
 
     def _single(self) -> Marks:
         """Which clusters lost references and have one left."""
-        found = Marks()
+        found = Marks(self.room)
         for index, lost in self.lost.chunks.items():
             final = self._final(index * CHUNK, CHUNK)
             found.put(index * CHUNK, (lost != 0) & (final == 1))
