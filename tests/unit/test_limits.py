@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from diskmill.contract.context import Context
 from diskmill.contract.limits import Account, Budget, LimitError, Limits
 from diskmill.errors import UsageError
+from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 
 MiB = 1 << 20
