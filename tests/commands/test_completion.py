@@ -59,7 +59,7 @@ def offered(folder: Path, *words: str) -> list[str]:
         (["info", "--", "-"], [":files"]),
         (["dd", "i"], ["if="]),
         (["dd", "if=d"], [":files if="]),
-        (["drivers", "vm"], ["vmdk"]),
+        (["drivers", "vm"], ["vma", "vmdk"]),
         (["snapshot", "nothere", "-a", ""], []),
         (["nothing", ""], []),
     ],

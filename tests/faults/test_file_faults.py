@@ -102,7 +102,7 @@ def test_errors_of_the_device_name_file_and_place(
 
 def test_transfers_that_come_up_short_go_on(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     real_read, real_write, real_vector = os.preadv, os.pwrite, os.pwritev
-    step = 512 if storage.align == 1 else storage.align
+    step = 512 if storage.requests.align == 1 else storage.requests.align
 
     def preadv(fd: int, buffers: Any, offset: int) -> int:
         return real_read(fd, [memoryview(buffers[0])[:step]], offset)

@@ -258,7 +258,7 @@ def test_options_in_a_reference_are_checked(folder: Path, option: str, number: s
 def test_policies_name_folders(folder: Path, tmp_path: Path) -> None:
     image = asking(folder / "top", "../outside")
     for texts in (["folder"], ["nothing"], [str(folder)], [str(tmp_path / "out")]):
-        with pytest.raises(RefusedError, match=r"top.*'\.\./outside'.*outside the trusted folders.*--trust"):
+        with pytest.raises(RefusedError, match=r"top.*'\.\./outside'.*outside the trusted folders.*trust"):
             open_with(image, Trust.parse(texts))
     for texts in (["anything"], [str(tmp_path)], ["folder", str(tmp_path)], ["/"]):
         open_with(image, Trust.parse(texts)).close()

@@ -66,7 +66,7 @@ def test_no_write_makes_a_header_of_its_first_bytes(tmp_path: Path, head: bytes)
                 try:
                     image.write(offset, data)
                 except DiskmillError as error:
-                    refused += "guessed" in str(error) and "-f raw" in str(error) and str(error).isprintable()
+                    refused += "guessed" in str(error) and 'format="raw"' in str(error) and str(error).isprintable()
             assert refused == 1
         assert is_raw(path)
     with open_image(str(path), "raw", context=Context(), writable=True) as image:

@@ -22,7 +22,7 @@ from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
-from ..opening.places import new_place, written_name
+from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
 from ..sizes import whole
 from .bitmap import bitmaps_of
@@ -124,7 +124,8 @@ def convert(
         if len(images) > 1 and (snapshot is not None or backing is not None):
             both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
             raise UsageError(f"several images make one disk only without {both}")
-        refuse_self(images, output, context.registry)
+        if not target_image_opts:
+            refuse_self(images, output, context.registry)
         copied: list[Bitmap] = []
         if bitmaps:
             if len(images) > 1:
@@ -144,6 +145,9 @@ def convert(
         if existing:
             named = None if target_image_opts else output_format  # an option string names its driver itself
             target = open_image(output, named, context=target_context, writable=True, image_opts=target_image_opts)
+            if storage_of(target).identity() in identities(images):
+                target.close()
+                raise UsageError("the output is also an input", file=output)
             if target.size < size:
                 target.close()
                 raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
