@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         qemu_img("snapshot", "-c", "first", "over.qcow2")
         qemu_img("create", "-q", "-f", "raw", "disk.raw", "8M")
         qemu_img("create", "-q", "-f", "raw", "empty.raw", "0")
+        Path("digests").write_text(f"{'0' * 64}  disk.raw\n")
         leaked = Path("base.qcow2").read_bytes() + bytes(65536)
         Path("leaked.qcow2").write_bytes(leaked)
         qemu_img("convert", "-c", "-O", "qcow2", "base.qcow2", "compressed.qcow2")
@@ -88,6 +89,8 @@ def validate(name: str, value: Any) -> None:
         "drivers qcow2",
         "convert -O qcow2 disk.raw converted.qcow2",
         "convert --salvage -f raw disk.raw converted.raw",
+        "digest disk.raw top.qcow2",
+        "digest --check digests",
         "rebase -u -b base.qcow2 -F qcow2 top.qcow2",
         "rebase -u -b '' top.qcow2",
         "amend -o lazy_refcounts=on top.qcow2",

@@ -39,9 +39,17 @@ def test_every_command_has_an_example() -> None:
 @pytest.mark.parametrize("name", SECTIONS)
 def test_shell_and_python_do_the_same(name: str, images: Path, tmp_path: Path) -> None:
     shell, python = (shutil.copytree(images, tmp_path / kind) for kind in ("shell", "python"))
-    with contextlib.chdir(shell), contextlib.redirect_stdout(io.StringIO()):
+    redirected: list[Path] = []
+    with contextlib.chdir(shell):
         for line in re.findall(r"^\$ diskmill (.*)$", SECTIONS[name], re.MULTILINE):
-            assert run(shlex.split(line), Session()) == 0
+            command, _, said = line.partition(" > ")
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                assert run(shlex.split(command), Session()) == 0
+            if said:
+                Path(said).write_text(out.getvalue())
+                redirected.append(Path(said))
+        for path in redirected:
+            path.unlink()
     code = re.search(r"```python\n(.*?)```", SECTIONS[name], re.DOTALL)
     assert code is not None
     with contextlib.chdir(python), contextlib.redirect_stdout(io.StringIO()):

@@ -71,7 +71,7 @@ def _check(arguments: Arguments, session: Session) -> int:
         raise StorageError.from_os(error, path) from None
     if not lines or any(not gap or not name for _, gap, name in lines):
         raise UsageError("it has no lines of a digest, two spaces and a name", file=path)
-    failed = 0
+    failed, checked = 0, []
     for wanted, _, name in lines:
         try:
             value = digest(
@@ -87,7 +87,11 @@ def _check(arguments: Arguments, session: Session) -> int:
             continue
         right = value == wanted.lower()
         failed += not right
-        session.print(f"{name}: {'OK' if right else 'FAILED'}")
+        checked.append({"filename": name, "digest": value, "ok": right})
+        if arguments.one("output") != "json":
+            session.print(f"{name}: {'OK' if right else 'FAILED'}")
+    if arguments.one("output") == "json":
+        session.json(checked)
     return 1 if failed else 0
 
 
