@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import diskmill
 import esx
@@ -52,8 +53,19 @@ _watching = False
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watching and event == "open" and isinstance(arguments[0], str):
+    if _watching and event == "open" and isinstance(arguments[0], str) and arguments[1] is not None:
         _opened.append(arguments[0])
+
+
+_os_open = os.open
+
+
+def _spy(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+    """os.open, which may be told a folder to start from: only the open file tells where it lies."""
+    fd = _os_open(path, flags, *arguments, **options)
+    if not flags & os.O_PATH:  # a folder on the way: nothing can be read or written through it
+        _opened.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return fd
 
 
 sys.addaudithook(_watch)  # it cannot be taken back
@@ -66,7 +78,8 @@ def only_inside(folder: Path) -> Iterator[None]:
     _opened.clear()
     _watching = True
     try:
-        yield
+        with patch.object(os, "open", _spy):
+            yield
     finally:
         _watching = False
     own = (os.path.realpath("/proc/self"), sys.prefix, sys.base_prefix, os.path.realpath(folder))

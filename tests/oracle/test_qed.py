@@ -175,7 +175,7 @@ def test_rebase(tmp_path: Path, unsafe: bool) -> None:
     diskmill.create(str(top), MiB, format="qed", backing="a", backing_format="raw")
     with diskmill.open(str(top), writable=True) as image:
         image.write(0, b"t" * 512)
-    for name, format in (("b", "raw"), ("", ""), ("a", "raw"), ("./././b", "raw"), ("a", "")):
+    for name, format in (("b", "raw"), ("", ""), ("a", "raw"), ("./././b", "raw"), ("a", "raw")):
         diskmill.rebase(str(top), name, backing_format=format or None, unsafe=unsafe)
         expected = {"a": b"a", "b": b"b", "": b"\0"}[name[-1:]] if unsafe else b"a"
         qemu_io(top, f"read -P {ord('t')} 0 512", f"read -P {expected[0]} 512k 512k", format="qed")
@@ -185,6 +185,8 @@ def test_rebase(tmp_path: Path, unsafe: bool) -> None:
         assert info.get("backing-filename") == (name or None)
         assert info.get("backing-filename-format") == (format or None)
         clean(top)
+    with pytest.raises(diskmill.DiskmillError, match="format must be specified"):
+        diskmill.rebase(str(top), "b", unsafe=unsafe)
 
 
 def test_commit_empties_the_overlay(tmp_path: Path) -> None:

@@ -143,8 +143,7 @@ def _guarded(words: Sequence[str], session: Session) -> int:
     from diskmill.errors import DiskmillError, as_options
     from diskmill.sizes import letters_only
 
-    letters_only.set(session.plain)
-    as_options.set(True)
+    letters, options = letters_only.set(session.plain), as_options.set(True)
     try:
         return _run(words, session)
     except DiskmillError as error:
@@ -164,6 +163,9 @@ def _guarded(words: Sequence[str], session: Session) -> int:
         text = " ".join(str(error).split())
         session.error(f"internal error, please report it: {type(error).__name__}: {text}")
         return 1
+    finally:  # who runs a command in a process of theirs goes on in Python's words
+        letters_only.reset(letters)
+        as_options.reset(options)
 
 
 def _run(words: Sequence[str], session: Session) -> int:

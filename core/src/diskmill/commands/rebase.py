@@ -16,7 +16,7 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
 from ..engine.walk import walk
 from ..engine.zeros import ZEROS
-from ..errors import UnsupportedError, UsageError
+from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import Name, given_name, parse_name, relative_to
@@ -76,7 +76,9 @@ def rebase(
         if not able and not hasattr(driver, "amend"):
             raise UnsupportedError(f"format '{driver.name}' cannot change the backing file", file=name)
         if unsafe and backing and backing_format is None:
-            raise UsageError("the backing image's format must be specified (-F)", file=name)
+            raise UsageError(
+                f"the backing image's format must be specified ({said('backing_format', '-F')})", file=name
+            )
         if not unsafe:
             new = _new_backing(stack, image, backing, backing_format, source_context or context)
             counter = Progress(progress)
@@ -100,7 +102,9 @@ def _new_backing(stack: ExitStack, image: Image, backing: str, format: str | Non
     new: Image = stack.enter_context(open_image(spec, format, context=context))
     if format is None:
         raise UsageError(
-            f"the backing image's format must be specified (-F): '{new.driver.name}' was detected", file=image.name
+            f"the backing image's format must be specified ({said('backing_format', '-F')}): "
+            f"'{new.driver.name}' was detected",
+            file=image.name,
         )
     below: Image | None = new
     while below is not None:

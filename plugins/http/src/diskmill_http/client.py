@@ -98,6 +98,8 @@ class Client:
 
     def failure(self, error: OSError | HTTPException, received: int, *, stale: bool = False) -> Exception:
         """What to raise for *error*, after *received* good bytes. Its own words are not shown: they may quote a URL."""
+        if isinstance(error, StorageError):  # an OSError too, which says all that there is to say
+            return error
         if isinstance(error, ssl.SSLCertVerificationError):
             return StorageError(f"its certificate is not accepted: {error.verify_message}", file=self._name)
         if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from urllib.parse import unquote
 
 from diskmill.contract.drivers import ProtocolDriver
-from diskmill.errors import StorageError
+from diskmill.errors import DiskmillError, StorageError
 from diskmill.sizes import MAX_SIZE
 
 from .patience import PassingError
@@ -184,6 +184,8 @@ class FtpStorage(RangedStorage):
         words = str(error)[:200]
         if self.settings.password and self.settings.password in words:
             words = words[:3]
+        if isinstance(error, DiskmillError):
+            return error
         if isinstance(error, ftplib.error_temp):  # 4xx: busy, too many connections
             return PassingError(f"the server says: {words}", received=received)
         if isinstance(error, ftplib.Error):
