@@ -37,12 +37,16 @@ def test_command_examples(folder: Path) -> None:
     assert_identical(folder / "disk.raw", folder / "disk.qcow2", formats=("raw", "qcow2"))
 
 
-def test_table_of_formats_is_complete() -> None:
-    listed = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+@pytest.mark.parametrize("kind", ["format", "protocol"])
+def test_table_of_drivers_is_complete(kind: str) -> None:
+    header = {"format": "driver", "protocol": "protocol"}[kind]
+    table = README.split(f"| {header} | package |")[1].split("\n\n")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    listed = set(re.findall(r"`([\w-]+)`", " ".join(cells)))
     there = set()
     for path in (ROOT / "core" / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
         project = tomllib.loads(path.read_text())["project"]
-        there |= set(project.get("entry-points", {}).get("diskmill.format", {}))
+        there |= set(project.get("entry-points", {}).get(f"diskmill.{kind}", {}))
     assert listed == there
 
 
