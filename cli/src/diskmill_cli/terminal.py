@@ -315,9 +315,7 @@ def show_drivers(found: Sequence[DriverInfo], console: Console) -> None:
             continue
         marks = "".join(letter if name in one.capabilities else "·" for name, letter in _MARKS.items())
         can = Text(marks if one.kind in ("format", "protocol") else "", "green")
-        title = _text(one.title)
-        title.no_wrap, title.overflow = True, "ellipsis"  # a line each; the cause of what is broken is told in full
-        table.add_row(_text(one.name, "bold"), one.kind, can, title)
+        table.add_row(_text(one.name, "bold"), one.kind, can, _text(one.title))
     console.print(table)
     legend = Text(", ".join(f"{letter} {_MARKED[name]}" for name, letter in _MARKS.items()), "bright_black")
     console.print(Text(), legend, sep="\n")

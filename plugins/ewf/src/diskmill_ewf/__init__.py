@@ -18,7 +18,7 @@ class EwfDriver(FormatDriver):
 
     contract = 1
     name = "ewf"
-    title = "Expert Witness images: EnCase, FTK, SMART, ewfacquire (read only)"
+    title = "Expert Witness images: EnCase, FTK, ewfacquire (read only)"
     capabilities = frozenset({"check"})
 
     @hookimpl

@@ -54,7 +54,7 @@ class Qcow2Driver(FormatDriver):
 
     contract = 1
     name = "qcow2"
-    title = "QEMU's own format: snapshots, backing files, compression, bitmaps"
+    title = "QEMU's format: snapshots, backing files, compression, bitmaps"
     capabilities = frozenset(
         {
             "create",

@@ -18,7 +18,7 @@ class SparseimageDriver(FormatDriver):
 
     contract = 1
     name = "sparseimage"
-    title = "Apple's sparse images and sparse bundles: hdiutil, Time Machine (read only)"
+    title = "Apple's sparse images and bundles: hdiutil (read only)"
     capabilities = frozenset({"check"})
 
     @hookimpl
