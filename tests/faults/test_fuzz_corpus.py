@@ -10,9 +10,9 @@ from fuzz.target import Target
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_the_kept_images(driver: str) -> None:
-    target = Target(driver)
-    for mutant in stored(driver):
-        target.run(mutant)
+    with Target(driver) as target:
+        for mutant in stored(driver):
+            target.run(mutant)
 
 
 def test_the_corpus_is_small() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -95,6 +96,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are opened from now on, resolved."""
+    gc.collect()  # what earlier tests left may open files when it is finalised
     return spied(monkeypatch)
 
 

@@ -37,16 +37,16 @@ def keep(driver: str, folder: Path) -> None:
     """
     path = FOLDER / f"{driver}.zip"
     finds = dict(_mended(driver, folder, path))
-    target = Target(driver)
-    known = {_places_of(target, Mutant.of(content)) for content in target.seeds}
-    reached = set().union(*known)  # the seeds are made anew each time, and need not be kept
     candidates = {mutant.pack() for mutant in stored(driver)}
     candidates |= {one.read_bytes() for one in (folder / "queue").glob("*")}
     inputs = []
-    for data in candidates:
-        mutant = Mutant.unpack(data)
-        if mutant is not None:
-            inputs.append((len(zlib.compress(data)), data, _places_of(target, mutant) - reached))
+    with Target(driver) as target:
+        known = {_places_of(target, Mutant.of(content)) for content in target.seeds}
+        reached = set().union(*known)  # the seeds are made anew each time, and need not be kept
+        for data in candidates:
+            mutant = Mutant.unpack(data)
+            if mutant is not None:
+                inputs.append((len(zlib.compress(data)), data, _places_of(target, mutant) - reached))
     chosen: list[bytes] = []
     room = ROOM
     while True:  # the cheapest for what it brings, again and again
@@ -70,17 +70,17 @@ def _mended(driver: str, folder: Path, archive: Path) -> Iterator[tuple[str, byt
     if archive.exists():
         with zipfile.ZipFile(archive) as old:
             yield from ((name, old.read(name)) for name in old.namelist() if name.startswith("find-"))
-    target = Target(driver)
-    for path in sorted(folder.glob("find-*")):
-        mutant = Mutant.unpack(path.read_bytes()) if not path.suffix else None
-        if mutant is None:
-            continue
-        try:
-            target.run(mutant)
-        except Find as find:
-            print(f"{driver}: {path} is not mended: {find.what}", flush=True)
-        else:
-            yield path.name, mutant.pack()
+    with Target(driver) as target:
+        for path in sorted(folder.glob("find-*")):
+            mutant = Mutant.unpack(path.read_bytes()) if not path.suffix else None
+            if mutant is None:
+                continue
+            try:
+                target.run(mutant)
+            except Find as find:
+                print(f"{driver}: {path} is not mended: {find.what}", flush=True)
+            else:
+                yield path.name, mutant.pack()
 
 
 def _places_of(target: Target, mutant: Mutant) -> frozenset[tuple[str, int, int]]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from itertools import islice
 from types import FrameType
+from typing import Self
 
 import diskmill.commands.check
 import diskmill.commands.info
@@ -68,6 +69,12 @@ class Target:
         self._folder = tempfile.TemporaryDirectory(prefix="diskmill-fuzz-")
         self._writing: list[Callable[[], object]] = [self._write] if "write" in capabilities else []
         self._writing += [self._repair] if "repair" in capabilities else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._folder.cleanup()
 
     def run(self, mutant: Mutant) -> None:
         """Do all that commands do.
