@@ -14,6 +14,7 @@ from ..contract.node import Image, Node, Storage
 from ..contract.options import split
 from ..contract.references import Reference
 from ..contract.requests import Backing
+from ..contract.results import Converted
 from ..engine.compare import glimpsed_data
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
@@ -24,15 +25,12 @@ from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
-from ..sizes import whole
 from .bitmap import bitmaps_of
+from .conversion import Conversion, Source, Target
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
-
-MOST_THREADS = 16
-"""Threads that a copy may have."""
 
 
 def convert(
@@ -47,7 +45,7 @@ def convert(
     backing_format: str | None = None,
     existing: bool = False,
     target_zero: bool = False,
-    sparse: int = 4096,
+    sparse: int | None = None,
     threads: int | None = None,
     in_order: bool = True,
     rate: int = 0,
@@ -79,9 +77,9 @@ def convert(
         image, which the caller vouches for. Holes that nothing lies behind are zeros, and are written over it.
     :param existing: write into an image that is there (as large, at least) instead of making one.
     :param target_zero: that image reads as zeros throughout. It is refused where some looks show that it does not.
-    :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
-        *salvage*.
-    :param rate: bytes a second; 0: as fast as it goes.
+    :param sparse: see :class:`~diskmill.commands.conversion.Conversion`, as are *threads*, *in_order*, *rate* and
+        *offload*.
+    :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     :param bitmaps: also copy the persistent bitmaps of the one source.
     :param skip_broken: leave inconsistent ones out, with a warning; otherwise they are refused.
     :param snapshot: convert this internal snapshot: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
@@ -93,48 +91,86 @@ def convert(
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
-    sources = given_names(sources)
-    output = given_name(output)
-    backing = None if backing is None else given_name(backing)
-    threads = None if threads is None else whole(threads, "threads", 1, MOST_THREADS)
-    rate, sparse = whole(rate, "rate"), whole(sparse, "sparse")
     context = context or Context()
     target_context = target_context or replace(context, cache="unsafe", share=False)
+    output = given_name(output)
+    read = [Source(name, format, snapshot, image_opts, context.cache) for name in given_names(sources)]
+    asked = Conversion(
+        tuple(read),
+        Target(
+            output,
+            output_format,
+            options or {},
+            None if backing is None else given_name(backing),
+            backing_format,
+            existing,
+            target_zero,
+            target_image_opts,
+            target_context.cache,
+        ),
+        compress=compress,
+        sparse=sparse,
+        threads=threads,
+        in_order=in_order,
+        rate=rate,
+        offload=offload,
+        salvage=salvage is not None,
+        bitmaps=bitmaps,
+        skip_broken=skip_broken,
+        digest=digest,
+        verify=verify,
+    )
+    return perform(asked, context, target_context, progress=progress, cancel=cancel, damaged=salvage).digest
+
+
+def perform(
+    asked: Conversion,
+    context: Context,
+    target_context: Context,
+    *,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+    damaged: Callable[[int, int, DiskmillError], None] | None = None,
+) -> Converted:
+    """Do what is *asked*, with the sources opened by *context* and the target by *target_context*; cache modes are
+    theirs, and not those of *asked*.
+
+    :param damaged: told of what ``salvage`` wrote as zeros: (guest offset, length, error).
+    :raises DiskmillError: whatever went wrong.
+    """
+    output, output_format = asked.target.name, asked.target.format
+    compress, existing, target_zero = asked.compress, asked.target.existing, asked.target.zeroed
+    target_image_opts, snapshot = asked.target.image_opts, asked.sources[0].snapshot
+    bitmaps, skip_broken, digest, verify = asked.bitmaps, asked.skip_broken, asked.digest, asked.verify
+    salvage = (damaged or _untold) if asked.salvage else None
     counter = Progress(progress)
-    options = dict(options or {})
+    options = dict(asked.target.options)
     # A backing image that is given as an option is one all the same: what stays in it must not be copied as zeros.
-    backing = options.pop("backing_file", None) or backing
-    backing_format = options.pop("backing_fmt", None) or backing_format
-    if target_zero and not existing:
-        both = said("target_zero goes with existing", "--target-is-zero goes with -n")
-        raise UsageError(f"a new image reads as zeros anyhow: {both}")
-    if existing and options:
-        raise UsageError(f"with {said('existing', '-n')} the image exists already: it takes no options")
+    backing = options.pop("backing_file", None) or asked.target.backing
+    backing_format = options.pop("backing_fmt", None) or asked.target.backing_format
     with ExitStack() as stack:
         images = []
-        for name in sources:
+        for one in asked.sources:
             other = existing or output_format != "raw"  # as raw it stays what it is
-            image = open_image(name, format, context=context, image_opts=image_opts, copied=other)
+            image = open_image(one.name, one.format, context=context, image_opts=one.image_opts, copied=other)
             stack.enter_context(image)
-            if snapshot is not None:
-                load_snapshot(image, snapshot, context)
+            if one.snapshot is not None:
+                load_snapshot(image, one.snapshot, context)
             images.append(image)
-        if not images:
-            raise UsageError("there is nothing to convert: name at least one source image")
-        if len(images) > 1 and (snapshot is not None or backing is not None):
+        if len(images) > 1 and backing is not None:  # given as an option
             both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
             raise UsageError(f"several images make one disk only without {both}")
         if not target_image_opts:
             refuse_self(images, output, context.registry)
         copied: list[Bitmap] = []
         if bitmaps:
-            if len(images) > 1:
-                raise UsageError("Copying bitmaps only possible with single source")
             found = bitmaps_of(images[0], context)
             if not found and "bitmaps" not in images[0].driver.capabilities:
                 raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
             if not found and not _can_have_bitmaps(images[0], context):
-                raise UnsupportedError("the source's version of the format has no persistent bitmaps", file=sources[0])
+                raise UnsupportedError(
+                    "the source's version of the format has no persistent bitmaps", file=asked.sources[0].name
+                )
             if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
                 raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
             copied = _sound_bitmaps(found, skip_broken, images[0], context)
@@ -200,14 +236,14 @@ def convert(
                 _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
             _refuse_bitmaps(bitmaps, copied, target, context)
             plan = CopyPlan(
-                sparse=sparse,
+                sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
                 compress=compress,
-                in_order=in_order,
+                in_order=asked.in_order,
                 shared=shared,
                 shared_size=shared_size,
-                offload=offload,
-                threads=threads,
+                offload=asked.offload,
+                threads=asked.threads,
                 salvage=salvage,
             )
             _add_bitmaps(copied, target, context)
@@ -219,17 +255,17 @@ def convert(
                 target,
                 plan,
                 progress=counter,
-                limit=RateLimit(rate),
+                limit=RateLimit(asked.rate),
                 cancel=cancel,
                 watchers=watched.watchers,
             )
             made = watched.found
             if verify:
                 watched.verify(target, counter)
-            for one in copied:
-                calls.bitmap(context.registry, target, "merge", one.name, source=one)
-                if one.enabled:
-                    calls.bitmap(context.registry, target, "enable", one.name)
+            for bitmap in copied:
+                calls.bitmap(context.registry, target, "merge", bitmap.name, source=bitmap)
+                if bitmap.enabled:
+                    calls.bitmap(context.registry, target, "enable", bitmap.name)
             counter.phase("finish")
             if existing:
                 target.close()
@@ -243,7 +279,11 @@ def convert(
                 target.abandon()
             raise
         target.close()
-        return made
+        return Converted(target.driver.name, size, made)
+
+
+def _untold(offset: int, length: int, error: DiskmillError) -> None:
+    """What is salvaged, where nobody asks how much."""
 
 
 class _Watched:
