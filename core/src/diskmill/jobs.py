@@ -1,8 +1,8 @@
 """Jobs: commands as values, which run here or are sent to another process.
 
-All that a job is made of is a name or a number: nothing is open, so that it pickles. Secrets stand in it by how they are
-come by (:class:`~diskmill.opening.secrets.Secret`), and are read where it runs; drivers are those that are installed
-there.
+All that a job is made of is a name or a number: nothing is open, so that it pickles. Secrets stand in it by how they
+are come by (:class:`~diskmill.opening.secrets.Secret`), and are read where it runs; drivers are those that are
+installed there.
 
 >>> job = Convert((Source("disk.vmdk"),), Target("disk.qcow2", "qcow2"), digest="sha256")
 >>> with ProcessPoolExecutor() as pool:                                          # doctest: +SKIP

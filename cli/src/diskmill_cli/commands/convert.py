@@ -109,6 +109,7 @@ def _check(arguments: Arguments) -> None:
     if len(arguments.operands) < 2:
         raise UsageError("must specify image file names: one or more to read, then the one to write")
     for one, other, text in (
+        ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),  # even for none
         ("existing", "in_place", "--in-place makes an image anew, and -n writes into one that exists"),
         ("existing", "no_clobber", "--no-clobber refuses the image that -n writes into"),
     ):

@@ -132,7 +132,7 @@ class Conversion:
         if self.compress:
             both = said("offload and compress", "-C and -c")
             raise UsageError(f"cannot offload copying when compressing ({both})")
-        if self.sparse is not None:
+        if self.sparse:
             both = said("offload and sparse", "-C and -S")
             raise UsageError(f"cannot offload copying when looking for zeros ({both})")
         if self.salvage:

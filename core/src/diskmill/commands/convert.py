@@ -261,7 +261,7 @@ def perform(
             )
             made = watched.found
             if verify:
-                watched.verify(target, counter)
+                watched.verify(target, counter, cancel)
             for bitmap in copied:
                 calls.bitmap(context.registry, target, "merge", bitmap.name, source=bitmap)
                 if bitmap.enabled:
@@ -313,7 +313,7 @@ class _Watched:
         """The digest, where it was asked for; all was copied."""
         return self.watchers[0].hexdigest() if self._told else None
 
-    def verify(self, target: Image, counter: Progress) -> None:
+    def verify(self, target: Image, counter: Progress, cancel: threading.Event | None) -> None:
         """See that *target* reads as what was copied.
 
         :raises ImageError: it does not.
@@ -323,7 +323,10 @@ class _Watched:
         target.flush()
         for storage in target.leaves():
             storage.forget()
-        verify(target, self._size, self._recorded, algorithm=self._algorithm, block_size=self._block, progress=counter)
+        algorithm, block = self._algorithm, self._block
+        verify(
+            target, self._size, self._recorded, algorithm=algorithm, block_size=block, progress=counter, cancel=cancel
+        )
 
 
 def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:

@@ -32,7 +32,7 @@ class Settings:
     objects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     share: bool = False
     overwrite: str = "replace"
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         trust = (self.trust,) if isinstance(self.trust, str) else tuple(self.trust)
