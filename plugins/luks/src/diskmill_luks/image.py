@@ -98,12 +98,12 @@ class LuksImage(FormatImage):
 
         amend(request, force)
 
-    def growing_file(self) -> Storage:
+    def growing_file(self) -> Node:
         """The file whose size is that of the disk.
 
         :raises UnsupportedError: there is none.
         """
-        if not isinstance(self.file, Storage) or self.volume.payload_size is not None:
+        if not self.file.resizable or self.volume.payload_size is not None:
             raise UnsupportedError("the size of this LUKS image is fixed", file=self.name)
         return self.file
 

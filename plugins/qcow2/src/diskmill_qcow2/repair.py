@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diskmill.contract.extents import Kind
-from diskmill.contract.node import Storage
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import DiskmillError, ImageError, StorageError, UnsupportedError
 from diskmill.sizes import MiB, format_size, round_up
@@ -342,7 +341,7 @@ class Mender:
 
     def _free_runs(self) -> Iterator[range]:
         end = round_up(self.file.size, self.size)
-        if isinstance(self.file, Storage):
+        if self.file.resizable:
             try:
                 self.file.truncate(end + self.size)
             except DiskmillError:

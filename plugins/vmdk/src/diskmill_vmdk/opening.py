@@ -40,7 +40,7 @@ def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
         image = _open_hosted(driver, request, file)
     elif magic == COWD_MAGIC:
         image = _open_cowd(driver, request, file)
-    elif isinstance(file, Storage) and file.forward:
+    elif file.forward:
         raise UnsupportedError("only streamOptimized images can be read from a pipe", file=request.name)
     else:
         descriptor = parse(file.read(0, min(file.size, LIMIT)), file=request.name)

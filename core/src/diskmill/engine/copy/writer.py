@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ...contract.extents import Placement
-from ...contract.node import Image, Node, Storage
+from ...contract.node import Image, Node
 from ...sizes import round_down, round_up
 from ..access import put, store
 from .gauge import Gauge
@@ -126,7 +126,4 @@ class Writer(ABC):
 def write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
     """Put the buffers of *vector* one after the other at *offset*."""
     node.event("write_compressed")
-    if isinstance(node, Storage):
-        node.write_vector(offset, vector)
-        return
-    node.write(offset, b"".join(vector))
+    node.write_vector(offset, vector)
