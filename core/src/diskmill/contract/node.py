@@ -146,7 +146,7 @@ class Node(ABC):
         storage shall leave it, with an error, within a second. The default never waits long."""
 
     def identity(self) -> object | None:
-        """Equal for two nodes of the same file, whatever their names; None where that cannot be known: of images, say."""
+        """Equal for two nodes of the same file, whatever their names; None where nobody knows: of images, say."""
         return None
 
     def event(self, name: str) -> None:
