@@ -261,8 +261,7 @@ class ParallelsImage(BlockImage):
 
 def open_parallels(driver: ParallelsDriver, request: OpenRequest) -> ParallelsImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = HEADER.unpack(file.read(0, min(HEADER.size, file.size)), file=name)
     if header.magic not in (MAGIC, MAGIC_EXT) or header.version != VERSION:
         raise ImageError("not a Parallels image (bad magic or version)", file=name)
@@ -293,8 +292,7 @@ def open_parallels(driver: ParallelsDriver, request: OpenRequest) -> ParallelsIm
 
 def create_parallels(driver: ParallelsDriver, request: CreateRequest) -> ParallelsImage:
     """An empty image in ``request.file``."""
-    file, size = request.file, request.size
-    assert file is not None
+    file, size = request.output(), request.size
     cluster = _cluster(request.options.get("cluster_size"))
     entries = -(-size // cluster)
     if entries > _MAX_ENTRIES:

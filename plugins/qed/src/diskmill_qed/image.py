@@ -245,8 +245,7 @@ def _power(value: int, low: int, high: int) -> bool:
 
 def open_qed(driver: QedDriver, request: OpenRequest) -> QedImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = c.HEADER.unpack(file.read(0, min(c.HEADER.size, file.size)), file=name)
 
     def bad(cause: str) -> ImageError:
@@ -306,8 +305,7 @@ def _layout(options: Mapping[str, Value]) -> tuple[int, int]:
 
 def create_qed(driver: QedDriver, request: CreateRequest) -> QedImage:
     """An empty image in ``request.file``."""
-    file, backing = request.file, request.backing
-    assert file is not None
+    file, backing = request.output(), request.backing
     cluster, table = _layout(request.options)
     check_size(request.size, cluster, table, request.name)
     name = os.fsencode(backing.name) if backing else b""

@@ -225,8 +225,7 @@ class VdiImage(BlockImage):
 
 def open_vdi(driver: VdiDriver, request: OpenRequest) -> VdiImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = HEADER.unpack(file.read(0, min(HEADER.size, file.size)), file=name)
     if header.u32Signature != SIGNATURE:
         raise ImageError("not a VDI image (bad signature)", file=name)
@@ -263,8 +262,7 @@ def open_vdi(driver: VdiDriver, request: OpenRequest) -> VdiImage:
 
 def create_vdi(driver: VdiDriver, request: CreateRequest) -> VdiImage:
     """An empty image in ``request.file``."""
-    file, size = request.file, request.size
-    assert file is not None
+    file, size = request.output(), request.size
     block = _block_size(request.options.get("cluster_size"))
     static = _static(request)
     blocks = -(-size // block)

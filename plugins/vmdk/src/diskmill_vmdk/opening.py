@@ -33,8 +33,7 @@ OWN_CREATE_TYPES = ("monolithicsparse", "streamoptimized")
 
 def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
     """The image in ``request.file``."""
-    file = request.file
-    assert file is not None
+    file = request.below()
     magic = file.read(0, min(4, file.size))
     if magic == SPARSE_MAGIC:
         image = _open_hosted(driver, request, file)

@@ -406,8 +406,7 @@ class VpcImage(BlockImage):
 
 def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     """The image in ``request.file``, every field of its structures checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     footer, whole = _footer(file, name)
     calculation = str(request.options.get("force_size_calc", ""))
     size, _ = disk_size(footer, calculation)
