@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 from .commands.check import check
 from .commands.compare import compare
-from .commands.conversion import Conversion, Source, Target
+from .commands.conversion import Conversion, Converted, Source, Target
 from .commands.convert import perform
 from .commands.digest import ALGORITHM, digest
 from .commands.info import info_chain
 from .commands.measure import measure
 from .contract.calls import Repair, expect_word
-from .contract.results import CheckResult, Comparison, Converted, ImageInfo, Measurement
+from .contract.results import CheckResult, Comparison, ImageInfo, Measurement
 from .engine.digest import BLOCK
 from .engine.progress import Report
 from .errors import UsageError

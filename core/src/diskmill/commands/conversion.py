@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UsageError, said
 from ..opening.context import CACHE_MODES
@@ -146,6 +146,17 @@ class Conversion:
             raise UsageError(f"several images make one disk only without {both}")
         if self.bitmaps:
             raise UsageError("Copying bitmaps only possible with single source")
+
+
+class Converted(NamedTuple):
+    """What was made: an image of *format*, of a disk of *size* bytes.
+
+    :ivar digest: that of the disk, where one was asked for.
+    """
+
+    format: str
+    size: int
+    digest: str | None = None
 
 
 def _known(cache: str) -> None:

@@ -14,7 +14,6 @@ from ..contract.node import Image, Node, Storage
 from ..contract.options import split
 from ..contract.references import Reference
 from ..contract.requests import Backing
-from ..contract.results import Converted
 from ..engine.compare import glimpsed_data
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
@@ -26,7 +25,7 @@ from ..opening.names import Name, given_name, given_names, parse_name, relative_
 from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
 from .bitmap import bitmaps_of
-from .conversion import Conversion, Source, Target
+from .conversion import Conversion, Converted, Source, Target
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap

@@ -8,18 +8,6 @@ from typing import Any
 
 
 @dataclass
-class Converted:
-    """What ``convert`` made: an image of *format*, of a disk of *size* bytes.
-
-    :ivar digest: that of the disk, where one was asked for.
-    """
-
-    format: str
-    size: int
-    digest: str | None = None
-
-
-@dataclass
 class Measurement:
     """QAPI ``BlockMeasureInfo``: bytes that the image file needs now, and when fully allocated."""
 
