@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from crashes import Workload, crash_states, random_workload
 from diskmill.commands.resize import set_size
 from diskmill.errors import ImageError
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Workload, crash_states, random_workload
 from formats import Machine
 from mutations import mutants, withstand
 
