@@ -212,6 +212,7 @@ class Qcow2Driver(FormatDriver):
 
         with image.lock:
             image.flush()
+            image.give_back(last=True)  # else it would be found lost, and given back twice
             return mend(image, repair, give_up=image.repairing == "lost")
 
     @hookimpl

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
 from diskmill.contract.node import Node
 from diskmill.contract.references import Reference
+from diskmill.contract.threads import Retired
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit import tables
 from diskmill.kit.image import FormatImage
@@ -113,6 +114,7 @@ class Qcow2Image(FormatImage):
         self.unlocking: tuple[Context, abc.Mapping[str, Value]] | None = None
         self.begun = fresh
         self._bitmaps: Bitmaps | None = None
+        self._retired: Retired[list[tuple[int, int]]] = Retired(self)
         self.repairing = ""
         self.warn: abc.Callable[[str], None] = lambda text: None
         self._searched = False
@@ -213,10 +215,17 @@ class Qcow2Image(FormatImage):
     def mapping(self) -> Mapping:
         """The L1 and L2 tables, read when first asked for."""
         if self._mapping is None:
-            if self.l1_behind:
-                self.absent_behind("the L1 table")
-            self._mapping = Mapping(self.file, self.header, self.name, self.lock, absent_behind=self.absent_behind)
+            with self.lock:  # two threads must not have one each
+                if self._mapping is None:
+                    if self.l1_behind:
+                        self.absent_behind("the L1 table")
+                    self._mapping = self._mapping_of(None, None)
         return self._mapping
+
+    def _mapping_of(self, l1_offset: int | None, l1_size: int | None) -> Mapping:
+        return Mapping(
+            self.file, self.header, self.name, self.lock, l1_offset, l1_size, absent_behind=self.absent_behind
+        )
 
     def absent_behind(self, what: str) -> None:
         """*what*, a table, lies behind the end of the file, and was never there: its clusters are unallocated.
@@ -239,9 +248,7 @@ class Qcow2Image(FormatImage):
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
         assert not self.writable
-        self._mapping = Mapping(
-            self.file, self.header, self.name, self.lock, l1_offset, l1_size, absent_behind=self.absent_behind
-        )
+        self._mapping = self._mapping_of(l1_offset, l1_size)
         self.size = size
 
     @property
@@ -896,6 +903,7 @@ class Qcow2Image(FormatImage):
         with self.lock:
             mapping, refcounts = self._mapping, self._refcounts
             if not (mapping is not None and mapping.changed or refcounts is not None and refcounts.changed):
+                self.give_back()
                 return
             mapping, refcounts = self.mapping, self.refcounts
             homeless = mapping.homeless()
@@ -945,17 +953,29 @@ class Qcow2Image(FormatImage):
                 self._house([table])
                 self.mapping.link([index])
 
-    def give_back(self) -> None:
-        """Give back the clusters to which nothing points any more. The last step of a change."""
-        refcounts = self.refcounts
-        if not refcounts.dropping:
+    def retire(self, clusters: list[tuple[int, int]]) -> None:
+        """Runs of *clusters*, (first, number), each lose a reference as soon as nobody can be reading them."""
+        self._retired.add(clusters)
+
+    def give_back(self, *, last: bool = False) -> None:
+        """Give back the clusters to which nothing points any more, on disk neither. The last step of a change.
+
+        What somebody may still be reading waits for the next time.
+
+        :param last: there is no next time.
+        """
+        if self._refcounts is not None and (dropped := self._refcounts.dropped()):
+            self.retire(dropped)
+        ready = [run for clusters in self._retired.take(last=last or self.closed) for run in clusters]
+        if not ready:
             return
+        refcounts = self.refcounts
         self.barrier()
-        freed = refcounts.release()
+        freed = refcounts.release(ready)
         refcounts.write_blocks()
         self.barrier()
-        for first, count in freed:
-            if self.discards:
+        if self.discards and not (self.closed and self.readers):
+            for first, count in freed:
                 self.file.discard(first * self.unit, count * self.unit)
         refcounts.offer(freed)
 

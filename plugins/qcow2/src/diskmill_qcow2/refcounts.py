@@ -270,17 +270,16 @@ class Refcounts:
                 return
         self._dropped.append((cluster, count))
 
-    @property
-    def dropping(self) -> bool:
-        """Whether references wait to be removed."""
-        return bool(self._dropped)
+    def dropped(self) -> list[tuple[int, int]]:
+        """The runs of clusters that lost a reference since this was asked last: :meth:`release` removes it."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
-    def release(self) -> list[tuple[int, int]]:
-        """Remove the references that were dropped: (first, number) of the runs of clusters that became free.
+    def release(self, dropped: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Remove references that were dropped: (first, number) of the runs of clusters that became free.
 
         The caller made sure that nothing on disk points to them, and writes the blocks afterwards.
         """
-        dropped, self._dropped = self._dropped, []
         freed: list[list[int]] = []
         for start, count in dropped:
             end = start + count
