@@ -18,10 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from .node import Image
+from typing import Generic, TypeVar
 
 Space = TypeVar("Space")
 _END = 1 << 64
@@ -29,7 +26,7 @@ _END = 1 << 64
 
 
 class Readers:
-    """Who is reading. Moments are numbers: readers get theirs when they enter, and whoever enters later a larger one."""
+    """Who is reading. Moments are numbers: readers get theirs when they enter, those who enter later a larger one."""
 
     def __init__(self) -> None:
         self._numbers = count()
@@ -54,19 +51,23 @@ class Readers:
         """Whether all have left who were inside at *moment*."""
         return min(tuple(self._inside), default=moment) >= moment
 
+    def join(self, other: Readers) -> None:
+        """Be one with *other*, before anybody reads: who is inside the one is inside the other."""
+        self._numbers, self._inside = other._numbers, other._inside
+
     def __bool__(self) -> bool:
         """Whether anybody is inside."""
         return bool(self._inside)
 
 
 class Retired(Generic[Space]):
-    """Space of *image* that nothing names any more, and that somebody may still be reading.
+    """Space that nothing names any more, and that some of the *readers* of its image may still be reading.
 
     Not thread-safe: callers hold the image's lock.
     """
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
         self._waiting: deque[tuple[int, Space]] = deque()
 
     def __bool__(self) -> bool:
@@ -74,7 +75,7 @@ class Retired(Generic[Space]):
 
     def add(self, space: Space) -> None:
         """No table in memory names *space* from now on."""
-        self._waiting.append((self._image.readers.now(), space))
+        self._waiting.append((self._readers.now(), space))
 
     def take(self, *, last: bool = False) -> list[Space]:
         """What nobody can be reading any more, to be used again: in the order in which it was retired.
@@ -82,8 +83,7 @@ class Retired(Generic[Space]):
         :param last: all of it: nothing will be written any more.
         """
         free = []
-        readers = self._image.readers
-        while self._waiting and (last or readers.left(self._waiting[0][0])):
+        while self._waiting and (last or self._readers.left(self._waiting[0][0])):
             free.append(self._waiting.popleft()[1])
         return free
 

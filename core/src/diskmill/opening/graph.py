@@ -464,7 +464,7 @@ class _Opener:
             node.abandon()
             raise
         if isinstance(node, Image) and reference.role != "backing":  # a part of it: who reads the one reads the other
-            node.readers = image.readers
+            node.readers.join(image.readers)
 
     def standing_on(self, image: Image, above: _Above | None) -> _Above:
         """The way up from what *image* refers to; that cannot be the image again."""

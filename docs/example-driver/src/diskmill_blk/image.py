@@ -55,7 +55,7 @@ class BlkImage(FormatImage):
         self.end = blocks(file.size, self.unit)  # the first block after all that are used
         self.free = array("I")  # blocks that nothing points to, neither here nor on disk
         self.freed = array("I")  # blocks that only the table on disk still points to
-        self.retired: Retired[array[int]] = Retired(self)  # blocks that nothing points to, but somebody may be reading
+        self.retired: Retired[array[int]] = Retired(self.readers)  # nothing points to them, but they may be being read
         self.changed = range(0)  # the entries that differ from the table on disk lie in here
 
     # -- opening and creating ------------------------------------------------------------------------------------

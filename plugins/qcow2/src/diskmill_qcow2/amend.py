@@ -46,7 +46,7 @@ def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
         else:
             new = header.copy()
             _header(new, options)
-            image.replace_header(new)
+            image.order.replace_header(new)
         if grows:
             _resize(image, size)
         image.flush()
@@ -146,6 +146,6 @@ def empty(image: Qcow2Image) -> bool | None:
     if not can_be_emptied(image):
         return None
     with image.lock:
-        image.unmap(0, image.size)
+        image.placing.unmap(0, image.size)
         image.flush()
     return True

@@ -387,7 +387,7 @@ class Bitmaps:
         if not (self._changed or self._in_use):
             return
         image = self.image
-        image.flush_tables()
+        image.order.flush_tables()
         for bitmap in self._in_use:
             bitmap.entry.flags &= ~c.BITMAP_IN_USE
         self._refuse_overflow()
@@ -396,15 +396,15 @@ class Bitmaps:
             if bitmap.changed:
                 self._gone += bitmap.store()
         self._place(disk.pack_directory([one.entry for one in self.all]))
-        image.write_refcounts()
-        image.write_header()
+        image.order.write_refcounts()
+        image.order.write_header()
         if old is not None:
             was = c.BITMAPS_EXTENSION.unpack(old)
             self._gone.append((was.bitmap_directory_offset, was.bitmap_directory_size))
         for offset, length in self._gone:
             image.refcounts.drop_metadata(offset // image.unit, -(-length // image.unit))
         self._gone.clear()
-        image.give_back()
+        image.order.give_back()
         self.tracking.clear()
         self._in_use.clear()
         self._changed = False

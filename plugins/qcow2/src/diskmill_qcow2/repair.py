@@ -133,7 +133,7 @@ def _switch(image: Qcow2Image, header: Header) -> None:
     """Let *header* be the image's: everything that it names is written."""
     header.pack()  # it fits
     image.barrier()
-    image.replace_header(header)
+    image.order.replace_header(header)
     image.reload()
 
 

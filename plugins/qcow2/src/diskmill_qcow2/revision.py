@@ -50,7 +50,7 @@ class Revision:
     """
 
     def __init__(self, image: Qcow2Image, refcount_order: int | None = None) -> None:
-        image.flush_tables()
+        image.order.flush_tables()
         image.store_bitmaps()
         check_refcount_table(image.header, image.file.size, image.name)
         self.image = image
@@ -409,10 +409,10 @@ class Revision:
         self.read = bool(image.readers)
         freed = self._write_refcounts()
         image.barrier()
-        image.replace_header(self.header)
+        image.order.replace_header(self.header)
         image.reload()
         if self.read:
-            image.retire(freed)
+            image.order.retire(freed)
             return
         for first, count in freed:
             self.file.discard(first * self.size, count * self.size)
