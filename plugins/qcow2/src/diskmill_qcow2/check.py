@@ -20,7 +20,7 @@ from . import bitmaps, snapshots
 from . import c_qcow2 as c
 from .counts import CHUNK, Counts, Marks, Room, chunks_of, unpack
 from .header import Header
-from .places import compressed_misplaced, crooked
+from .places import compressed_misplaced, crooked, misplaced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -176,7 +176,7 @@ class Checker:
             index = upto
 
     def _readable(self, offset: int) -> bool:
-        return bool(offset) and offset % self.size == 0 and offset < self.file.size
+        return bool(offset) and not misplaced(offset, self.size, self.file.size)
 
     def _single(self, clusters: NDArray[Any]) -> NDArray[Any]:
         """Which of *clusters*, all inside the file, have a refcount of 1 on disk."""

@@ -21,6 +21,7 @@ from diskmill.sizes import KiB, MiB
 
 from . import bitmaps as disk
 from . import c_qcow2 as c
+from .places import misplaced
 
 if TYPE_CHECKING:
     from .image import Qcow2Image
@@ -64,7 +65,8 @@ class Bitmap:
             entry, file = self.entry, self.image.file
             table = tables.read(file, entry.bitmap_table_offset, entry.bitmap_table_size, 8, "big")
             for index, word in enumerate(table):
-                if disk.bad_table_entry(word, self.image.unit) or word & c.OFFSET_MASK >= file.size:
+                unit = self.image.unit
+                if disk.bad_table_entry(word, unit) or misplaced(word & c.OFFSET_MASK, unit, file.size):
                     raise ImageError(
                         f"entry {index} ({word:#x}) is impossible",
                         file=self.image.name,

@@ -19,6 +19,7 @@ from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from . import c_qcow2 as c
+from .places import misplaced
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node
@@ -371,7 +372,7 @@ class Refcounts:
         :raises ImageError: the refcount table has an impossible entry.
         """
         offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
-        if offset % self.cluster_size or offset >= self.file.size:
+        if misplaced(offset, self.cluster_size, self.file.size):
             raise self._misplaced(index, offset)
         return offset
 

@@ -37,7 +37,7 @@ from . import bitmaps, encryption, snapshots
 from . import c_qcow2 as c
 from .check import Checker
 from .counts import Counts, chunks_of, pack, unpack
-from .places import compressed_misplaced, crooked
+from .places import compressed_misplaced, crooked, outside
 from .places import misplaced as no_cluster
 from .revision import stretches
 
@@ -376,8 +376,7 @@ class Mender:
         tables, kept = [self._read_l1(header.l1_table_offset, header.l1_size)], []
         for entry in self.checker.entries or []:
             offset, length = entry.l1_table_offset, entry.l1_size * 8
-            lost = offset % self.size or length > c.MAX_L1_BYTES or offset + length > self.file.size
-            if lost or length and not offset:
+            if length > c.MAX_L1_BYTES or outside(offset, length, self.size, self.file.size):
                 self.note(f"snapshot {entry.id} ({entry.name}) has lost its L1 table: it is removed")
                 continue
             tables.append(self._read_l1(offset, entry.l1_size))
