@@ -78,7 +78,7 @@ def test_a_reader_that_was_slow_reads_no_other_offset(format: str, way: str, mon
 
 
 def test_ranges_that_meet_take_turns_and_others_do_not_wait() -> None:
-    ranges = Ranges()
+    ranges = Ranges(threading.RLock())
     order: list[str] = []
 
     def later(name: str, start: int, end: int) -> threading.Thread:

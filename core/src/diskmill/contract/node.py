@@ -14,6 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
@@ -360,7 +361,7 @@ class Image(Node):
         self.lock = threading.RLock()
         # Who reads an image looks through it at the one that it stands on, and so is inside both.
         self.readers: Readers = file.readers if isinstance(file, Image) else Readers()
-        self.ranges = Ranges()
+        self.ranges = Ranges(self.lock)
         self.closed = False
 
     def __repr__(self) -> str:
@@ -395,13 +396,23 @@ class Image(Node):
 
     def writing(self, offset: int, length: int) -> AbstractContextManager[None]:
         """Have the units that guest bytes *offset* to *offset + length* touch to oneself, to change them."""
+        return self.ranges.hold(*self.units_of(offset, length))
+
+    def units_of(self, offset: int, length: int) -> tuple[int, int]:
+        """Where the units that the range touches begin and end."""
         unit = self.unit
         start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
-        return self.ranges.hold(start // _LEAST * _LEAST, -(-end // _LEAST) * _LEAST)
+        return start // _LEAST * _LEAST, -(-end // _LEAST) * _LEAST
 
     def alone(self) -> AbstractContextManager[None]:
         """Change the image as a whole: no guest byte is being written meanwhile. It is read all the same."""
-        return self.ranges.hold_all()
+        return self.ranges.hold(0)
+
+    @cached_property
+    def swift(self) -> bool:
+        """Whether what is written is there as soon as the kernel has copied it: nobody waits for a device or a network,
+        and nothing is encrypted."""
+        return not self.encrypted and all(storage.requests == Requests() for storage in self.leaves())
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
+from types import TracebackType
 from typing import Generic, TypeVar
 
 Space = TypeVar("Space")
-_END = 1 << 64
-"""Behind the last byte of any disk."""
 
 
 class Readers:
@@ -89,47 +86,83 @@ class Retired(Generic[Space]):
 
 
 class Ranges:
-    """The ranges of bytes that threads have to themselves. Who comes first is served first."""
+    """The ranges of bytes that threads have to themselves. Who comes first is served first.
 
-    def __init__(self) -> None:
+    A write so short that threads would take longer to change places does not ask for its range: it holds the image's
+    *lock* all along, where the range is :meth:`free`. So whoever gets a range waits for the lock once.
+    """
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock
         self._turn = threading.Condition(threading.Lock())
-        self._asked: list[tuple[int, int, int]] = []
-        """(start, end, thread), as they came: each holds its range once nobody before it has part of that."""
+        self._asked: list[Held] = []
+        """As they came: each has its range once nobody before it has part of that."""
+        self._waiting = 0
 
-    @contextmanager
-    def hold(self, start: int, end: int) -> Iterator[None]:
-        """Wait until no other thread has any of bytes *start* to *end*, and have them meanwhile.
+    def hold(self, start: int, end: int = 1 << 64) -> Held:
+        """For a ``with`` block: wait until no other thread has any of bytes *start* to *end*, and have them meanwhile.
 
         A thread may ask again for what it has. More than it has it shall not ask for: another may do the same.
         """
-        mine = (start, end, threading.get_ident())
-        if any(one[2] == mine[2] and one[0] <= start and end <= one[1] for one in tuple(self._asked)):
-            yield
-            return
-        try:
-            with self._turn:
-                self._asked.append(mine)
-                while not self._first(mine):
-                    self._turn.wait()
-            yield
-        finally:
-            with self._turn:
-                self._asked.remove(mine)
-                if self._asked:
-                    self._turn.notify_all()
+        return Held(self, start, end)
 
-    def _first(self, mine: tuple[int, int, int]) -> bool:
+    def __bool__(self) -> bool:
+        """Whether anybody has, or waits for, one."""
+        return bool(self._asked)
+
+    def free(self, start: int, end: int) -> bool:
+        """Whether nobody else has, or waits for, any of bytes *start* to *end*. Asked with the image's lock held."""
+        thread = threading.get_ident()
+        return not any(one.start < end and start < one.end and one.thread != thread for one in tuple(self._asked))
+
+
+class Held:
+    """A range of *ranges* in a ``with`` block. (No generator: each write pays for it.)"""
+
+    __slots__ = ("end", "nested", "ranges", "start", "thread")
+
+    def __init__(self, ranges: Ranges, start: int, end: int) -> None:
+        self.ranges, self.start, self.end = ranges, start, end
+        self.thread = threading.get_ident()
+        self.nested = False
+
+    def __enter__(self) -> None:
+        ranges = self.ranges
+        with ranges._turn:
+            asked = ranges._asked
+            if any(one.thread == self.thread and one.start <= self.start <= self.end <= one.end for one in asked):
+                self.nested = True
+                return
+            asked.append(self)
+            ranges._waiting += 1
+            try:
+                while not self._first():
+                    ranges._turn.wait()
+            except BaseException:
+                self._end()
+                raise
+            finally:
+                ranges._waiting -= 1
+        with ranges._lock:
+            pass
+
+    def _first(self) -> bool:
         """Whether nobody who asked before has any of it."""
-        start, end, thread = mine
-        for one in self._asked:
-            if one is mine:
+        for one in self.ranges._asked:
+            if one is self:
                 break
-            if one[0] < end and start < one[1] and one[2] != thread:
+            if one.start < self.end and self.start < one.end and one.thread != self.thread:
                 return False
         return True
 
-    @contextmanager
-    def hold_all(self) -> Iterator[None]:
-        """As :meth:`hold`, of everything."""
-        with self.hold(0, _END):
-            yield
+    def _end(self) -> None:
+        self.ranges._asked.remove(self)
+        if self.ranges._waiting:
+            self.ranges._turn.notify_all()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.nested:
+            with self.ranges._turn:
+                self._end()

@@ -5,9 +5,13 @@ from __future__ import annotations
 from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Buffer, Image, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
-from ..sizes import MiB, round_down, round_up
+from ..sizes import KiB, MiB, round_down, round_up
 from .walk import walk
 from .zeros import ZEROS, is_zero
+
+_BRIEF = 128 * KiB
+"""Bytes that are copied into the page cache in less time than threads take to change places: who writes no more keeps
+the image's lock meanwhile. The kernel lets one thread at a time write to a file, too."""
 
 
 def read_into(image: Image, offset: int, buffer: Buffer) -> None:
@@ -102,6 +106,11 @@ def write(image: Image, offset: int, data: ReadBuffer) -> None:
     if image.detect_zeroes != "off" and is_zero(view):
         zero(image, offset, len(view), unmap=image.detect_zeroes == "unmap")
         return
+    if len(view) <= _BRIEF and image.swift:
+        with image.lock:
+            if not image.ranges or image.ranges.free(*image.units_of(offset, len(view))):
+                write_phases(image, offset, view)
+                return
     with image.writing(offset, len(view)):
         write_phases(image, offset, view)
 
