@@ -410,9 +410,9 @@ class Image(Node):
 
     @cached_property
     def swift(self) -> bool:
-        """Whether what is written is there as soon as the kernel has copied it: nobody waits for a device or a network,
-        and nothing is encrypted."""
-        return not self.encrypted and all(storage.requests == Requests() for storage in self.leaves())
+        """Whether what is written is there as soon as the kernel has copied it: no device, network or filter is to be
+        waited for, and nothing is encrypted."""
+        return not self.encrypted and all(_is_swift(child) for child in self.children() if child is not self.backing)
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 
@@ -539,6 +539,12 @@ class Image(Node):
         yield self.file
         if self.backing is not None:
             yield self.backing
+
+
+def _is_swift(node: Node) -> bool:
+    if isinstance(node, Storage):
+        return node.requests == Requests() and not any(node.children())
+    return isinstance(node, Image) and node.swift
 
 
 _LEAST = 4096
