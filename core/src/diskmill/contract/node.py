@@ -411,8 +411,8 @@ class Image(Node):
     @cached_property
     def swift(self) -> bool:
         """Whether what is written is there as soon as the kernel has copied it: no device, network or filter is to be
-        waited for, and nothing is encrypted."""
-        return not self.encrypted and all(_is_swift(child) for child in self.children() if child is not self.backing)
+        waited for."""
+        return all(_is_swift(child) for child in self.children() if child is not self.backing)
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 
