@@ -239,7 +239,7 @@ class Qcow2Image(FormatImage):
         """
         if not self._searched:
             from .check import Checker
-            from .repair import find_tables, refuse_lost
+            from .salvage import find_tables, refuse_lost
 
             checker = Checker(self)
             checker.run()
