@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from diskmill.contract.extents import Placement
 from diskmill.errors import UnsupportedError
 from diskmill.kit import tables
+from diskmill.kit.tables import Run
 from diskmill.sizes import round_down, round_up
 
 from . import c_qcow2 as c
@@ -64,47 +65,63 @@ class Placing:
     def _reserve_in(
         self, result: list[Placement], words: array[int], entry: int, at: int, count: int, low: int, high: int
     ) -> None:
-        size, extended = self.unit, self.image.mapping.words == 2
+        """Places for the guest clusters from *at* on whose *count* entries are those from *entry* on in *words*."""
+        extended = self.image.mapping.words == 2
         if extended:
             bitmaps = words[2 * entry + 1 : 2 * (entry + count) : 2]
             words = words[2 * entry : 2 * (entry + count) : 2]
         else:
             words = words[entry : entry + count]
-        for run in tables.runs(words, size):
+        for run in tables.runs(words, self.unit):
             value = run.value
-            if not value & c.COPIED or value & c.COMPRESSED or not (value & c.OFFSET_MASK or self.external):
-                begin, end = self._around(low, high)
-                if extended and (value & c.COMPRESSED or bitmaps[run.at] & _ALL):
-                    begin = 0
-                if extended and (value & c.COMPRESSED or bitmaps[run.at + run.length - 1] & _ALL):
-                    end = round_up(end, size)
-                part = self.subunit
-                if extended:  # what has something to bring along moves as a whole
-                    moving = (bits & _ALL for bits in bitmaps[run.at : run.at + run.length])
-                    part = 0 if value & c.COMPRESSED or any(moving) else part
-                self._new(result, at + run.at, run.length, begin, end, part=part)
-                continue
-            host = value & c.OFFSET_MASK
-            self.image.guest.require_place(host, run.length, run.step, (at + run.at) * size)
-            if not self.external:
-                first = host // size
-                self.image.refcounts.refuse_metadata(first, first + (run.length if run.step else 1), "a guest cluster")
-            if extended:
-                parts = [
-                    (part.at, part.length, part.value & _ALL)
-                    for part in tables.runs(bitmaps[run.at : run.at + run.length], 0)
-                ]
-            else:
-                parts = [(0, run.length, 0 if value & c.ZERO and self.header.version > 2 else _ALL)]
-            for begin, number, allocated in parts:
-                together = run.step and allocated in (0, _ALL)
-                for single in (begin,) if together else range(begin, begin + number):
-                    start = (at + run.at + single) * size
-                    place = host + single * run.step
-                    end = start + (number if together else 1) * size
-                    for first, upto, own in _by_allocation(allocated, start, end, self.subunit):
-                        if first < high and upto > low:
-                            self._inside(result, first, upto, place + first - start, low, high, own=own)
+            parts = bitmaps[run.at : run.at + run.length] if extended else None
+            own = value & c.COPIED and not value & c.COMPRESSED and (value & c.OFFSET_MASK or self.external)
+            place = self._overwrite if own else self._renew
+            place(result, run._replace(at=at + run.at), parts, low, high)
+
+    def _renew(self, result: list[Placement], run: Run, bitmaps: array[int] | None, low: int, high: int) -> None:
+        """New clusters for the guest clusters of *run*, which have none, or none of their own.
+
+        :param bitmaps: of extended L2 entries, which subclusters there are: a cluster that has any moves as a whole.
+        """
+        begin, end = self._around(low, high)
+        part = self.subunit
+        if bitmaps is not None:
+            compressed = run.value & c.COMPRESSED
+            if compressed or bitmaps[0] & _ALL:
+                begin = 0
+            if compressed or bitmaps[-1] & _ALL:
+                end = round_up(end, self.unit)
+            if compressed or any(bits & _ALL for bits in bitmaps):
+                part = 0
+        self._new(result, run.at, run.length, begin, end, part=part)
+
+    def _overwrite(self, result: list[Placement], run: Run, bitmaps: array[int] | None, low: int, high: int) -> None:
+        """The clusters of *run*, which are this image's alone, take what is written; kept space of zeros counts as
+        fresh.
+
+        :raises ImageError: they cannot be where their entries say, or hold metadata.
+        """
+        size, host = self.unit, run.value & c.OFFSET_MASK
+        self.image.guest.require_place(host, run.length, run.step, run.at * size)
+        if not self.external:
+            first = host // size
+            self.image.refcounts.refuse_metadata(first, first + (run.length if run.step else 1), "a guest cluster")
+        if bitmaps is None:
+            zeros = run.value & c.ZERO and self.header.version > 2
+            parts = [(0, run.length, 0 if zeros else _ALL)]
+        else:
+            parts = [(one.at, one.length, one.value & _ALL) for one in tables.runs(bitmaps, 0)]
+        for begin, number, allocated in parts:
+            # Neighbours go together where they are so in the file, and all of each cluster is alike.
+            together = run.step and allocated in (0, _ALL)
+            for single in (begin,) if together else range(begin, begin + number):
+                start = (run.at + single) * size
+                end = start + (number if together else 1) * size
+                ahead = host + single * run.step - start
+                for first, upto, own in _by_allocation(allocated, start, end, self.subunit):
+                    if first < high and upto > low:
+                        self._inside(result, first, upto, first + ahead, low, high, own=own)
 
     def _inside(
         self, result: list[Placement], start: int, end: int, place: int, low: int, high: int, *, own: bool
