@@ -97,6 +97,10 @@ def _refcount_order(image: Qcow2Image, options: Mapping[str, Value], version: in
 
 
 def _refuse(image: Qcow2Image, options: Mapping[str, Value], version: int, force: bool) -> None:
+    """Refuse *options* that contradict one another or the image, which has *version* by then; *force* lets it shrink.
+
+    :raises UsageError: they do.
+    """
     header = image.header
     raw = bool(header.autoclear_features & c.RAW_EXTERNAL_DATA)
     if options.get("lazy_refcounts") and version < 3:

@@ -13,7 +13,7 @@ from diskmill.errors import ImageError
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
-from .places import crooked, outside
+from .places import outside, unaligned
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node
@@ -177,7 +177,7 @@ def bad_table_entry(entry: int, cluster_size: int) -> bool:
     """Whether a bitmap table entry breaks the format."""
     offset = entry & c.OFFSET_MASK
     return bool(
-        entry & c.BITMAP_TABLE_RESERVED or crooked(offset, cluster_size) or offset and entry & c.BITMAP_ALL_ONES
+        entry & c.BITMAP_TABLE_RESERVED or unaligned(offset, cluster_size) or offset and entry & c.BITMAP_ALL_ONES
     )
 
 

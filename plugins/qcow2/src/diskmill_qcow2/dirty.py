@@ -327,12 +327,13 @@ class Bitmaps:
             elif bitmap in self.tracking:
                 self.tracking.remove(bitmap)
         self._changed = True
-        if action == "add" and not self.image.fresh:  # it is there, empty, before it gets any bits: see repair.py
+        if action == "add" and not self.image.fresh:  # it is there, empty, before it gets any bits: see salvage.py
             self.store()
         if self.image.begun:  # what is enabled from now on records what is written from now on
             self.begin()
 
     def _add(self, name: str, options: Mapping[str, Any]) -> None:
+        """A new bitmap *name*, which nothing is marked in."""
         image = self.image
         granularity = options.get("granularity") or min(max(image.unit, 4 * KiB), 64 * KiB)
         bits = granularity.bit_length() - 1

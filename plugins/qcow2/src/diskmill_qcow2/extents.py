@@ -52,13 +52,15 @@ class Extents:
             yield last
 
     def _extents(self, offset: int, end: int) -> Iterator[Extent]:
+        """As :meth:`of`, but whole clusters, not yet joined. The lock is held for looking up, not while the caller
+        reads."""
         size = self.unit
         first, last = offset // size, -(-end // size)
         with self.lock:
             single = self.image.mapping.within(first, last)
             batches = self.image.mapping.batches(first, last)
         if single is not None:
-            yield from self._told(first, last - first, single[0])
+            yield from self._meant_by(first, last - first, single[0])
             return
         while True:
             with self.lock:
@@ -66,19 +68,20 @@ class Extents:
             if batch is None:
                 return
             cluster, count, words, times = batch
-            told = self._told(cluster, count, words)
+            told = self._meant_by(cluster, count, words)
             if times == 1:
                 yield from told
             else:
                 yield from _repeated(list(told), count * size, times)
 
-    def _told(self, cluster: int, count: int, words: array[int] | None) -> Iterable[Extent]:
+    def _meant_by(self, cluster: int, count: int, words: array[int] | None) -> Iterable[Extent]:
         """The extents of *count* guest clusters from *cluster* on, whose entries are *words*."""
         if words is None:
             return (Extent(cluster * self.unit, count * self.unit, Kind.HOLE),)
         return self._standard(cluster, words) if self.image.mapping.words == 1 else self._extended(cluster, words)
 
     def _standard(self, cluster: int, words: array[int]) -> Iterator[Extent]:
+        """Extents of guest clusters from *cluster* on whose standard L2 entries are *words*."""
         size = self.unit
         zeros = self.header.version > 2
         for run in tables.runs(words, size):
@@ -98,6 +101,7 @@ class Extents:
                 yield from self._data(start, run.length, value, run.step)
 
     def _extended(self, cluster: int, words: array[int]) -> Iterator[Extent]:
+        """As :meth:`_standard` of extended L2 entries: two words each, the second one a bitmap of subclusters."""
         size = self.unit
         bitmaps = words[1::2]
         for run in tables.runs(words[0::2], size):
@@ -119,6 +123,7 @@ class Extents:
                         yield from self._subclusters(start + index * size, value + index * run.step, part.value)
 
     def _subclusters(self, start: int, value: int, bitmap: int) -> Iterator[Extent]:
+        """Extents of the guest cluster at *start*, whose subclusters are not all alike."""
         size = self.unit // c.SUBCLUSTERS
         allocated, zero = bitmap & _ALL, bitmap >> 32
         if allocated & zero:
@@ -170,6 +175,7 @@ class Extents:
         )
 
     def _compressed(self, start: int, value: int) -> Extent:
+        """The extent of the guest cluster at *start*, whose entry *value* is a compressed cluster descriptor."""
         host, stored = compressed_place(self.header.cluster_bits, value)
         outside = compressed_misplaced(host, host + stored, self.unit, self.file.size)
         # The number of sectors is rounded up, so the last cluster's may end after the file does.

@@ -13,7 +13,7 @@ from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qcow2 as c
-from .places import crooked, outside
+from .places import outside, unaligned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,7 +339,7 @@ def _tables(header: Header, name: str) -> None:
 
 
 def _aligned(header: Header, what: str, offset: int, name: str) -> None:
-    if crooked(offset, header.cluster_size):
+    if unaligned(offset, header.cluster_size):
         raise _bad(name, f"its offset {offset} is not at a cluster boundary", what)
 
 

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from .header import Header
 
 
-def crooked(host: Any, cluster_size: int) -> Any:
+def unaligned(host: Any, cluster_size: int) -> Any:
     """Whether offset *host* is not at a cluster boundary."""
     return host % cluster_size != 0
 
 
 def misplaced(host: Any, cluster_size: int, file_size: int) -> Any:
     """Whether there can be no cluster, or table, at offset *host*."""
-    return crooked(host, cluster_size) | (host >= file_size)
+    return unaligned(host, cluster_size) | (host >= file_size)
 
 
 def outside(offset: int, length: int, cluster_size: int, file_size: int) -> bool:
     """Whether there can be no table of *length* bytes at *offset*. Of no bytes it can be anywhere."""
-    return bool(crooked(offset, cluster_size) or offset + length > file_size or length and not offset)
+    return bool(unaligned(offset, cluster_size) or offset + length > file_size or length and not offset)
 
 
 def compressed_misplaced(host: Any, end: Any, cluster_size: int, file_size: int) -> Any:

@@ -258,6 +258,7 @@ class Placing:
                     self._drop_entry(value + index * run.step, part.length if run.step else 1)
 
     def _drop_entry(self, value: int, count: int) -> None:
+        """*count* references to what the L2 entry *value* names, and to what follows that, are dropped."""
         size = self.unit
         if value & c.COMPRESSED:
             host, stored = compressed_place(self.header.cluster_bits, value)

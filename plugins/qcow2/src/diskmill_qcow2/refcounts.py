@@ -181,6 +181,7 @@ class Refcounts:
             self._taken.append([start, self._at])
 
     def _next_run(self) -> None:
+        """Take the next run of free clusters: freed ones first, then those that the search finds."""
         while True:
             searching = not self._spare
             try:
@@ -463,6 +464,7 @@ class Refcounts:
             self._write_block(block)
 
     def _write_block(self, block: Block) -> None:
+        """Write what changed of *block*, in whole sectors."""
         if block.low >= block.high:
             return
         if block.new:

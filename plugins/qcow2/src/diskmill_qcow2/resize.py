@@ -119,6 +119,7 @@ def _write_size(image: Qcow2Image, size: int) -> None:
 
 
 def _grow_l1(image: Qcow2Image, size: int) -> None:
+    """Give the L1 table entries for a disk of *size* bytes: in place where there is room, else somewhere else."""
     header, mapping, refcounts = image.header, image.mapping, image.refcounts
     needed = _l1_entries(image, size)
     if needed <= header.l1_size:

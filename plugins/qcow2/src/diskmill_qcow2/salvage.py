@@ -25,7 +25,7 @@ from diskmill.sizes import MiB, format_size
 from . import bitmaps
 from . import c_qcow2 as c
 from .check import Checker
-from .places import compressed_misplaced, crooked
+from .places import compressed_misplaced, unaligned
 from .places import misplaced as no_cluster
 from .revision import stretches
 
@@ -97,6 +97,7 @@ def _like_table(checker: Checker, words: NDArray[Any]) -> NDArray[Any]:
 
 
 def _names_lost(checker: Checker, offset: int) -> int:
+    """How many unreferenced clusters that are counted the table at *offset* names."""
     words = np.frombuffer(checker.file.read(offset, checker.size), ">u8").astype(np.uint64)[None, :]
     if not _like_table(checker, words)[0]:
         return 0
@@ -148,7 +149,7 @@ def misplaced(checker: Checker, entries: NDArray[Any], compressed: NDArray[Any])
     hosts = entries & _OFFSET
     wrong: NDArray[Any]
     if checker.image.external:
-        wrong = crooked(hosts, checker.size) | compressed
+        wrong = unaligned(hosts, checker.size) | compressed
         return wrong
     wrong = no_cluster(hosts, checker.size, checker.file.size)
     if compressed.any():
