@@ -141,13 +141,11 @@ class ImageExport(Export):
         self.image.read_into(offset + self._offset, buffer)
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        with self.image.reading():  # up to the last one that is asked for: they are sent meanwhile
-            yield from self._pieces(offset, length)
-
-    def _pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        # The kernel takes bytes from a file when they leave the socket. By then a place that tables name may be another's.
+        files = not self.image.writable or self.image.window is not None
         held: Piece | None = None
         for extent in walk(self.image, offset + self._offset, length):
-            piece = _piece(extent)
+            piece = _piece(extent, files)
             if held is None:
                 held = piece
             elif _go_together(held, piece):
@@ -199,12 +197,13 @@ class ImageExport(Export):
             yield extent.length, 0 if extent.kind is Kind.HOLE else extent.depth + 1
 
 
-def _piece(extent: Extent) -> Piece:
+def _piece(extent: Extent, files: bool) -> Piece:
     if extent.reads_as_zeros:
         return Piece(extent.length, zero=extent.length >= _WORTH_A_HOLE)
     node = extent.node
     if (
-        extent.kind is Kind.DATA
+        files
+        and extent.kind is Kind.DATA
         and isinstance(node, Storage)
         and node.requests.align == 1
         and extent.length >= _WORTH_SENDFILE

@@ -41,7 +41,7 @@ class Qcow2Image(FormatImage):
 
     :ivar guest: tells what its guest bytes are; *placing* gives them places, *order* sends tables to disk.
     :ivar mapping_read: its L1 and L2 tables, once somebody asked for them; *refcounts_read*, the same of refcounts.
-    :ivar header: as it is on disk, or will be after the next :meth:`write_header`.
+    :ivar header: as it is on disk, or will be after the next :meth:`.WriteOrder.write_header`.
     :ivar data: the node with guest data: ``file``, or the external data file.
     :ivar volume: the cipher of an encrypted image.
     :ivar unlocking: what it was opened with, to change its keys.
