@@ -141,7 +141,7 @@ class ImageExport(Export):
         self.image.read_into(offset + self._offset, buffer)
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        # The kernel takes bytes from a file when they leave the socket. By then a place that tables name may be another's.
+        # The kernel takes bytes from a file when they leave the socket: what tables name may be another's by then.
         files = not self.image.writable or self.image.window is not None
         held: Piece | None = None
         for extent in walk(self.image, offset + self._offset, length):
