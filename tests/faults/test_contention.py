@@ -10,8 +10,9 @@ import pytest
 from contention import LAYOUTS, contend
 from diskmill.contract.node import Image
 from diskmill.contract.threads import Ranges
+from diskmill.formats.raw import RawImage
 from diskmill.sizes import KiB, MiB
-from formats import Machine, formats
+from formats import FORMATS, Machine, formats
 from twins import MemoryStorage
 
 SIZE = 8 * MiB
@@ -75,6 +76,22 @@ def test_a_reader_that_was_slow_reads_no_other_offset(format: str, way: str, mon
         image.write(0, b"c" * half)
         assert image.read(0, SIZE) == b"c" * half + b"z" * half
     machine.check("disk", format)
+
+
+def test_who_reads_an_image_is_inside_the_one_that_it_stands_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    machine.create("disk", "qcow2", SIZE)
+    with machine.open("disk", "qcow2", writable=True) as below:
+        above = RawImage(FORMATS["raw"], below, name="above", writable=True)
+        above.write(0, b"a" * MiB)
+        above.flush()
+        reading = Parked(monkeypatch).read(above, 0, 64 * KiB)
+        next(reading)
+        above.discard(0, MiB)
+        above.flush()
+        above.write(MiB, b"z" * MiB)
+        above.flush()
+        assert set(next(reading)) <= {ord("a"), 0}
 
 
 def test_ranges_that_meet_take_turns_and_others_do_not_wait() -> None:
