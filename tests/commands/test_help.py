@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from diskmill_cli.catalogue import load
 from diskmill_cli.commands import NAMES
-from diskmill_cli.main import load
 from diskmill_cli.manual import dropin_page, formats, manual_pages
 from tools import diskmill, run, tool
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from diskmill.sizes import format_size, parse_size
+from diskmill_cli.catalogue import load
 from diskmill_cli.commands import NAMES
-from diskmill_cli.main import load
 from tools import diskmill, qemu_img, qemu_io, run
 
 sys.path.append(str(Path(__file__).parents[2] / "docs"))

@@ -16,8 +16,8 @@ from diskmill.errors import DriverError
 
 from . import __version__
 from .arguments import EVERYWHERE, HELP, Command, Option
+from .catalogue import brought, load, standard_options
 from .commands import NAMES
-from .main import brought, load, standard_options
 from .session import Session
 
 _TITLE = "Virtual disk images: create, convert, inspect, check and change them."

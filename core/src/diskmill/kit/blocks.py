@@ -83,6 +83,7 @@ class BlockTable:
         return page if page is not None else self._load(number)
 
     def _load(self, number: int) -> array[int]:
+        """Page *number*, read where it is not in memory; clean pages make room for it."""
         with self._lock:
             page = self._pages.get(number)
             if page is None:

@@ -463,6 +463,8 @@ class _Opener:
         except BaseException:
             node.abandon()
             raise
+        if isinstance(node, Image) and reference.role != "backing":  # a part of it: who reads the one reads the other
+            node.readers.join(image.readers)
 
     def standing_on(self, image: Image, above: _Above | None) -> _Above:
         """The way up from what *image* refers to; that cannot be the image again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -63,7 +64,11 @@ def copy(
     extents = joined(sources, source_offset, target_offset, length, plan)
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
     interrupt = partial(beneath.interrupt, graphs)
-    Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
+    with ExitStack() as inside:
+        for one in sources:
+            if isinstance(one, Image) and one.writable and one is not target:
+                inside.enter_context(one.reading())
+        Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
 
 
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
