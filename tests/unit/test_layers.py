@@ -23,6 +23,7 @@ FLOORS = (
     {"formats", "filters", "storages"},
     {"opening"},
     {"commands", "library"},
+    {"jobs"},
     {"__init__"},
 )
 PUBLIC = {"contract", "kit", "errors", "sizes"}

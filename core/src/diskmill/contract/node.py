@@ -63,6 +63,16 @@ class Node(ABC):
     """Of a newly made node: whether what was never written to it reads as zeros."""
     discards: bool = True
     """Whether space that is not needed goes back to where it came from (the run-time option ``discard``)."""
+    resizable: bool = False
+    """Whether its end can be moved with :meth:`truncate`, as that of storage can."""
+    forward: bool = False
+    """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
+    what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
+    new output: they are taken once, in order."""
+    is_device: bool = False
+    """Whether it is a block device, which is as large as it is."""
+    one_pass: str = "a pipe"
+    """What storage that is read forward is, in messages."""
     driver: Driver
 
     @property
@@ -117,6 +127,31 @@ class Node(ABC):
     def barrier(self) -> None:
         """What was written before reaches the disk before what is written after. The default flushes."""
         self.flush()
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        """Put *buffers* one after the other at *offset*."""
+        for buffer in buffers:
+            self.write(offset, buffer)
+            offset += len(buffer)
+
+    def fileno(self) -> int | None:
+        """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""
+        return None
+
+    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
+        """What ``map`` shows of the range, inside the storage, instead of its extents: length, whether it counts as
+        data, and whether as zeros, in order and without gaps. None: its extents. A user may ask a storage for other
+        marks than those of what it holds (``x-dirty-bitmap`` of NBD); reading never goes by them.
+        """
+        return None
+
+    def interrupt(self) -> None:
+        """Called from another thread when an operation is cancelled: whoever waits for a network in a call of this
+        storage shall leave it, with an error, within a second. The default never waits long."""
+
+    def identity(self) -> object | None:
+        """Equal for two nodes of the same file, whatever their names; None where nobody knows: of images, say."""
+        return None
 
     def event(self, name: str) -> None:
         """The format above is about to do what QEMU calls *name* (``l2_update``, say; see ``BlkdebugEvent`` in QEMU's
@@ -210,6 +245,7 @@ class Node(ABC):
 class Storage(Node):
     """What a protocol driver opens: bytes without a format. See :class:`Node` for what it must answer."""
 
+    resizable = True
     requests: Requests = Requests()
     """How it wants to be asked."""
     place: Place | None = None
@@ -218,16 +254,8 @@ class Storage(Node):
     """Set where only metadata is to be looked at, and another process writes the file. A format that has metadata may
     read nonsense then, so the core raises it; a plain window (raw) is looked at all the same."""
 
-    forward: bool = False
-    """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
-    what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
-    new output: they are taken once, in order."""
-    is_device: bool = False
-    """Whether it is a block device, which is as large as it is."""
     in_place: bool = False
     """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
-    one_pass: str = "a pipe"
-    """What storage that is read forward is, in messages."""
     charged: Account = FREE
     """What tables that are read from it are charged to; the core sets it where a command opens it."""
 
@@ -235,27 +263,10 @@ class Storage(Node):
     def account(self) -> Account:
         return self.charged
 
-    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
-        """Put *buffers* one after the other at *offset*."""
-        for buffer in buffers:
-            self.write(offset, buffer)
-            offset += len(buffer)
-
     def take_from(self, source: Node, start: int, offset: int, length: int) -> bool:
         """Copy *length* bytes of *source*, from *start* on, to *offset*, in some way that moves no bytes through this
         process. False: there is none for these two, and nothing was changed that a plain copy would not make good."""
         return False
-
-    def fileno(self) -> int | None:
-        """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""
-        return None
-
-    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
-        """What ``map`` shows of the range, inside the storage, instead of its extents: length, whether it counts as
-        data, and whether as zeros, in order and without gaps. None: its extents. A user may ask a storage for other
-        marks than those of what it holds (``x-dirty-bitmap`` of NBD); reading never goes by them.
-        """
-        return None
 
     def bitmaps(self) -> list[Bitmap]:
         """Dirty bitmaps that the storage keeps of itself (an NBD export may)."""
@@ -304,12 +315,7 @@ class Storage(Node):
         """Drop what is remembered of its bytes (a page cache, a buffer), where that can be: the next reads shall come
         from where they are kept."""
 
-    def interrupt(self) -> None:
-        """Called from another thread when an operation is cancelled: whoever waits for a network in a call of this
-        storage shall leave it, with an error, within a second. The default never waits long."""
-
     def identity(self) -> object | None:
-        """Equal for two nodes of the same file, whatever their names; None where that cannot be known."""
         return None if self.place is None else self.place.identity()
 
 
@@ -369,6 +375,9 @@ class Image(Node):
 
         state = ", closed" if self.closed else ", writable" if self.writable else ""
         return f"<{self.driver.name} image {self.name!r}, {format_size(self.size)}{state}>"
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        self.write(offset, b"".join(buffers))
 
     def attach(self, reference: Reference, node: Node) -> None:
         """*node* is what *reference* names, opened. The default takes a backing image.

@@ -113,6 +113,12 @@ class CreateRequest:
     like: Storage | None = None
     place: Place | None = None
 
+    def output(self) -> Storage:
+        """``file``, for format drivers: the core always gives it to them."""
+        if self.file is None:
+            raise DriverError(f"'{self.name}' was to be made without a file below")
+        return self.file
+
 
 @dataclass
 class MeasureRequest:

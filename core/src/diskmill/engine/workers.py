@@ -103,6 +103,8 @@ class Workers(Generic[Task]):
         self._take = threading.Lock()
         self._turn = threading.Condition(threading.Lock())
         self._taken = 0
+        self._last: Task | None = None
+        self._open: dict[int, Task] = {}
         self._next = 0
         self._stop = False
         self._error: BaseException | None = None
@@ -170,6 +172,12 @@ class Workers(Generic[Task]):
             self._next += 1
             self._turn.notify_all()
 
+    def frontier(self) -> tuple[Task | None, bool]:
+        """The task before which all others are done, and whether it is done itself; None: none was taken yet."""
+        with self._take:  # none is taken meanwhile
+            still = self._open.copy()
+            return (still[min(still)], False) if still else (self._last, True)
+
     def _thread(self) -> None:
         try:
             work = self._make(self)
@@ -179,9 +187,12 @@ class Workers(Generic[Task]):
                     task = next(self._tasks, None)
                     turn = self._taken
                     self._taken += 1
+                    if task is not None:
+                        self._last = self._open[turn] = task
                 if task is None:
                     return
                 work(task, turn)
+                del self._open[turn]
         except Stopped:
             self.stop()
         except BaseException as error:

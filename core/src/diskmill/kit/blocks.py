@@ -398,7 +398,7 @@ class BlockImage(FormatImage):
                 elif kind is Kind.ENCODED:
                     extent = self.encoded(block, entry)
                     end = max(end, extent.offset + extent.stored)
-            if self.cleared and isinstance(self.file, Storage):  # on another image there is no end to cut off
+            if self.cleared and self.file.resizable:  # on another image there is no end to cut off
                 self.cut(self.file, end)
             self.end = end
         return self.end
@@ -407,9 +407,9 @@ class BlockImage(FormatImage):
     def cleared(self) -> bool:
         """Whether what lies behind reads as zeros, because the file can be cut: a device, or an image that holds this
         one, keeps what was there before."""
-        return self.file.blank and isinstance(self.file, Storage)
+        return self.file.blank and self.file.resizable
 
-    def cut(self, file: Storage, end: int) -> None:
+    def cut(self, file: Node, end: int) -> None:
         """Let nothing be in the file from *end* on, so that new blocks read as zeros."""
         if file.size > end:
             file.truncate(end)
@@ -444,16 +444,16 @@ class BlockImage(FormatImage):
         """Bring the table on disk up to date: the file is as long as its entries will say before they say it."""
         if self.table.dirty:
             self.lengthen()
-            self.barrier()
+            self.order_files()
             self.table.write_back()
 
     def lengthen(self) -> None:
         """Let the file hold the last block whole."""
-        if self.end is not None and self.file.size < self.end and isinstance(self.file, Storage):
+        if self.end is not None and self.file.size < self.end and self.file.resizable:
             self.file.truncate(self.end)
 
-    def barrier(self) -> None:
-        """What was written before reaches the disk before what is written after."""
+    def order_files(self) -> None:
+        """What was written to its files before reaches the disk before what is written after; tables in memory stay."""
         if isinstance(self.file, Storage):
             self.file.barrier()
         else:

@@ -307,7 +307,7 @@ class _Opener:
         )
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
-        if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
+        if file.forward and "pipe" not in driver.capabilities:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
             raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)

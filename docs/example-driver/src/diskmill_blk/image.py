@@ -63,8 +63,7 @@ class BlkImage(FormatImage):
     @classmethod
     def open(cls, driver: Driver, request: OpenRequest) -> BlkImage:
         """Believe nothing: every field is held against the file before it is used."""
-        file = request.file
-        assert file is not None
+        file = request.below()
         header = HEADER.unpack(file.read(0, min(HEADER.size, file.size)), file=request.name)
 
         def require(good: bool, cause: str) -> None:
@@ -97,12 +96,12 @@ class BlkImage(FormatImage):
     @classmethod
     def create(cls, driver: Driver, request: CreateRequest) -> BlkImage:
         """Nobody can see the new image yet, so nothing need be written in a certain order."""
-        assert request.file is not None
+        file = request.output()
         block, count = layout(request)
         header = HEADER.new(magic=MAGIC, version=1, block_bits=block.bit_length() - 1, size=request.size, table=1)
-        request.file.truncate((1 + blocks(count * ENTRY, block)) * block)
-        request.file.write(0, HEADER.pack(header))
-        return cls(driver, request.file, header, tables.filled(count, ENTRY), name=request.name, writable=True)
+        file.truncate((1 + blocks(count * ENTRY, block)) * block)
+        file.write(0, HEADER.pack(header))
+        return cls(driver, file, header, tables.filled(count, ENTRY), name=request.name, writable=True)
 
     # -- reading -------------------------------------------------------------------------------------------------
 

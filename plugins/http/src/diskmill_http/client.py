@@ -111,7 +111,7 @@ class Client:
         elif isinstance(error, ConnectionRefusedError) or getattr(error, "errno", None) in _UNREACHABLE:
             cause = f"the server cannot be reached: {getattr(error, 'strerror', None) or 'no route'}"
             if not self.reached:
-                return StorageError(cause, file=self._name)
+                return StorageError(cause, file=self._name, transient=True)
         elif isinstance(error, OSError) and "Tunnel connection failed" in str(error):
             return StorageError("the proxy refuses to connect to it", file=self._name)
         elif isinstance(error, OSError):

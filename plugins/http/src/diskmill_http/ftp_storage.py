@@ -201,7 +201,7 @@ class FtpStorage(RangedStorage):
         if isinstance(error, OSError):
             cause = f"the connection failed: {error.strerror or 'it was closed'}"
             if not self._reached and isinstance(error, ConnectionRefusedError):
-                return StorageError(f"the server cannot be reached: {error.strerror}", file=self.name)
+                return StorageError(f"the server cannot be reached: {error.strerror}", file=self.name, transient=True)
             return PassingError(cause, received=received, stale=used and not self.stopped.is_set())
         if isinstance(error, ValueError):
             return StorageError("the server's answer is not FTP", file=self.name)

@@ -127,7 +127,7 @@ class ImageExport(Export):
 
     def look(self) -> None:
         """Raw data may have become longer. It never becomes shorter here: reading says that it is cut off."""
-        fd = self.image.file.fileno() if self._grows and isinstance(self.image.file, Storage) else None
+        fd = self.image.file.fileno() if self._grows else None
         if fd is None:
             return
         with suppress(OSError):

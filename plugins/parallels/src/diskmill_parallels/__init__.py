@@ -42,8 +42,8 @@ class ParallelsDriver(FormatDriver):
     @hookimpl
     def open(self, request: OpenRequest) -> Image:
         """An existing image, or a bundle's descriptor."""
-        assert request.file is not None
-        if request.file.size and request.file.read(0, 1) == b"<":
+        file = request.below()
+        if file.size and file.read(0, 1) == b"<":
             from .bundle import open_bundle
 
             return open_bundle(self, request)

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
     """The image that *request* asks for, with its header written and nothing allocated but what is preallocated."""
-    file = request.file
-    assert file is not None
+    file = request.output()
     options = dict(request.options)
     if request.backing is not None:
         options["backing_file"] = request.backing.name

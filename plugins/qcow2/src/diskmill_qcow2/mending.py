@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diskmill.contract.node import Storage
 from diskmill.errors import DiskmillError, ImageError, StorageError, UnsupportedError
 from diskmill.sizes import MiB, round_up
 
@@ -112,7 +111,7 @@ class Mender:
 
     def _free_runs(self) -> Iterator[range]:
         end = round_up(self.file.size, self.size)
-        if isinstance(self.file, Storage):
+        if self.file.resizable:
             try:
                 self.file.truncate(end + self.size)
             except DiskmillError:

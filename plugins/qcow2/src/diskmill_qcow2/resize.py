@@ -105,7 +105,7 @@ def _shrink(image: Qcow2Image, size: int) -> None:
     if image.external:
         if isinstance(image.data, Storage) and image.header.autoclear_features & c.RAW_EXTERNAL_DATA:
             image.data.truncate(size)
-    elif isinstance(image.file, Storage) and image.file.blank:
+    elif image.file.resizable and image.file.blank:
         end = (image.refcounts.last() + 1) * image.unit
         if end < image.file.size:
             image.file.truncate(end)
@@ -176,9 +176,9 @@ def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
                     if placement.node is image.file:
                         length = min(placement.length, round_up(end - placement.start, image.subunit or image.unit))
                         top = max(top, placement.offset + length)
-                    if mode != "metadata" and isinstance(placement.node, Storage):
+                    if mode != "metadata" and placement.node.resizable:
                         placement.node.allocate(placement.offset, placement.length, mode)
                 image.placing.publish_places(placements)
         at = upto
-    if isinstance(image.file, Storage) and image.file.size < top:
+    if image.file.resizable and image.file.size < top:
         image.file.truncate(top)

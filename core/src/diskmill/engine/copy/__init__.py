@@ -42,12 +42,15 @@ def copy(
     limit: RateLimit | None = None,
     cancel: threading.Event | None = None,
     watchers: Sequence[Watcher] = (),
+    reached: Callable[[int], None] | None = None,
 ) -> None:
     """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
 
     :param source_offset: where to begin in the source (in each, where there are several).
     :param length: how many bytes; None: up to the source's end. They fit in the target.
     :param watchers: shown all that is copied, at its guest offsets in the target.
+    :param reached: told now and then, from any thread, up to which guest offset of the target everything is written and
+        published: a checkpoint (which flushes it) may go on from there.
     :raises CancelledError: *cancel* was set.
     """
     if target.detect_zeroes != "off" and not plan.sparse:
@@ -60,7 +63,7 @@ def copy(
     graphs = [*sources, target]
     threads = plan.threads or beneath.threads(graphs)
     writer = _writer(target, plan, Gauge(target, plan, beneath.chunk(graphs, CHUNK, threads)))
-    copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers)
+    copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers, reached)
     extents = joined(sources, source_offset, target_offset, length, plan)
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
     interrupt = partial(beneath.interrupt, graphs)
@@ -69,6 +72,8 @@ def copy(
             if isinstance(one, Image) and one.writable and one is not target:
                 inside.enter_context(one.reading())
         Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
+    if reached is not None:
+        reached(target_offset + sum(one.size - source_offset if length is None else length for one in sources))
 
 
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
@@ -83,12 +88,21 @@ def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
 class _Copier:
     """Takes tasks through the stages."""
 
-    def __init__(self, writer: Writer, progress: Progress, limit: RateLimit, watchers: Sequence[Watcher]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        progress: Progress,
+        limit: RateLimit,
+        watchers: Sequence[Watcher],
+        reached: Callable[[int], None] | None,
+    ) -> None:
+        self.reached = reached
         self.writer = writer
         self.plan = writer.plan
         self.progress = progress
         self.limit = limit
         self.watchers = watchers
+        self.offloads = self.plan.offload and not (self.plan.compress or watchers or writer.whole)
 
     def left_out(self, extent: Extent) -> None:
         """Nothing need be done for *extent*."""
@@ -100,11 +114,13 @@ class _Copier:
     def worker(self, workers: Workers[Task]) -> Callable[[Task, int], None]:
         """What a thread does with each task that it takes."""
         buffers = Buffers(self.writer.gauge.chunk)
-        turns = Turns(workers.in_turn, workers.done, ordered=self.writer.ordered)
+        turns = Turns(workers.in_turn, workers.done, ordered=self.writer.ordered, whole=self.writer.whole)
 
         def work(task: Task, turn: int) -> None:
             self.deal(task, turn, turns, buffers)
-            self.progress.advance(task.end - task.start)
+            self.progress.advance(task.length)
+            if self.reached is not None and (first := workers.frontier()[0]) is not None:
+                self.reached(first.start)  # this one counts as soon as it is handed back
 
         return work
 
@@ -112,12 +128,13 @@ class _Copier:
         """One task: read, show, write."""
         writer = self.writer
         if task.zeros:
-            writer.zeros(task, turns, turn)
+            with turns.writing(turn):
+                writer.zeros(task, turns, turn)
             for watcher in self.watchers:
                 watcher.zeros(task.start, task.end - task.start)
             return
-        self.limit.take(task.end - task.start)
-        if self.plan.offload and not self.plan.compress and not self.watchers and self.offload(task.extents):
+        self.limit.take(task.length)
+        if self.offloads and self.offload(task.extents):
             return
         low, high = writer.span(task)
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
@@ -126,7 +143,8 @@ class _Copier:
         read(task.extents, stretches, view, low, buffers, self.plan.salvage)
         if self.watchers:
             self.show(task.extents, view, low)
-        writer.write(Window(task, turn, low, high, buffer, stretches), turns)
+        with turns.writing(turn):
+            writer.write(Window(task, turn, low, high, buffer, stretches), turns)
 
     def show(self, extents: Sequence[Extent], view: memoryview, low: int) -> None:
         """Let the watchers see *extents*, which were read to *view*, guest bytes from *low* on."""
