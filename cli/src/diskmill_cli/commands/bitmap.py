@@ -21,7 +21,7 @@ def run(arguments: Arguments, session: Session) -> int:
         raise UsageError("expecting an image file name and a bitmap name")
     if arguments.has("source_format") and not arguments.has("source"):
         raise UsageError("-F only makes sense with -b")
-    name, which = (*arguments.operands, None)[:2]
+    name, which = arguments.operands[0], arguments.operands[1] if arguments.operands[1:] else None
     actions = [(action, value) for key, value in arguments.given for action in ACTIONS if action == key]
     bitmap(
         name,

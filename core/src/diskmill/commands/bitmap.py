@@ -88,9 +88,7 @@ def bitmap(
             raise
 
 
-def _refuse(
-    image: Image, other: Image, name: str, actions: Sequence[tuple[Action, str]], context: Context
-) -> None:
+def _refuse(image: Image, other: Image, name: str, actions: Sequence[tuple[Action, str]], context: Context) -> None:
     """Refuse what one of the *actions* would refuse once those before it are done.
 
     :raises UsageError: there is no such bitmap, or one already; it is inconsistent; the sizes differ.
