@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,33 @@ def test_the_drop_in_has_the_phrase(line: str, folder: Path) -> None:
 
 def test_each_is_in_the_table() -> None:
     assert {phrase for phrases in LINES.values() for phrase in phrases} <= set(PHRASES)
+
+
+def test_what_the_system_says_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files, of memory, and of threads: ironic tries again after the last two."""
+    program = Path(sys.executable).with_name("qemu-img")
+    for line, phrase in {"info raw/new": "Not a directory", "convert -f raw -O raw raw nowhere/new": "No such"}.items():
+        done = run(program, *line.split(), check=False, cwd=folder)
+        assert done.returncode == 1
+        assert phrase in done.stderr
+
+    def failing(error: Exception) -> Callable[..., None]:
+        def call(*_: object, **__: object) -> None:
+            raise error
+
+        return call
+
+    monkeypatch.setattr("threading.Thread.start", failing(RuntimeError("can't start new thread")))
+    words = ["convert", "-f", "raw", "-O", "raw", str(folder / "raw"), str(folder / "new")]
+    assert "Resource temporarily unavailable" in said(words)
+    monkeypatch.setattr("diskmill_cli.main._run", failing(MemoryError()))
+    assert "Cannot allocate memory" in said(["info", str(folder / "raw")])
+
+
+def said(words: list[str]) -> str:
+    from diskmill_cli.main import run as run_line
+    from diskmill_qemu_img import QemuImg
+
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert run_line(words, QemuImg()) == 1
+    return err.getvalue()
