@@ -120,7 +120,7 @@ class Scenario:
         self.number = 0
         self.pattern = 0
         self.committed = False
-        """From then on qemu-img's bitmaps may mark more: it commits, and marks, 64 KiB at once."""
+        """From a commit or rebase on qemu-img's bitmaps may mark more: all that it writes, 64 KiB at once."""
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -418,6 +418,7 @@ class Scenario:
         if to and not disk.backing and disk.old:
             return  # qemu-img 7.2 writes no zeros into version 2 here, and what the base has comes up
         words = ["-F", self.disks[base].format] if to else []
+        self.committed = True
         if self.both("rebase", "-f", disk.format, "-b", to, *words, name):
             self.same_again()
         else:
