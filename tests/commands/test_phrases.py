@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import sys
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
-from tools import qemu_img, run
+from tools import dropin, qemu_img, run
 
 PHRASES = re.findall(r"^\| `(.+?)` \|", (Path(__file__).parents[2] / "docs" / "callers.md").read_text(), re.MULTILINE)
 LINES = {
@@ -85,15 +83,6 @@ def test_what_the_system_says_is_there(folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("threading.Thread.start", failing(RuntimeError("can't start new thread")))
     words = ["convert", "-f", "raw", "-O", "raw", str(folder / "raw"), str(folder / "new")]
-    assert "Resource temporarily unavailable" in said(words)
+    assert "Resource temporarily unavailable" in dropin(*words)[2]
     monkeypatch.setattr("diskmill_cli.main._run", failing(MemoryError()))
-    assert "Cannot allocate memory" in said(["info", str(folder / "raw")])
-
-
-def said(words: list[str]) -> str:
-    from diskmill_cli.main import run as run_line
-    from diskmill_qemu_img import QemuImg
-
-    with contextlib.redirect_stderr(io.StringIO()) as err:
-        assert run_line(words, QemuImg()) == 1
-    return err.getvalue()
+    assert "Cannot allocate memory" in dropin("info", folder / "raw")[2]

@@ -8,13 +8,11 @@ the same one in both folders. See scenarios.py for longer runs; there ``DISKMILL
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import random
 import re
 import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +25,7 @@ from diskmill.opening.context import Context
 from mutations import mutants
 from qcow2_damage import Anatomy
 from scenarios import for_a_while
-from tools import qemu_img, qemu_io, without_newer
-
-sys.path[:0] = [str(Path(__file__).parents[2] / "dropin" / "src")]
+from tools import dropin, qemu_img, qemu_io, without_newer
 
 FORMATS = ("raw", "qcow2", "qcow2", "qcow2", "qed", "qcow", "vmdk", "vdi", "vpc", "vhdx", "parallels")
 CHAINED = ("qcow2", "qcow2", "qed", "qcow", "vmdk")
@@ -63,17 +59,6 @@ class Disk:
     backing: str = ""
     shrunk: bool = False
     old: bool = False
-
-
-def dropin(*words: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of the drop-in, in this process: starting one costs most."""
-    from diskmill_cli.main import run
-    from diskmill_qemu_img import QemuImg
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run(words, QemuImg())
-    return status, out.getvalue(), err.getvalue()
 
 
 def normal(text: str) -> str:
@@ -240,6 +225,8 @@ class Scenario:
 
     def run(self) -> None:
         self.create()
+        for _ in range(self.random.choice((0, 0, 0, 0, 1, 3))):
+            self.overlay()
         for _ in range(self.random.randint(3, 10)):
             often = (self.write, self.write, self.write, self.overlay, self.overlay, self.convert, self.convert)
             changes = (self.resize, self.commit, self.rebase, self.snapshot, self.bitmap, self.bitmap, self.amend)
