@@ -43,7 +43,7 @@ CHANGING = {"actual-size", "date-sec", "date-nsec", "vm-clock-sec", "vm-clock-ns
 TALLY: Counter[str] = Counter()
 REFUSED = (
     r"end of the file|file ends within|outside the data area|not inside the file|of \d+$|the data cannot begin|"
-    r"in no L1 table|in the middle of it"
+    r"in no L1 table|in the middle of it|cannot be at offset"
 )
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID"
@@ -380,6 +380,7 @@ class Scenario:
         if any(self.stands_on(base, one) for one in ("parallels", "vhdx", "vdi", "vpc")):
             return  # which qemu-img cannot open again on the way
         self.committed = True
+        self.resized |= self.disks[base].size < self.disks[name].size
         if self.disks[base].format == "vmdk" and self.disks[base].size < self.disks[name].size:
             return  # which it cannot make larger either
         if self.disks[name].format == self.disks[base].format == "vmdk":
