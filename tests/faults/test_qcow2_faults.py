@@ -193,3 +193,19 @@ def test_what_points_beyond_the_file_is_neither_read_nor_written_through(kind: s
             went = False
         assert not (went and act.__name__ in refused.split()), f"{act.__name__} went through"
         assert len(bytes(machine.files["disk"])) <= len(data) + 2 * MiB
+
+
+def test_zeros_at_an_impossible_place_are_damage() -> None:
+    """One bit makes a data cluster one of zeros; where the place is impossible, too, it is not believed."""
+    machine = Machine()
+    machine.create("disk", "qcow2", MiB, {})
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, b"x" * 4096)
+    with machine.open("disk", "qcow2") as image:
+        l2 = image.mapping.offset(0)
+    data = bytearray(bytes(machine.files["disk"]))
+    entry = int.from_bytes(data[l2 : l2 + 8], "big")
+    data[l2 : l2 + 8] = (entry - 1).to_bytes(8, "big")
+    machine.put("disk", bytes(data))
+    with machine.open("disk", "qcow2") as image, pytest.raises(ImageError, match="L2 entry of guest offset 0"):
+        image.read(0, 4096)

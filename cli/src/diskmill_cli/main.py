@@ -151,7 +151,7 @@ def _guarded(words: Sequence[str], session: Session) -> int:
     except (BrokenPipeError, KeyboardInterrupt):
         raise
     except MemoryError:
-        session.error("out of memory")
+        session.error("out of memory: Cannot allocate memory")
         return 1
     except OSError as error:
         session.error(f"{error.filename or 'input/output'}: {error.strerror or error}")

@@ -5,6 +5,7 @@ Bytes move in system calls and codecs that release the GIL, so a few threads use
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -43,7 +44,9 @@ def start(target: Callable[[], None], count: int, threads: list[threading.Thread
                 thread.start()
             except RuntimeError as error:  # a limit of threads or of address space
                 if not threads:
-                    raise StorageError(f"no thread can be started: {error}") from None
+                    raise StorageError(
+                        f"no thread can be started: {error} ({os.strerror(errno.EAGAIN)})", errno=errno.EAGAIN
+                    ) from None
                 break
             threads.append(thread)
     finally:

@@ -93,6 +93,8 @@ class Extents:
                     yield self._compressed(start + index * size, value + index * run.step)
             elif value & c.ZERO and zeros:
                 host = value & c.OFFSET_MASK
+                if host % size:  # a damaged entry: it need not have meant zeros
+                    raise self._misplaced(host, start)
                 if host and (run.step or run.length == 1):
                     yield Extent(start, run.length * size, Kind.ZERO, self.image.data, host)
                 else:

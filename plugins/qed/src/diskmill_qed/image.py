@@ -73,13 +73,6 @@ class QedImage(TwoLevelImage):
         """Write the header's fields; what follows them stays."""
         self.file.write(0, c.HEADER.pack(self.header))
 
-    def check_place(self, block: int, count: int, entry: int, step: int) -> None:
-        """As :meth:`BlockImage.check_place`; a cluster that the file holds in part lies outside too."""
-        super().check_place(block, count, entry, step)
-        last = entry + (count - 1) * step
-        if last + self.block_size > max(self.file.size, self.end or 0):
-            raise ImageError("the file ends within it", file=self.name, place=f"block {block + count - 1}")
-
     # -- writing ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:

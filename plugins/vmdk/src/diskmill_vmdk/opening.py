@@ -166,6 +166,8 @@ def _open_descriptor(
     create_type = descriptor.create_type
     if create_type is None:
         raise ImageError("not a VMDK: neither an extent nor a descriptor with a createType", file=name)
+    if not re.fullmatch(r"[A-Za-z0-9]+", create_type):
+        raise ImageError(f"no createType can be '{create_type[:40]}'", file=name, place="descriptor")
     image = VmdkImage(
         driver,
         file,
