@@ -22,6 +22,7 @@ FLOORS = (
     {"formats", "filters", "storages"},
     {"opening"},
     {"commands", "library"},
+    {"aio"},
     {"__init__"},
 )
 PUBLIC = {"contract", "kit", "errors", "sizes"}
