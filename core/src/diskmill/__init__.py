@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .opening.gate import FOLDER as FOLDER
     from .opening.gate import NOTHING as NOTHING
     from .opening.gate import Trust as Trust
+    from .storages.memory import memory as memory
 
 _HOMES = {
     "ANYTHING": "opening.gate",
@@ -99,6 +100,7 @@ _HOMES = {
     "list_drivers": "commands.drivers",
     "map": "commands.map",
     "measure": "commands.measure",
+    "memory": "storages.memory",
     "open": "library",
     "rebase": "commands.rebase",
     "resize": "commands.resize",
