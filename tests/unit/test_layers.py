@@ -23,7 +23,7 @@ FLOORS = (
     {"formats", "filters", "storages"},
     {"opening"},
     {"commands", "library"},
-    {"jobs"},
+    {"jobs", "aio"},
     {"__init__"},
 )
 PUBLIC = {"contract", "kit", "errors", "sizes"}
