@@ -18,6 +18,7 @@ from .. import beneath
 from ..progress import Progress, RateLimit
 from ..workers import Workers
 from .compressed import Compressed, Overlay
+from .forward import Forward
 from .fresh import Fresh
 from .gauge import CHUNK, Gauge
 from .in_place import InPlace
@@ -72,6 +73,8 @@ def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
         return Overlay(target, plan, gauge) if target.sequential else InPlace(target, plan, gauge)
     if plan.compress or target.sequential:
         return Compressed(target, plan, gauge)
+    if any(storage.forward for storage in target.leaves()):
+        return Forward(target, plan, gauge)
     return Fresh(target, plan, gauge)
 
 
@@ -112,8 +115,11 @@ class _Copier:
                 watcher.zeros(task.start, task.end - task.start)
             return
         self.limit.take(task.end - task.start)
-        if self.plan.offload and not self.plan.compress and not self.watchers and self.offload(task.extents):
-            return
+        if self.plan.offload and not self.plan.compress and not self.watchers and writer.target.unit == 1:
+            turns.wait(turn)
+            if self.offload(task.extents):
+                turns.passed()
+                return
         low, high = writer.span(task)
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
@@ -135,8 +141,6 @@ class _Copier:
     def offload(self, extents: Sequence[Extent]) -> bool:
         """Let the target's storage take *extents* in its own way; False: it cannot, or not all of them."""
         target = self.writer.target
-        if target.unit > 1:
-            return False
         for extent in extents:
             if extent.kind is not Kind.DATA or extent.node is None:
                 return False
