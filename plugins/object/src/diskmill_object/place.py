@@ -68,7 +68,12 @@ class ObjectPlace(Place):
         return ObjectPlace(self.driver, self.bucket, key, self.kept)
 
     def resolved(self) -> ObjectPlace:
-        return ObjectPlace(self.driver, self.bucket, self.expected_key(), self.kept, judged=True)
+        """The same; of a folder, without the slash that may stand at its end."""
+        key = self.key.rstrip("/")
+        place = ObjectPlace(self.driver, self.bucket, key, self.kept, judged=True)
+        if key:
+            place.expected_key()
+        return place
 
     def expected_key(self) -> str:
         """The key.
