@@ -23,12 +23,13 @@ class RangedStorage(Storage):
     the file does not change, so neither do they.
 
     :param connections: how many requests are made at once.
+    :param best: bytes that a request had better have.
     """
 
-    def __init__(self, name: str, *, readahead: int, connections: int) -> None:
+    def __init__(self, name: str, *, readahead: int, connections: int, best: int = MiB) -> None:
         self.name = name
         self.size = 0
-        self.requests = Requests(best=MiB, at_once=connections)
+        self.requests = Requests(best=best, at_once=connections)
         self._readahead = readahead
         self._lock = threading.Lock()
         self._stretches: OrderedDict[int, bytes] = OrderedDict()

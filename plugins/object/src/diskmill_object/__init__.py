@@ -27,7 +27,7 @@ _ALL = (
     _option("readahead", "size", "bytes that are asked for at least, and kept (256k)", when=("open",), runtime=True),
     _option("timeout", "int", "seconds that the service may be silent (30)", runtime=True),
     _option("retries", "int", "failures in a row that are borne (5)", runtime=True),
-    _option("connections", "int", "how many requests are made at once (4)", runtime=True),
+    _option("connections", "int", "how many requests are made at once (8)", runtime=True),
     _option("part-size", "size", "bytes of an upload's parts; default: by the disk's size", when=("create",)),
 )
 _S3 = (

@@ -34,7 +34,7 @@ class Settings:
     readahead: int = READAHEAD
     timeout: int = 30
     retries: int = 5
-    connections: int = 4
+    connections: int = 8
     part: int = 0
 
 
@@ -102,7 +102,7 @@ def settings_of(options: Mapping[str, Value], place: ObjectPlace, context: Conte
         readahead=number("readahead", READAHEAD, 512, LARGEST_READAHEAD),
         timeout=number("timeout", 30, 1, 3600),
         retries=number("retries", 5, 0, 1000),
-        connections=number("connections", 4, 1, 64),
+        connections=number("connections", 8, 1, 64),
         part=number("part-size", 0, 0, 5 << 30),
     )
 
