@@ -119,8 +119,9 @@ class ProtocolDriver(Driver):
     group = "diskmill.protocol"
     kind = "protocol"
     prefixes: tuple[str, ...] = ()
-    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``. Its package gives
-    an entry point of the group ``diskmill.prefix`` for each, so that it is found by them without being imported."""
+    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``; ``fsspec+*`` for
+    whatever begins with ``fsspec+``. Its package gives an entry point of the group ``diskmill.prefix`` for each, so
+    that it is found by them without being imported."""
     siblings: bool = False
     """Whether new outputs can be made beside a place of its kind, and existing ones be opened there for writing."""
 

@@ -134,8 +134,13 @@ class _Copier:
                 watcher.zeros(task.start, task.end - task.start)
             return
         self.limit.take(task.length)
-        if self.offloads and self.offload(task.extents):
-            return
+        if self.offloads and (len(task.extents) == 1 or not writer.whole):
+            turns.begin(turn)
+            if self.offload(task.extents):
+                turns.end()
+                return
+            if writer.whole:
+                self.offloads = False  # the next ones need not wait for their turns to be refused, too
         low, high = writer.span(task)
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
@@ -158,8 +163,6 @@ class _Copier:
     def offload(self, extents: Sequence[Extent]) -> bool:
         """Let the target's storage take *extents* in its own way; False: it cannot, or not all of them."""
         target = self.writer.target
-        if target.unit > 1:
-            return False
         for extent in extents:
             if extent.kind is not Kind.DATA or extent.node is None:
                 return False
