@@ -102,7 +102,7 @@ class _Copier:
         self.progress = progress
         self.limit = limit
         self.watchers = watchers
-        self.offloads = self.plan.offload and not (self.plan.compress or watchers or writer.whole)
+        self.offloads = self.plan.offload and not (self.plan.compress or watchers)
 
     def left_out(self, extent: Extent) -> None:
         """Nothing need be done for *extent*."""
