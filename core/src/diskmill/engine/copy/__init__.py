@@ -102,7 +102,8 @@ class _Copier:
         self.progress = progress
         self.limit = limit
         self.watchers = watchers
-        self.offloads = self.plan.offload and not (self.plan.compress or watchers)
+        # Places in a plain window need not be published.
+        self.offloads = self.plan.offload and writer.target.unit == 1 and not (self.plan.compress or watchers)
 
     def left_out(self, extent: Extent) -> None:
         """Nothing need be done for *extent*."""
