@@ -1,12 +1,17 @@
-"""One contract of storage, kept by files, by their twin in memory, and by files of another machine (ssh)."""
+"""One contract of storage, kept by every protocol, by itself and under a filter; by their twin in memory, too."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import random
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from diskmill.contract import calls
 from diskmill.contract.drivers import FilterDriver
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Storage
@@ -16,11 +21,15 @@ from diskmill.errors import DiskmillError, StorageError
 from diskmill.kit.filter import Filter
 from diskmill.opening.context import Context
 from diskmill.opening.creation import create_image
+from diskmill.opening.names import parse_name
+from diskmill.opening.places import protocol_of
 from diskmill.opening.registry import Registry
+from http_servers import faulty
 from hypothesis import given
 from hypothesis import strategies as st
+from nbd_servers import nbdkit, uri
 from ssh_server import SshServer
-from twins import MemoryDriver
+from twins import Content, MemoryDriver
 
 PAGE = 4096
 Make = Callable[..., Storage]
@@ -33,7 +42,7 @@ class PassDriver(FilterDriver):
     name = "pass"
 
 
-@pytest.fixture(params=["file", "memory", "ssh", "pass-file", "pass-memory"])
+@pytest.fixture(params=["file", "memory", "ssh", "pass-file", "pass-memory", "pass-ssh"])
 def make(
     request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Make]:
@@ -288,3 +297,134 @@ def test_images_are_made_on_storage_of_any_protocol() -> None:
         assert not memory.files
         image.settle()
     assert bytes(memory.files["disk"]) == b"abc" + bytes(1021)
+
+
+# -- what is only read: every protocol, by itself and under a filter ------------------------------------------------
+
+HELD = random.Random(12).randbytes(300_000) + bytes(100_000) + b"the end" * 1000
+HELD += bytes(-len(HELD) % 512)
+ONCE = ("pipe", "pass-pipe")
+AT_ANY_OFFSET = [f"{over}{name}" for over in ("", "pass-") for name in ("file", "memory", "ssh", "nbd", "http")]
+Open = Callable[[], Storage]
+
+
+@pytest.fixture
+def opened(
+    request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Open]:
+    """Opens what holds ``HELD`` for reading."""
+    monkeypatch.setenv("DISKMILL_SSH", ssh_server.command)
+    protocol = request.param.removeprefix("pass-")
+    memory, path, sock = MemoryDriver(), tmp_path / "held", tmp_path / "sock"
+    path.write_bytes(HELD)
+    memory.files["held"] = Content(HELD)
+    registry = Registry()
+    registry.add(memory)
+    names = {"file": str(path), "memory": "memory:held", "ssh": ssh_server.url(path), "nbd": uri(sock)}
+    with ExitStack() as stack:
+        if protocol == "nbd":
+            stack.enter_context(nbdkit(sock, "-r", "file", path))
+        if protocol == "http":
+            for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+                monkeypatch.delenv(name)
+            names["http"] = stack.enter_context(faulty(HELD, lambda number, first, length: None)).url
+        if protocol == "pipe":
+            names["pipe"] = f"pipe:{tmp_path / 'fifo'}"
+            os.mkfifo(tmp_path / "fifo")
+
+            def feed() -> None:
+                with suppress(BrokenPipeError):  # not all of it need be read
+                    (tmp_path / "fifo").write_bytes(HELD)
+
+            feeder = threading.Thread(target=feed, daemon=True)
+            feeder.start()
+            stack.callback(feeder.join, 10)
+
+        def open() -> Storage:
+            spec = dict(parse_name(names[protocol])["file"])
+            driver = protocol_of(spec.pop("driver"), registry)
+            place = driver.place(spec)
+            options = validate(driver.options, {}, when="open", driver=driver.name)
+            asked = OpenRequest(place.display(), Context(registry=registry), options=options, place=place)
+            storage = calls.open_storage(registry, driver, asked)
+            stack.callback(storage.close)
+            return storage if protocol == request.param else Filter(PassDriver(), storage)
+
+        yield open
+
+
+@pytest.mark.parametrize("opened", AT_ANY_OFFSET, indirect=True)
+def test_what_a_protocol_holds_is_read_at_any_offset(opened: Open) -> None:
+    storage = opened()
+    assert storage.size == len(HELD)
+    assert not storage.forward
+    for offset, length in (
+        (0, 1),
+        (299_990, 20),
+        (len(HELD) - 5, 5),
+        (len(HELD), 0),
+        (0, len(HELD)),
+        (12_345, 100_001),
+    ):
+        assert storage.read(offset, length) == HELD[offset : offset + length]
+    assert storage.read(len(HELD) - 3, 10) == HELD[-3:] + bytes(7)  # beyond the end are zeros
+    assert storage.read(len(HELD) + 70_000, 9) == bytes(9)
+    assert storage.read_some(len(HELD) - 3, 10) == HELD[-3:]
+    at = 0
+    for extent in storage.extents(0, storage.size):
+        assert (extent.start, extent.node, extent.offset) == (at, storage, at)
+        assert extent.kind is not Kind.ZERO or not any(HELD[extent.start : extent.end])
+        at = extent.end
+    assert at == len(HELD)
+
+
+@pytest.mark.parametrize("opened", AT_ANY_OFFSET, indirect=True)
+def test_a_protocol_is_read_by_several_threads(opened: Open) -> None:
+    storage = opened()
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(20):
+            offset, length = chance.randrange(len(HELD)), chance.randrange(50_000)
+            if storage.read_some(offset, length) != HELD[offset : offset + length]:
+                wrong.append(offset)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("opened", [*AT_ANY_OFFSET, *ONCE], indirect=True)
+def test_what_a_protocol_opened_for_reading_is_not_changed(opened: Open) -> None:
+    storage = opened()
+    for change in (
+        lambda: storage.write(0, b"x"),
+        lambda: storage.zero(0, 512),
+        lambda: storage.truncate(512),
+        lambda: storage.allocate(0, 512, "full"),
+    ):
+        with pytest.raises(DiskmillError):
+            change()
+    assert storage.read(0, 1000) == HELD[:1000]
+    if not storage.forward:
+        assert storage.identity() == opened().identity()
+    storage.interrupt()  # whoever waits leaves; the rest is up to the storage
+    storage.close()
+    storage.close()
+
+
+@pytest.mark.parametrize("opened", ONCE, indirect=True)
+def test_what_comes_once_is_read_forward(opened: Open) -> None:
+    storage = opened()
+    assert storage.forward
+    assert storage.read_some(0, 1000) == storage.read_some(0, 1000) == HELD[:1000]  # the head is kept
+    found = bytearray()
+    while part := storage.read_some(len(found), 70_000):
+        found += part
+    assert found == HELD
+    with pytest.raises(StorageError, match="backwards"):
+        storage.read_some(100_000, 10)

@@ -19,7 +19,7 @@ from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
 from diskmill.opening.places import storage_of
 from http_servers import Fault, FaultServer, faulty
-from samples import KiB, MiB
+from samples import KiB, MiB, sparse_file
 
 DATA = random.Random(1).randbytes(5 * MiB + 300)
 RUNS = int(os.environ.get("DISKMILL_HTTP_RUNS", "200"))
@@ -197,6 +197,35 @@ def test_who_waits_for_a_server_is_woken() -> None:
             assert time.monotonic() - begin < 1
             assert len(errors) == 6
             assert "interrupted" in str(errors[0])
+
+
+@pytest.mark.parametrize("work", ["convert", "digest", "compare"])
+def test_cancelling_reaches_who_waits_for_a_server(work: str, tmp_path: Path) -> None:
+    cancel, out = threading.Event(), tmp_path / "out"
+    with faulty(DATA, data_only(Fault("stall"))) as server:
+        name = spec(server, timeout=20)
+        other = sparse_file(tmp_path / "other", len(DATA) // 512 * 512 + 512, {0: b"x"})
+        calls: dict[str, Callable[[], object]] = {
+            "convert": lambda: diskmill.convert([name], str(out), image_opts=True, cancel=cancel),
+            "digest": lambda: diskmill.digest(name, image_opts=True, cancel=cancel),
+            "compare": lambda: diskmill.compare(
+                name, f"driver=raw,file.filename={other}", image_opts=True, cancel=cancel
+            ),
+        }
+        stopped: list[float] = []
+        timer = threading.Timer(0.5, lambda: (cancel.set(), stopped.append(time.monotonic())))
+        timer.start()
+        with pytest.raises(diskmill.CancelledError):
+            calls[work]()
+        assert time.monotonic() - stopped[0] < 1
+    assert not out.exists()
+
+
+def test_a_server_that_may_come_back_is_worth_another_try(tmp_path: Path) -> None:
+    for fault, transient in ((Fault("status", 503), True), (Fault("status", 404), False)):
+        with faulty(DATA, data_only(fault)) as server, pytest.raises(StorageError) as caught:
+            convert(server, tmp_path / "out", retries=0)
+        assert caught.value.transient is transient
 
 
 def test_a_dead_connection_that_was_kept_costs_nothing(tmp_path: Path) -> None:

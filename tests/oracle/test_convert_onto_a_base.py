@@ -149,7 +149,8 @@ class Scenario:
             arguments["compress"] = True
         arguments["sparse"] = self.random.choice((4096, 4096, 0, 64 * KiB))
         arguments["in_order"] = self.random.random() < 0.8
-        arguments["offload"] = self.random.random() < 0.2
+        if self.random.random() < 0.2 and "compress" not in arguments:  # the two contradict each other, as does sparse
+            arguments |= {"offload": True, "sparse": 0}
         if "existing" not in arguments and self.random.random() < 0.2:
             options |= {"backing_file": base, "backing_fmt": base_kind}
         else:

@@ -244,6 +244,6 @@ def test_interrupting_at_the_terminal_tidies_up_over_there(tmp_path: Path, ssh_s
     there.mkdir()
     # The key press reaches ssh, too, which must live on to remove what is not finished.
     words = ["convert", "-p", "-r", "8M", "-f", "raw", "-O", "raw", str(source), ssh_server.url(there / "out.raw")]
-    status, text = at_terminal(words, ssh_server.env, until=b"20.", press=b"\x03")
+    status, text = at_terminal(words, ssh_server.env, until=b" MiB of 64 MiB", press=b"\x03")
     assert status == 130, text
     assert os.listdir(there) == []

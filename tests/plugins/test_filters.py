@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diskmill import convert
 from diskmill.contract.extents import Kind
 from diskmill.contract.node import Image, Storage
-from diskmill.errors import DiskmillError, RefusedError, StorageError, UsageError
+from diskmill.errors import CancelledError, DiskmillError, RefusedError, StorageError, UsageError
 from diskmill.opening.context import SharedObject
 from diskmill.opening.gate import FOLDER
 from diskmill.opening.graph import open_image
@@ -339,6 +341,18 @@ def test_failures_are_tried_again_but_flushes_are_not(machine: Machine) -> None:
     with pytest.raises(StorageError, match="Input/output"):
         image.read(0, 10)
     image.abandon()
+
+
+def test_cancelling_reaches_a_filter_that_waits(machine: Machine, tmp_path: Path) -> None:
+    machine.put("disk", b"x" * 4096)
+    below = {"driver": "blkdebug", "image": memory("disk"), "inject-error": [{"event": "none", "iotype": "read"}]}
+    node = {"driver": "retry", "file": below, "retry-delay": 3600}
+    name = "json:" + json.dumps({"driver": "raw", "file": node})
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    with pytest.raises(CancelledError):
+        convert([name], str(tmp_path / "out"), context=machine.context, cancel=cancel)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import pytest
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.node import Buffer, ReadBuffer
 from diskmill.engine.copy import CopyPlan, copy
 from diskmill.engine.copy.gauge import CHUNK
 from diskmill.engine.progress import Progress
 from diskmill.errors import CancelledError, DiskmillError, StorageError
+from diskmill.formats.raw import RawImage
 from diskmill.kit.image import FormatImage
+from diskmill.opening.registry import Registry
 from diskmill.sizes import KiB, MiB
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -243,3 +247,59 @@ def test_payloads_may_lie_anywhere_and_one_in_another(
         expected = stored.to_bytes(7, "big") + source.file.read(at + stored - 1, 1)
         assert source.read(index * 4096, 4096) == expected * 512
         assert out.read(index * 4096, 4096) == expected * 512
+
+
+class Forward(MemoryStorage):
+    """Takes bytes once, in order, as standard output does; what is skipped is zeros."""
+
+    forward = True
+
+    def write(self, offset: int, data: ReadBuffer) -> None:
+        assert offset >= self.size, "it was written backwards"
+        super().write(offset, data)
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        self.write(offset, b"".join(buffers))
+
+
+class Slow(MemoryStorage):
+    """Answers late, by chance, so that tasks end in another order than they began."""
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        time.sleep(random.random() * 0.004)
+        super().read_into(offset, buffer)
+
+
+def slow(data: bytes) -> Slow:
+    return Slow(MemoryDriver(), "slow", Content(data), writable=False)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_target_that_only_goes_forward_is_written_in_order(in_order: bool) -> None:
+    data = random.Random(4).randbytes(20 * CHUNK + 100)
+    into = Forward(MemoryDriver(), "forward", Content(), writable=True)
+    raw = Registry().format("raw")
+    out = RawImage(raw, into, name="out", writable=True, size=len(data))
+    copy(slow(data), out, CopyPlan(zeroed=True, in_order=in_order, threads=4))
+    assert into.content.read(0, len(data)) == data
+
+
+def test_a_format_that_wants_its_blocks_in_order_gets_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = random.Random(5).randbytes(20 * CHUNK), target(20 * CHUNK)
+    monkeypatch.setattr(type(out.driver), "capabilities", out.driver.capabilities | {"writes-forward"})
+    copy(slow(data), out, CopyPlan(zeroed=True, in_order=False, threads=4))
+    places = [out.table[at] for at in sorted(out.table)]
+    assert places == sorted(places)
+    assert out.read(0, len(data)) == data
+
+
+def test_a_copy_tells_up_to_where_all_is_published() -> None:
+    data, out, told = random.Random(6).randbytes(20 * CHUNK + 5000), target(20 * CHUNK + 5000), list[int]()
+
+    def reached(upto: int) -> None:
+        assert out.read(0, upto) == data[:upto]
+        told.append(upto)
+
+    copy(slow(data), out, CopyPlan(zeroed=True, threads=4), reached=reached)
+    assert told[-1] == len(data)
+    assert len(set(told)) > 3

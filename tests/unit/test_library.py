@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 import tarfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,22 @@ def test_every_error_is_at_the_top_and_storage_fails_as_a_system_call_does(tmp_p
     assert (error.errno, error.strerror, error.filename) == (2, "No such file or directory", str(tmp_path / "none.raw"))
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.errno, str(again)) == (type(error), error.errno, str(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (TimeoutError("timed out"), True),
+        (OSError(errno.EHOSTUNREACH, "no route"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (FileNotFoundError(errno.ENOENT, "none"), False),
+    ],
+)
+def test_a_failure_that_may_pass_says_so(error: OSError, transient: bool) -> None:
+    told = diskmill.StorageError.from_os(error, "disk")
+    assert told.transient is pickle.loads(pickle.dumps(told)).transient is copy(told).transient is transient
+    assert diskmill.LockedError("another process writes it").transient
 
 
 def test_use_after_close_says_so(disk: Path) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diskmill.contract.options import HelpAsked, split
-from diskmill.errors import SecretError, StorageError, UsageError, printable
+from diskmill.errors import SecretError, UsageError, printable
 from diskmill.opening.context import SharedObject
+from diskmill.opening.secrets import Secret
 
-_MAX = 1 << 20
-"""Bytes of a secret file that are read at most; keys and passphrases are far smaller."""
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _TLS = ("tls-creds-x509", "tls-creds-psk", "tls-creds-anon", "authz-simple", "authz-list", "authz-list-file")
 _OTHERS = ("throttle-group", *_TLS)
@@ -53,7 +52,7 @@ def read_objects(definitions: Sequence[str]) -> tuple[dict[str, bytes], dict[str
         unknown = sorted(set(properties) - set(_KNOWN))
         if unknown:
             raise UsageError(f"a secret object has no property '{unknown[0]}'")
-        secrets[key] = _read(properties, secrets)
+        secrets[key] = Secret(**properties).read(secrets)
     return secrets, others
 
 
@@ -103,81 +102,3 @@ def _properties(text: str) -> dict[str, Any]:
     except HelpAsked:
         raise UsageError(f"properties of a secret: {', '.join(_KNOWN)}") from None
     return {"qom-type": kind} | dict(pairs) if kind else dict(pairs)
-
-
-def _read(properties: Mapping[str, str], secrets: Mapping[str, bytes]) -> bytes:
-    key = properties["id"]
-    form = properties.get("format", "raw")
-    if form not in ("raw", "base64"):
-        raise UsageError(f"secret '{key}': the format is 'raw' or 'base64', not '{form}'")
-    if ("data" in properties) == ("file" in properties):
-        raise UsageError(f"secret '{key}': give either 'data' or 'file'")
-    if "data" in properties:
-        content = _encoded(properties["data"], key)
-    else:
-        content = _from_file(properties["file"])
-    if form == "base64":
-        content = _base64(content, key)
-    if "keyid" in properties:
-        return _decrypt(content, properties, secrets)
-    if "iv" in properties:
-        raise UsageError(f"secret '{key}': 'iv' goes with 'keyid'")
-    return content
-
-
-def _encoded(text: str, key: str) -> bytes:
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise UsageError(f"secret '{key}': its text has characters that there are not") from None
-
-
-def _from_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MAX + 1)
-    except OSError as error:
-        raise StorageError.from_os(error, path) from None
-    except ValueError:  # a NUL character, or one that no file name can hold
-        raise UsageError("it is not a possible file name", file=path) from None
-    if len(content) > _MAX:
-        raise SecretError(f"a secret is at most {_MAX} bytes", file=path)
-    return content
-
-
-def _base64(content: bytes, key: str) -> bytes:
-    import binascii
-
-    try:
-        return binascii.a2b_base64(content.replace(b"\n", b""), strict_mode=True)
-    except (binascii.Error, ValueError):
-        raise SecretError(f"secret '{key}': its content is not valid base64") from None
-
-
-def _decrypt(content: bytes, properties: Mapping[str, str], secrets: Mapping[str, bytes]) -> bytes:
-    """AES-256-CBC with PKCS#7 padding, under the secret that ``keyid`` names."""
-    key = properties["id"]
-    if "iv" not in properties:
-        raise UsageError(f"secret '{key}': 'iv' is needed to decrypt it")
-    master = secrets.get(properties["keyid"])
-    if master is None:
-        raise SecretError(f"secret '{key}': no secret with id '{properties['keyid']}' is defined before it")
-    if len(master) != 32:
-        raise SecretError(f"secret '{properties['keyid']}': a key must be 32 bytes, not {len(master)}")
-    iv = _base64(_encoded(properties["iv"], key), key)
-    if len(iv) != 16:
-        raise SecretError(f"secret '{key}': the iv must be 16 bytes, not {len(iv)}")
-    if not content or len(content) % 16:
-        raise SecretError(f"secret '{key}': encrypted content must be whole blocks of 16 bytes")
-    try:
-        from cryptography.hazmat.primitives.ciphers import Cipher
-        from cryptography.hazmat.primitives.ciphers.algorithms import AES
-        from cryptography.hazmat.primitives.ciphers.modes import CBC
-    except ImportError:
-        raise SecretError("encrypted secrets need the package cryptography: install diskmill-cli[secrets]") from None
-    decryptor = Cipher(AES(master), CBC(iv)).decryptor()
-    plain = decryptor.update(content) + decryptor.finalize()
-    padding = plain[-1]
-    if not 1 <= padding <= 16 or not plain.endswith(bytes([padding]) * padding):
-        raise SecretError(f"secret '{key}': it cannot be decrypted with the key '{properties['keyid']}'")
-    return plain[:-padding]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .commands.check import check as check
     from .commands.commit import commit as commit
     from .commands.compare import compare as compare
+    from .commands.conversion import Source as Source
+    from .commands.conversion import Target as Target
     from .commands.convert import convert as convert
     from .commands.create import create as create
     from .commands.dd import dd as dd
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from .opening.gate import FOLDER as FOLDER
     from .opening.gate import NOTHING as NOTHING
     from .opening.gate import Trust as Trust
+    from .opening.secrets import Secret as Secret
+    from .opening.settings import Settings as Settings
     from .storages.memory import memory as memory
 
 _HOMES = {
@@ -80,7 +84,11 @@ _HOMES = {
     "ProtocolDriver": "contract.drivers",
     "RefusedError": "errors",
     "SecretError": "errors",
+    "Secret": "opening.secrets",
+    "Settings": "opening.settings",
+    "Source": "commands.conversion",
     "StorageError": "errors",
+    "Target": "commands.conversion",
     "Trust": "opening.gate",
     "UnsupportedError": "errors",
     "UsageError": "errors",

@@ -6,6 +6,7 @@ line prints after ``diskmill: ``. ``exit_code`` is the process status that qemu-
 
 from __future__ import annotations
 
+import errno as numbers
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -103,12 +104,35 @@ class CheckUnsupportedError(UnsupportedError):
     exit_code = 63
 
 
+_PASSING = frozenset(
+    {
+        numbers.EAGAIN,
+        numbers.EBUSY,
+        numbers.ECONNABORTED,
+        numbers.ECONNREFUSED,
+        numbers.ECONNRESET,
+        numbers.EHOSTDOWN,
+        numbers.EHOSTUNREACH,
+        numbers.EINTR,
+        numbers.ENETDOWN,
+        numbers.ENETRESET,
+        numbers.ENETUNREACH,
+        numbers.ENOTCONN,
+        numbers.EPIPE,
+        numbers.ESHUTDOWN,
+        numbers.ETIMEDOUT,
+    }
+)
+"""Of failures that may be over a moment later: a server that restarts, a network that comes back."""
+
+
 class StorageError(DiskmillError, OSError):
     """The storage below an image failed: no such file, no permission, disk full, input/output error.
 
     It is an :class:`OSError` as well, with ``errno``, ``strerror`` and ``filename``.
 
     :param errno: the operating system's error number, where there is one.
+    :param transient: whether the same, tried again later, may work; None: the error number tells.
     """
 
     code = "storage"
@@ -121,11 +145,13 @@ class StorageError(DiskmillError, OSError):
         place: str | None = None,
         hint: str | None = None,
         errno: int | None = None,
+        transient: bool | None = None,
     ) -> None:
         super().__init__(cause, file=file, place=place, hint=hint)
         self.errno = errno
         self.strerror = cause
         self.filename = file
+        self.transient = errno in _PASSING if transient is None else transient
 
     def __reduce__(self) -> tuple[Any, ...]:  # OSError keeps what these three have elsewhere
         kept = {"errno": self.errno, "strerror": self.strerror, "filename": self.filename}
@@ -137,13 +163,17 @@ class StorageError(DiskmillError, OSError):
         as it is."""
         if isinstance(error, StorageError):
             return error
-        return cls(error.strerror or str(error), file=file, place=place, errno=error.errno)
+        passing = True if isinstance(error, TimeoutError | ConnectionError) else None
+        return cls(error.strerror or str(error), file=file, place=place, errno=error.errno, transient=passing)
 
 
 class LockedError(StorageError):
     """Another process holds the image in a way that excludes this use."""
 
     code = "locked"
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{"transient": True, **named})  # the other process may be done a moment later
 
 
 class ClosedError(StorageError, ValueError):

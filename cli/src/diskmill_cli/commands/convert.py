@@ -18,12 +18,11 @@ _SOURCE = "The image"
 _TARGET = "The output"
 _COPY = "The copying"
 
-MAX_THREADS = 16
-
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
-    from diskmill.commands.convert import convert
+    from diskmill.commands.conversion import MOST_THREADS, Conversion, Source, Target
+    from diskmill.commands.convert import perform
     from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
 
@@ -42,53 +41,52 @@ def run(arguments: Arguments, session: Session) -> int:
         arguments, lambda: create.options_for(output_format, arguments.operands[-1], context=context)
     )
     existing = arguments.has("existing")
-    if existing and options:
-        raise UsageError("-o has no effect with -n: the output exists already")
     named = arguments.has("backing_format") or options.get("backing_fmt")
     if arguments.has("backing") and not named and not existing:  # which says itself what it stands on
         raise UsageError("a backing image needs its format: name it with -F")
     if not existing:
         common.tell_of_raw(arguments, session, "output_format", "-O", arguments.operands[-1])
+    digest = None
+    if arguments.has("digest"):
+        from diskmill.commands.digest import ALGORITHM
+
+        digest = arguments.one("digest") or ALGORITHM
+    asked = Conversion(
+        tuple(
+            Source(name, arguments.one("format"), arguments.one("snapshot"), arguments.has("image_opts"), context.cache)
+            for name in arguments.operands[:-1]
+        ),
+        Target(
+            arguments.operands[-1],
+            output_format,
+            options,
+            arguments.one("backing"),
+            arguments.one("backing_format"),
+            existing,
+            arguments.has("target_zero"),
+            arguments.has("target_image_opts"),
+            target_context.cache,
+        ),
+        compress=arguments.has("compress"),
+        sparse=arguments.size("sparse", "sparse size", 4096) if arguments.has("sparse") else None,
+        threads=arguments.number("threads", "number of threads", 0, 1, MOST_THREADS) or None,
+        in_order=not arguments.has("unordered"),
+        rate=arguments.size("rate", "rate limit"),
+        offload=arguments.has("offload"),
+        salvage=arguments.has("salvage"),
+        bitmaps=arguments.has("bitmaps"),
+        skip_broken=arguments.has("skip_broken"),
+        digest=digest,
+        verify=arguments.has("verify"),
+    )
     damage: list[tuple[int, int, DiskmillError]] = []
 
     def salvage(offset: int, length: int, error: DiskmillError) -> None:
         damage.append((offset, length, error))
         session.warn(f"{error}: {length} bytes from guest offset {offset} on are written as zeros")
 
-    verify, digest = arguments.has("verify"), None
-    if arguments.has("digest"):
-        from diskmill.commands.digest import ALGORITHM
-
-        digest = arguments.one("digest") or ALGORITHM
     with shown(arguments, session, "convert") as report:
-        made = convert(
-            arguments.operands[:-1],
-            arguments.operands[-1],
-            format=arguments.one("format"),
-            output_format=output_format,
-            options=options,
-            compress=arguments.has("compress"),
-            backing=arguments.one("backing"),
-            backing_format=arguments.one("backing_format"),
-            existing=existing,
-            target_zero=arguments.has("target_zero"),
-            sparse=arguments.size("sparse", "sparse size", 4096),
-            threads=arguments.number("threads", "number of threads", 0, 1, MAX_THREADS) or None,
-            in_order=not arguments.has("unordered"),
-            rate=arguments.size("rate", "rate limit"),
-            salvage=salvage if arguments.has("salvage") else None,
-            snapshot=arguments.one("snapshot"),
-            offload=arguments.has("offload"),
-            bitmaps=arguments.has("bitmaps"),
-            skip_broken=arguments.has("skip_broken"),
-            image_opts=arguments.has("image_opts"),
-            target_image_opts=arguments.has("target_image_opts"),
-            context=context,
-            target_context=target_context,
-            progress=report,
-            digest=digest,
-            verify=verify,
-        )
+        made = perform(asked, context, target_context, progress=report, damaged=salvage)
     if arguments.one("output") == "json":
         session.json(
             {
@@ -96,43 +94,27 @@ def run(arguments: Arguments, session: Session) -> int:
                 "format": output_format,
                 "bytes": report.total,
                 "damage": [{"offset": at, "length": count, "cause": error.cause} for at, count, error in damage],
-                **({"digest": made} if made is not None else {}),
+                **({"digest": made.digest} if made.digest is not None else {}),
             }
         )
-    elif made is not None:
-        session.print(f"{made}  {arguments.operands[-1]}")
+    elif made.digest is not None:
+        session.print(f"{made.digest}  {arguments.operands[-1]}")
     return 0
 
 
 def _check(arguments: Arguments) -> None:
-    """Options that contradict each other."""
+    """What only the command line can get wrong; the rest is for the conversion itself to say."""
     from diskmill.errors import UsageError
 
     if len(arguments.operands) < 2:
         raise UsageError("must specify image file names: one or more to read, then the one to write")
-    needs = (
-        ("target_zero", "existing", "--target-is-zero requires -n"),
-        ("target_image_opts", "existing", "--target-image-opts requires -n"),
-        ("skip_broken", "bitmaps", "--skip-broken-bitmaps requires --bitmaps"),
-        ("backing_format", "backing", "-F requires -B"),
-    )
-    for given, needed, text in needs:
-        if arguments.has(given) and not arguments.has(needed):
-            raise UsageError(text)
     for one, other, text in (
-        ("offload", "compress", "cannot offload copying when compressing (-C and -c)"),
-        ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),
-        ("offload", "salvage", "cannot offload copying with --salvage"),
-        ("backing", "digest", "no digest can be made of a copy that leaves data to a backing image (-B)"),
-        ("backing", "verify", "a copy that leaves data to a backing image (-B) is verified with compare"),
+        ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),  # even for none
         ("existing", "in_place", "--in-place makes an image anew, and -n writes into one that exists"),
         ("existing", "no_clobber", "--no-clobber refuses the image that -n writes into"),
     ):
         if arguments.has(one) and arguments.has(other):
             raise UsageError(text)
-    sparse = arguments.size("sparse", "sparse size", 4096)
-    if sparse % 512 or sparse > 1 << 21 << 9:
-        raise UsageError("the sparse size must be a multiple of 512 bytes, and at most 1 GiB")
 
 
 COMMAND = Command(

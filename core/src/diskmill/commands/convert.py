@@ -24,15 +24,12 @@ from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
-from ..sizes import whole
 from .bitmap import bitmaps_of
+from .conversion import Conversion, Converted, Source, Target
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
-
-MOST_THREADS = 16
-"""Threads that a copy may have."""
 
 
 def convert(
@@ -47,7 +44,7 @@ def convert(
     backing_format: str | None = None,
     existing: bool = False,
     target_zero: bool = False,
-    sparse: int = 4096,
+    sparse: int | None = None,
     threads: int | None = None,
     in_order: bool = True,
     rate: int = 0,
@@ -79,9 +76,9 @@ def convert(
         image, which the caller vouches for. Holes that nothing lies behind are zeros, and are written over it.
     :param existing: write into an image that is there (as large, at least) instead of making one.
     :param target_zero: that image reads as zeros throughout. It is refused where some looks show that it does not.
-    :param sparse: see :class:`~diskmill.engine.copy.CopyPlan`, as are *threads*, *in_order*, *offload* and
-        *salvage*.
-    :param rate: bytes a second; 0: as fast as it goes.
+    :param sparse: see :class:`~diskmill.commands.conversion.Conversion`, as are *threads*, *in_order*, *rate* and
+        *offload*.
+    :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     :param bitmaps: also copy the persistent bitmaps of the one source.
     :param skip_broken: leave inconsistent ones out, with a warning; otherwise they are refused.
     :param snapshot: convert this internal snapshot: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
@@ -93,157 +90,224 @@ def convert(
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
-    sources = given_names(sources)
-    output = given_name(output)
-    backing = None if backing is None else given_name(backing)
-    threads = None if threads is None else whole(threads, "threads", 1, MOST_THREADS)
-    rate, sparse = whole(rate, "rate"), whole(sparse, "sparse")
     context = context or Context()
     target_context = target_context or replace(context, cache="unsafe", share=False)
+    output = given_name(output)
+    read = [Source(name, format, snapshot, image_opts, context.cache) for name in given_names(sources)]
+    asked = Conversion(
+        tuple(read),
+        Target(
+            output,
+            output_format,
+            options or {},
+            None if backing is None else given_name(backing),
+            backing_format,
+            existing,
+            target_zero,
+            target_image_opts,
+            target_context.cache,
+        ),
+        compress=compress,
+        sparse=sparse,
+        threads=threads,
+        in_order=in_order,
+        rate=rate,
+        offload=offload,
+        salvage=salvage is not None,
+        bitmaps=bitmaps,
+        skip_broken=skip_broken,
+        digest=digest,
+        verify=verify,
+    )
+    return perform(asked, context, target_context, progress=progress, cancel=cancel, damaged=salvage).digest
+
+
+def perform(
+    asked: Conversion,
+    context: Context,
+    target_context: Context,
+    *,
+    progress: Report | None = None,
+    cancel: threading.Event | None = None,
+    damaged: Callable[[int, int, DiskmillError], None] | None = None,
+) -> Converted:
+    """Do what is *asked*, with the sources opened by *context* and the target by *target_context*; cache modes are
+    theirs, and not those of *asked*.
+
+    :param damaged: told of what ``salvage`` wrote as zeros: (guest offset, length, error).
+    :raises DiskmillError: whatever went wrong.
+    """
     counter = Progress(progress)
-    options = dict(options or {})
-    # A backing image that is given as an option is one all the same: what stays in it must not be copied as zeros.
-    backing = options.pop("backing_file", None) or backing
-    backing_format = options.pop("backing_fmt", None) or backing_format
-    if target_zero and not existing:
-        both = said("target_zero goes with existing", "--target-is-zero goes with -n")
-        raise UsageError(f"a new image reads as zeros anyhow: {both}")
-    if existing and options:
-        raise UsageError(f"with {said('existing', '-n')} the image exists already: it takes no options")
     with ExitStack() as stack:
-        images = []
-        for name in sources:
-            other = existing or output_format != "raw"  # as raw it stays what it is
-            image = open_image(name, format, context=context, image_opts=image_opts, copied=other)
-            stack.enter_context(image)
-            if snapshot is not None:
-                load_snapshot(image, snapshot, context)
-            images.append(image)
-        if not images:
-            raise UsageError("there is nothing to convert: name at least one source image")
-        if len(images) > 1 and (snapshot is not None or backing is not None):
-            both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
-            raise UsageError(f"several images make one disk only without {both}")
-        if not target_image_opts:
-            refuse_self(images, output, context.registry)
-        copied: list[Bitmap] = []
-        if bitmaps:
-            if len(images) > 1:
-                raise UsageError("Copying bitmaps only possible with single source")
-            found = bitmaps_of(images[0], context)
-            if not found and "bitmaps" not in images[0].driver.capabilities:
-                raise UnsupportedError("the source's format has no persistent bitmaps", file=images[0].name)
-            if not found and not _can_have_bitmaps(images[0], context):
-                raise UnsupportedError("the source's version of the format has no persistent bitmaps", file=sources[0])
-            if not target_image_opts and "bitmaps" not in context.registry.format(output_format).capabilities:
-                raise UnsupportedError(f"format '{output_format}' does not support persistent bitmaps", file=output)
-            copied = _sound_bitmaps(found, skip_broken, images[0], context)
-        shared: Image | None = None  # by default everything is copied
-        shared_size: int | None = None
-        size = sum(image.size for image in images)
-        counter.expect(size)
-        if existing:
-            named = None if target_image_opts else output_format  # an option string names its driver itself
-            target = open_image(output, named, context=target_context, writable=True, image_opts=target_image_opts)
-            if storage_of(target).identity() in identities(images):
-                target.close()
-                raise UsageError("the output is also an input", file=output)
-            if target.size < size:
-                target.close()
-                raise UsageError(f"it holds {target.size} bytes, but {size} are to be written", file=output)
-            if backing is not None and target.backing is None:
-                target.close()
-                raise UsageError(
-                    f"it has no backing image for what the source leaves to its own ({said('backing', '-B')})",
-                    file=output,
-                )
-            if backing is not None and target.backing is not None and _empty(target):
-                shared, shared_size = _shared(images[0], target.backing, snapshot), target.backing.size
-            try:
-                for image in images:
-                    refuse_unreadable(image, context)
-                _refuse_compression(compress, target)
-                _refuse_bitmaps(bitmaps, copied, target, context)
-                if target_zero:
-                    _refuse_data(target, size)
-            except BaseException:
-                target.close()
-                raise
-        else:
-            base = _backing(stack, backing, backing_format, output, context)
-            if base is not None:
-                shared, shared_size = _shared(images[0], base, snapshot), base.size
-            target = create_image(
-                output,
-                output_format,
-                size,
-                options,
-                context=target_context,
-                backing=None
-                if base is None
-                else Backing(
-                    written_name(str(backing), new_place(output, context.registry), context.registry),
-                    backing_format or base.driver.name,
-                    base.size,
-                    base.details(),
-                ),
-                compressed=compress,
-                inputs=identities([*images, *([base] if base is not None else ())]),
-            )
-            if base is not None:  # what a unit of the target holds beside the source's data comes from there
-                target.attach(Reference("backing", str(backing)), base)
+        work = _Work(asked, context, target_context, stack)
+        counter.expect(work.size)
+        target = work.existing() if asked.target.existing else work.new()
         try:
-            _refuse_compression(compress, target)
-            compress = compress and not _stays_uncompressed(target, context)
-            _tell_sectors(images, target, context)
-            for image in images:
-                _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
-            _refuse_bitmaps(bitmaps, copied, target, context)
-            plan = CopyPlan(
-                sparse=sparse,
-                zeroed=target_zero if existing else target.blank and backing is None,
-                compress=compress,
-                in_order=in_order,
-                shared=shared,
-                shared_size=shared_size,
-                offload=offload,
-                threads=threads,
-                salvage=salvage,
-            )
-            _add_bitmaps(copied, target, context)
-            watched = _Watched(size, digest, verify, stack)
-            if verify:
-                counter.expect(size)
+            plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
+            _add_bitmaps(work.bitmaps, target, context)
+            watched = _Watched(work.size, asked.digest, asked.verify, stack)
+            if asked.verify:
+                counter.expect(work.size)
             copy(
-                images,
+                work.images,
                 target,
                 plan,
                 progress=counter,
-                limit=RateLimit(rate),
+                limit=RateLimit(asked.rate),
                 cancel=cancel,
                 watchers=watched.watchers,
             )
             made = watched.found
-            if verify:
-                watched.verify(target, counter)
-            for one in copied:
-                calls.bitmap(context.registry, target, "merge", one.name, source=one)
-                if one.enabled:
-                    calls.bitmap(context.registry, target, "enable", one.name)
+            if asked.verify:
+                watched.verify(target, counter, cancel)
+            for bitmap in work.bitmaps:
+                calls.bitmap(context.registry, target, "merge", bitmap.name, source=bitmap)
+                if bitmap.enabled:
+                    calls.bitmap(context.registry, target, "enable", bitmap.name)
             counter.phase("finish")
-            if existing:
+            if asked.target.existing:
                 target.close()
             else:
                 target.settle()
         except BaseException:
-            if existing:  # what was written stays: its tables shall fit, and it be marked as closed
+            if asked.target.existing:  # what was written stays: its tables shall fit, and it be marked as closed
                 target.close_after_failure()
-                target_context.warn(f"'{output}' is incomplete: the conversion into it did not finish")
+                target_context.warn(f"'{asked.target.name}' is incomplete: the conversion into it did not finish")
             else:
                 target.abandon()
             raise
         target.close()
-        return made
+        return Converted(target.driver.name, work.size, made)
+
+
+class _Work:
+    """The opened sources of what is *asked*, and the ways to its target. All refusals come before the first write."""
+
+    def __init__(self, asked: Conversion, context: Context, target_context: Context, stack: ExitStack) -> None:
+        self.asked = asked
+        self.context = context
+        self.target_context = target_context
+        self.stack = stack
+        self.snapshot = asked.sources[0].snapshot
+        self.options = dict(asked.target.options)
+        # A backing image that is given as an option is one all the same: what stays in it must not be copied as zeros.
+        self.backing = self.options.pop("backing_file", None) or asked.target.backing
+        self.backing_format = self.options.pop("backing_fmt", None) or asked.target.backing_format
+        self.images = [self._opened(one) for one in asked.sources]
+        if len(self.images) > 1 and self.backing is not None:  # given as an option
+            both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
+            raise UsageError(f"several images make one disk only without {both}")
+        if not asked.target.image_opts:
+            refuse_self(self.images, asked.target.name, context.registry)
+        self.bitmaps = self._bitmaps() if asked.bitmaps else []
+        self.shared: Image | None = None  # by default everything is copied
+        self.shared_size: int | None = None
+        self.size = sum(image.size for image in self.images)
+
+    def _opened(self, source: Source) -> Image:
+        other = self.asked.target.existing or self.asked.target.format != "raw"  # as raw it stays what it is
+        image = open_image(source.name, source.format, context=self.context, image_opts=source.image_opts, copied=other)
+        self.stack.enter_context(image)
+        if source.snapshot is not None:
+            load_snapshot(image, source.snapshot, self.context)
+        return image
+
+    def _bitmaps(self) -> list[Bitmap]:
+        """The bitmaps of the source that are copied."""
+        image, target, context = self.images[0], self.asked.target, self.context
+        found = bitmaps_of(image, context)
+        if not found and "bitmaps" not in image.driver.capabilities:
+            raise UnsupportedError("the source's format has no persistent bitmaps", file=image.name)
+        if not found and not _can_have_bitmaps(image, context):
+            raise UnsupportedError(
+                "the source's version of the format has no persistent bitmaps", file=self.asked.sources[0].name
+            )
+        if not target.image_opts and "bitmaps" not in context.registry.format(target.format).capabilities:
+            raise UnsupportedError(f"format '{target.format}' does not support persistent bitmaps", file=target.name)
+        return _sound_bitmaps(found, self.asked.skip_broken, image, context)
+
+    def existing(self) -> Image:
+        """The target, which is there, and takes what is asked."""
+        asked = self.asked.target
+        named = None if asked.image_opts else asked.format  # an option string names its driver itself
+        target = open_image(asked.name, named, context=self.target_context, writable=True, image_opts=asked.image_opts)
+        try:
+            self._refuse_existing(target)
+            if self.backing is not None and target.backing is not None and _empty(target):
+                self.shared = _shared(self.images[0], target.backing, self.snapshot)
+                self.shared_size = target.backing.size
+            for image in self.images:
+                refuse_unreadable(image, self.context)
+            _refuse_compression(self.asked.compress, target)
+            _refuse_bitmaps(self.asked.bitmaps, self.bitmaps, target, self.context)
+            if asked.zeroed:
+                _refuse_data(target, self.size)
+        except BaseException:
+            target.close()
+            raise
+        return target
+
+    def _refuse_existing(self, target: Image) -> None:
+        name = self.asked.target.name
+        if storage_of(target).identity() in identities(self.images):
+            raise UsageError("the output is also an input", file=name)
+        if target.size < self.size:
+            raise UsageError(f"it holds {target.size} bytes, but {self.size} are to be written", file=name)
+        if self.backing is not None and target.backing is None:
+            backing = said("backing", "-B")
+            raise UsageError(f"it has no backing image for what the source leaves to its own ({backing})", file=name)
+
+    def new(self) -> Image:
+        """The target, made."""
+        asked, registry = self.asked.target, self.context.registry
+        base = _backing(self.stack, self.backing, self.backing_format, asked.name, self.context)
+        if base is not None:
+            self.shared, self.shared_size = _shared(self.images[0], base, self.snapshot), base.size
+        target = create_image(
+            asked.name,
+            asked.format,
+            self.size,
+            self.options,
+            context=self.target_context,
+            backing=None
+            if base is None
+            else Backing(
+                written_name(str(self.backing), new_place(asked.name, registry), registry),
+                self.backing_format or base.driver.name,
+                base.size,
+                base.details(),
+            ),
+            compressed=self.asked.compress,
+            inputs=identities([*self.images, *([base] if base is not None else ())]),
+        )
+        if base is not None:  # what a unit of the target holds beside the source's data comes from there
+            target.attach(Reference("backing", str(self.backing)), base)
+        return target
+
+    def plan(self, target: Image, salvage: Callable[[int, int, DiskmillError], None] | None) -> CopyPlan:
+        """How to copy into *target*, once nothing speaks against it; and what the copy will not have is told."""
+        asked, context = self.asked, self.context
+        _refuse_compression(asked.compress, target)
+        compress = asked.compress and not _stays_uncompressed(target, context)
+        _tell_sectors(self.images, target, context)
+        for image in self.images:
+            _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
+        _refuse_bitmaps(asked.bitmaps, self.bitmaps, target, context)
+        return CopyPlan(
+            sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
+            zeroed=asked.target.zeroed if asked.target.existing else target.blank and self.backing is None,
+            compress=compress,
+            in_order=asked.in_order,
+            shared=self.shared,
+            shared_size=self.shared_size,
+            offload=asked.offload,
+            threads=asked.threads,
+            salvage=salvage,
+        )
+
+
+def _untold(offset: int, length: int, error: DiskmillError) -> None:
+    """What is salvaged, where nobody asks how much."""
 
 
 class _Watched:
@@ -273,7 +337,7 @@ class _Watched:
         """The digest, where it was asked for; all was copied."""
         return self.watchers[0].hexdigest() if self._told else None
 
-    def verify(self, target: Image, counter: Progress) -> None:
+    def verify(self, target: Image, counter: Progress, cancel: threading.Event | None) -> None:
         """See that *target* reads as what was copied.
 
         :raises ImageError: it does not.
@@ -283,7 +347,10 @@ class _Watched:
         target.flush()
         for storage in target.leaves():
             storage.forget()
-        verify(target, self._size, self._recorded, algorithm=self._algorithm, block_size=self._block, progress=counter)
+        algorithm, block = self._algorithm, self._block
+        verify(
+            target, self._size, self._recorded, algorithm=algorithm, block_size=block, progress=counter, cancel=cancel
+        )
 
 
 def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:

@@ -80,7 +80,16 @@ class BlockFile:
         return None
 
 
-def verify(image: Image, size: int, recorded: BinaryIO, *, algorithm: str, block_size: int, progress: Progress) -> None:
+def verify(
+    image: Image,
+    size: int,
+    recorded: BinaryIO,
+    *,
+    algorithm: str,
+    block_size: int,
+    progress: Progress,
+    cancel: threading.Event | None = None,
+) -> None:
     """Read the first *size* bytes of *image* back, and hold them against the digests of blocks that were *recorded*.
 
     :raises ImageError: they differ; the first block that does is named.
@@ -94,7 +103,7 @@ def verify(image: Image, size: int, recorded: BinaryIO, *, algorithm: str, block
     digester = Digester(size, algorithm, block_size, look)
     blocks = BlockFile(recorded, digester.zero)
     recorded.seek(0)
-    scan(image, [digester], length=size, granule=block_size, progress=progress)
+    scan(image, [digester], length=size, granule=block_size, progress=progress, cancel=cancel)
     if wrong:
         place = f"guest offset {wrong[0] * block_size}"
         raise ImageError("what was written reads back differently", file=image.name, place=place)

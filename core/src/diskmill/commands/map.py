@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..contract import calls
 from ..contract.extents import Extent, Kind
 from ..contract.limits import allowed_work
-from ..contract.node import Image, Node, Storage
+from ..contract.node import Image, Node
 from ..contract.references import Reference
 from ..contract.results import MapEntry
 from ..engine.walk import walk
@@ -119,7 +119,7 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
             ):
                 moved = shift + extent.start - extent.offset
                 node = extent.node
-                marks = node.marks(extent.offset, extent.length) if isinstance(node, Storage) else None
+                marks = None if node is None else node.marks(extent.offset, extent.length)
                 if marks is not None:
                     yield from _marked(extent, marks, moved, files.name(extent, image, names[depth]), depth)
                     continue
@@ -221,7 +221,7 @@ class _Files:
                     continue
                 with suppress(DiskmillError):  # the user may have named another file: this may be no name at all
                     known.setdefault(place_named(reference.name, place, self._registry).identity(), reference)
-        identity = node.identity() if isinstance(node, Storage) else None
+        identity = None if node is None else node.identity()
         return None if identity is None else self._known[id(image)].get(identity)
 
 

@@ -46,6 +46,7 @@ CAPABILITIES = {
     "encryption": "guest data can be encrypted",
     "preallocation": "space can be claimed at creation",
     "pipe": "images can be read from a pipe, from the first byte to the last",
+    "writes-forward": "data is written in the order of the guest disk, whatever the user allows",
     "stream": "compressed output must be written from the first byte to the last, once",
 }
 """Every capability that a driver can declare, with what it means; commands give their refusals from these."""
@@ -118,8 +119,9 @@ class ProtocolDriver(Driver):
     group = "diskmill.protocol"
     kind = "protocol"
     prefixes: tuple[str, ...] = ()
-    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``. Its package gives
-    an entry point of the group ``diskmill.prefix`` for each, so that it is found by them without being imported."""
+    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``; ``fsspec+*`` for
+    whatever begins with ``fsspec+``. Its package gives an entry point of the group ``diskmill.prefix`` for each, so
+    that it is found by them without being imported."""
     siblings: bool = False
     """Whether new outputs can be made beside a place of its kind, and existing ones be opened there for writing."""
 

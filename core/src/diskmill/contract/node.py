@@ -1,9 +1,11 @@
 """Nodes of the image graph: storage at the leaves (a file), images above it (qcow2 on a file).
 
 :class:`Node` is what every holder of bytes can do; protocol and filter drivers give :class:`Storage`, format drivers
-give :class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads, with two rules:
-the engine never writes one allocation unit from two threads at once, and it holds ``image.lock`` around
-:meth:`Image.reserve` and :meth:`Image.publish`.
+give :class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads; what a driver
+need not look after itself is this. Nobody writes an allocation unit (or 4 KiB, where that is more) from two threads
+at once, and ``image.lock`` is held around :meth:`Image.reserve`, :meth:`Image.publish`, :meth:`Image.zero_units` and
+:meth:`Image.discard_units`. Who reads is inside ``image.readers`` from the look-up to the last byte, and a driver that
+uses space again goes by that: see :mod:`diskmill.contract.threads`.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
+from .threads import Ranges, Readers
 
 if TYPE_CHECKING:
     import io
@@ -59,6 +63,16 @@ class Node(ABC):
     """Of a newly made node: whether what was never written to it reads as zeros."""
     discards: bool = True
     """Whether space that is not needed goes back to where it came from (the run-time option ``discard``)."""
+    resizable: bool = False
+    """Whether its end can be moved with :meth:`truncate`, as that of storage can."""
+    forward: bool = False
+    """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
+    what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
+    new output: they are taken once, in order."""
+    is_device: bool = False
+    """Whether it is a block device, which is as large as it is."""
+    one_pass: str = "a pipe"
+    """What storage that is read forward is, in messages."""
     driver: Driver
 
     @property
@@ -113,6 +127,31 @@ class Node(ABC):
     def barrier(self) -> None:
         """What was written before reaches the disk before what is written after. The default flushes."""
         self.flush()
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        """Put *buffers* one after the other at *offset*."""
+        for buffer in buffers:
+            self.write(offset, buffer)
+            offset += len(buffer)
+
+    def fileno(self) -> int | None:
+        """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""
+        return None
+
+    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
+        """What ``map`` shows of the range, inside the storage, instead of its extents: length, whether it counts as
+        data, and whether as zeros, in order and without gaps. None: its extents. A user may ask a storage for other
+        marks than those of what it holds (``x-dirty-bitmap`` of NBD); reading never goes by them.
+        """
+        return None
+
+    def interrupt(self) -> None:
+        """Called from another thread when an operation is cancelled: whoever waits for a network in a call of this
+        storage shall leave it, with an error, within a second. The default never waits long."""
+
+    def identity(self) -> object | None:
+        """Equal for two nodes of the same file, whatever their names; None where nobody knows: of images, say."""
+        return None
 
     def event(self, name: str) -> None:
         """The format above is about to do what QEMU calls *name* (``l2_update``, say; see ``BlkdebugEvent`` in QEMU's
@@ -206,6 +245,7 @@ class Node(ABC):
 class Storage(Node):
     """What a protocol driver opens: bytes without a format. See :class:`Node` for what it must answer."""
 
+    resizable = True
     requests: Requests = Requests()
     """How it wants to be asked."""
     place: Place | None = None
@@ -214,16 +254,8 @@ class Storage(Node):
     """Set where only metadata is to be looked at, and another process writes the file. A format that has metadata may
     read nonsense then, so the core raises it; a plain window (raw) is looked at all the same."""
 
-    forward: bool = False
-    """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
-    what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
-    new output: they are taken once, in order."""
-    is_device: bool = False
-    """Whether it is a block device, which is as large as it is."""
     in_place: bool = False
     """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
-    one_pass: str = "a pipe"
-    """What storage that is read forward is, in messages."""
     charged: Account = FREE
     """What tables that are read from it are charged to; the core sets it where a command opens it."""
 
@@ -231,27 +263,10 @@ class Storage(Node):
     def account(self) -> Account:
         return self.charged
 
-    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
-        """Put *buffers* one after the other at *offset*."""
-        for buffer in buffers:
-            self.write(offset, buffer)
-            offset += len(buffer)
-
     def take_from(self, source: Node, start: int, offset: int, length: int) -> bool:
         """Copy *length* bytes of *source*, from *start* on, to *offset*, in some way that moves no bytes through this
         process. False: there is none for these two, and nothing was changed that a plain copy would not make good."""
         return False
-
-    def fileno(self) -> int | None:
-        """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""
-        return None
-
-    def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
-        """What ``map`` shows of the range, inside the storage, instead of its extents: length, whether it counts as
-        data, and whether as zeros, in order and without gaps. None: its extents. A user may ask a storage for other
-        marks than those of what it holds (``x-dirty-bitmap`` of NBD); reading never goes by them.
-        """
-        return None
 
     def bitmaps(self) -> list[Bitmap]:
         """Dirty bitmaps that the storage keeps of itself (an NBD export may)."""
@@ -300,12 +315,7 @@ class Storage(Node):
         """Drop what is remembered of its bytes (a page cache, a buffer), where that can be: the next reads shall come
         from where they are kept."""
 
-    def interrupt(self) -> None:
-        """Called from another thread when an operation is cancelled: whoever waits for a network in a call of this
-        storage shall leave it, with an error, within a second. The default never waits long."""
-
     def identity(self) -> object | None:
-        """Equal for two nodes of the same file, whatever their names; None where that cannot be known."""
         return None if self.place is None else self.place.identity()
 
 
@@ -355,6 +365,9 @@ class Image(Node):
         self.size = size
         self.writable = writable
         self.lock = threading.RLock()
+        # Who reads an image looks through it at the one that it stands on, and so is inside both.
+        self.readers: Readers = file.readers if isinstance(file, Image) else Readers()
+        self.ranges = Ranges(self.lock)
         self.closed = False
 
     def __repr__(self) -> str:
@@ -362,6 +375,9 @@ class Image(Node):
 
         state = ", closed" if self.closed else ", writable" if self.writable else ""
         return f"<{self.driver.name} image {self.name!r}, {format_size(self.size)}{state}>"
+
+    def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
+        self.write(offset, b"".join(buffers))
 
     def attach(self, reference: Reference, node: Node) -> None:
         """*node* is what *reference* names, opened. The default takes a backing image.
@@ -375,6 +391,37 @@ class Image(Node):
     @property
     def account(self) -> Account:
         return self.file.account
+
+    # -- several threads ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """For whoever looks extents up and reads them by itself: meanwhile their space gets no other use."""
+        number = self.readers.enter()
+        try:
+            yield
+        finally:
+            self.readers.leave(number)
+
+    def writing(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """Have the units that guest bytes *offset* to *offset + length* touch to oneself, to change them."""
+        return self.ranges.hold(*self.units_of(offset, length))
+
+    def units_of(self, offset: int, length: int) -> tuple[int, int]:
+        """Where the units that the range touches begin and end."""
+        unit = self.unit
+        start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
+        return start // _LEAST * _LEAST, -(-end // _LEAST) * _LEAST
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Change the image as a whole: no guest byte is being written meanwhile. It is read all the same."""
+        return self.ranges.hold(0)
+
+    @cached_property
+    def swift(self) -> bool:
+        """Whether what is written is there as soon as the kernel has copied it: no device, network or filter is to be
+        waited for."""
+        return all(_is_swift(child) for child in self.children() if child is not self.backing)
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 
@@ -503,6 +550,14 @@ class Image(Node):
             yield self.backing
 
 
+def _is_swift(node: Node) -> bool:
+    if isinstance(node, Storage):
+        return node.requests == Requests() and not any(node.children())
+    return isinstance(node, Image) and node.swift
+
+
+_LEAST = 4096
+"""Bytes that no two threads write at once, however small units are: no cipher's sectors are larger."""
 _USES = ("discard", "extents", "flush", "read_into", "truncate", "write", "zero")
 """What nobody can do with an image that was closed."""
 

@@ -25,8 +25,13 @@ def storages(nodes: Iterable[Node]) -> Iterator[Storage]:
 
 def interrupt(nodes: Iterable[Node]) -> None:
     """Let whoever waits in a call of a storage beneath *nodes* leave it; see :meth:`Storage.interrupt`."""
-    for storage in storages(nodes):
-        storage.interrupt()
+    seen, stack = set[int](), list(nodes)
+    while stack:
+        node = stack.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            node.interrupt()  # a filter may wait, too
+            stack += node.children()
 
 
 def threads(nodes: Iterable[Node]) -> int:

@@ -189,7 +189,7 @@ def scan(
             for extent in task.extents:
                 for watcher in watchers:
                     watcher.data(extent.start, view[extent.start - task.start : extent.end - task.start])
-            counter.advance(task.end - task.start)
+            counter.advance(task.length)
 
         return work
 

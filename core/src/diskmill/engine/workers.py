@@ -5,6 +5,7 @@ Bytes move in system calls and codecs that release the GIL, so a few threads use
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -43,7 +44,9 @@ def start(target: Callable[[], None], count: int, threads: list[threading.Thread
                 thread.start()
             except RuntimeError as error:  # a limit of threads or of address space
                 if not threads:
-                    raise StorageError(f"no thread can be started: {error}") from None
+                    raise StorageError(
+                        f"no thread can be started: {error} ({os.strerror(errno.EAGAIN)})", errno=errno.EAGAIN
+                    ) from None
                 break
             threads.append(thread)
     finally:
@@ -103,6 +106,8 @@ class Workers(Generic[Task]):
         self._take = threading.Lock()
         self._turn = threading.Condition(threading.Lock())
         self._taken = 0
+        self._last: Task | None = None
+        self._open: dict[int, Task] = {}
         self._next = 0
         self._stop = False
         self._error: BaseException | None = None
@@ -170,6 +175,12 @@ class Workers(Generic[Task]):
             self._next += 1
             self._turn.notify_all()
 
+    def frontier(self) -> tuple[Task | None, bool]:
+        """The task before which all others are done, and whether it is done itself; None: none was taken yet."""
+        with self._take:  # none is taken meanwhile
+            still = self._open.copy()
+            return (still[min(still)], False) if still else (self._last, True)
+
     def _thread(self) -> None:
         try:
             work = self._make(self)
@@ -179,9 +190,12 @@ class Workers(Generic[Task]):
                     task = next(self._tasks, None)
                     turn = self._taken
                     self._taken += 1
+                    if task is not None:
+                        self._last = self._open[turn] = task
                 if task is None:
                     return
                 work(task, turn)
+                del self._open[turn]
         except Stopped:
             self.stop()
         except BaseException as error:

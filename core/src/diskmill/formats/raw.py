@@ -106,8 +106,7 @@ class RawDriver(FormatDriver):
     @hookimpl
     def open(self, request: OpenRequest) -> RawImage:
         """Any node will do."""
-        file, options = request.file, request.options
-        assert file is not None
+        file, options = request.below(), request.options
         offset, size = int(options.get("offset", 0)), options.get("size")
         if "partition" in options:
             if "offset" in options or "size" in options:
@@ -133,8 +132,7 @@ class RawDriver(FormatDriver):
     @hookimpl
     def create(self, request: CreateRequest) -> RawImage:
         """A file of the right size."""
-        file = request.file
-        assert file is not None
+        file = request.output()
         mode = str(request.options.get("preallocation", "off"))
         if file.size != request.size:
             file.truncate(request.size)

@@ -83,6 +83,7 @@ class BlockTable:
         return page if page is not None else self._load(number)
 
     def _load(self, number: int) -> array[int]:
+        """Page *number*, read where it is not in memory; clean pages make room for it."""
         with self._lock:
             page = self._pages.get(number)
             if page is None:
@@ -333,6 +334,13 @@ class BlockImage(FormatImage):
                     if half == 1:
                         break
             raise ImageError("it lies beyond the end of the file", file=self.name, place=f"block {block}")
+        if self._cut(block, count, entry, step, limit):
+            raise ImageError("the file ends within it", file=self.name, place=f"block {block + count - 1}")
+
+    def _cut(self, block: int, count: int, entry: int, step: int, limit: int) -> bool:
+        """Whether the last of *count* blocks from *block* on has guest bytes behind *limit* in the file."""
+        held = min(self.block_size, self.size - (block + count - 1) * self.block_size)
+        return self.position(entry + (count - 1) * step) + held > limit
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -397,7 +405,7 @@ class BlockImage(FormatImage):
                 elif kind is Kind.ENCODED:
                     extent = self.encoded(block, entry)
                     end = max(end, extent.offset + extent.stored)
-            if self.cleared and isinstance(self.file, Storage):  # on another image there is no end to cut off
+            if self.cleared and self.file.resizable:  # on another image there is no end to cut off
                 self.cut(self.file, end)
             self.end = end
         return self.end
@@ -406,9 +414,9 @@ class BlockImage(FormatImage):
     def cleared(self) -> bool:
         """Whether what lies behind reads as zeros, because the file can be cut: a device, or an image that holds this
         one, keeps what was there before."""
-        return self.file.blank and isinstance(self.file, Storage)
+        return self.file.blank and self.file.resizable
 
-    def cut(self, file: Storage, end: int) -> None:
+    def cut(self, file: Node, end: int) -> None:
         """Let nothing be in the file from *end* on, so that new blocks read as zeros."""
         if file.size > end:
             file.truncate(end)
@@ -443,16 +451,16 @@ class BlockImage(FormatImage):
         """Bring the table on disk up to date: the file is as long as its entries will say before they say it."""
         if self.table.dirty:
             self.lengthen()
-            self.barrier()
+            self.order_files()
             self.table.write_back()
 
     def lengthen(self) -> None:
         """Let the file hold the last block whole."""
-        if self.end is not None and self.file.size < self.end and isinstance(self.file, Storage):
+        if self.end is not None and self.file.size < self.end and self.file.resizable:
             self.file.truncate(self.end)
 
-    def barrier(self) -> None:
-        """What was written before reaches the disk before what is written after."""
+    def order_files(self) -> None:
+        """What was written to its files before reaches the disk before what is written after; tables in memory stay."""
         if isinstance(self.file, Storage):
             self.file.barrier()
         else:
@@ -485,6 +493,8 @@ class BlockImage(FormatImage):
                 fragmented += following is not None and not 0 <= position - following <= gap
                 following = last + self.block_size
                 allocated += upto - first
+                if self._cut(block + first, upto - first, entry + first * step, step, self.file.size):
+                    _tell(result, [(block + upto - 1, 1)], "in part behind the end of the file")
                 end = max(end, last + self.block_size)
             if len(outside) >= _FINDINGS or drop is not None and repair and outside:
                 _tell(result, outside, "outside the data area of the file", fixed=repair and drop is not None)

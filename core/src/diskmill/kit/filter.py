@@ -37,8 +37,9 @@ class Filter(Storage):
             self.requests = file.requests
             self.place = file.place
             self.conflict = file.conflict
-            self.forward = file.forward
-            self.one_pass = file.one_pass
+        self.forward = file.forward
+        self.one_pass = file.one_pass
+        self.resizable = file.resizable
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -53,7 +54,7 @@ class Filter(Storage):
                 yield Extent(extent.start, extent.length, Kind.DATA, self, extent.start)
 
     def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
-        return self.file.marks(offset, length) if isinstance(self.file, Storage) else None
+        return self.file.marks(offset, length)
 
     def bitmaps(self) -> list[Bitmap]:
         return self.file.bitmaps() if isinstance(self.file, Storage) else []
@@ -70,7 +71,7 @@ class Filter(Storage):
         self.file.write(offset, data)
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
-        if type(self).write is Filter.write and isinstance(self.file, Storage):
+        if type(self).write is Filter.write:
             self.file.write_vector(offset, buffers)
         else:
             super().write_vector(offset, buffers)
@@ -122,11 +123,10 @@ class Filter(Storage):
 
     def interrupt(self) -> None:
         for child in self.children():
-            if isinstance(child, Storage):
-                child.interrupt()
+            child.interrupt()
 
     def identity(self) -> object | None:
-        return self.file.identity() if isinstance(self.file, Storage) else None
+        return self.file.identity()
 
     def children(self) -> Iterator[Node]:
         yield self.file

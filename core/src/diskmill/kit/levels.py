@@ -282,7 +282,7 @@ class TwoLevelImage(BlockImage):
                 if run.value:
                     self.levels.l1.set(run.at, run.length, 0, 0)
             self.levels.write_back()
-            self.barrier()
+            self.order_files()
             self.forget_places()
             self.find_end()
             self.flush()

@@ -61,7 +61,7 @@ def create_image(
         identity = where.identity()
         if identity is not None:  # where it is locked already, it would say so, and not why
             expect_free([identity], where.display())
-        storage = new_storage(where, below, context)
+        storage = new_storage(where, below, context, size=round_up(size, SECTOR))
         made.append(storage)
         places = storage.places()
         expect_free(places, where.display())
@@ -112,10 +112,12 @@ def new_storage(
     options: Mapping[str, Value],
     context: Context,
     *,
+    size: int = 0,
     like: Storage | None = None,
 ) -> Storage:
     """A new file, empty, which gets its name when it is settled.
 
+    :param size: of the guest disk that it is for, in bytes; 0: that is not known.
     :param like: see :class:`~diskmill.contract.requests.CreateRequest`.
     """
     protocol = place.driver
@@ -124,7 +126,7 @@ def new_storage(
     request = CreateRequest(
         name=place.display(),
         context=context,
-        size=0,
+        size=size,
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
         place=place,

@@ -307,7 +307,7 @@ class _Opener:
         )
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
-        if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
+        if file.forward and "pipe" not in driver.capabilities:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
             raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
@@ -463,6 +463,8 @@ class _Opener:
         except BaseException:
             node.abandon()
             raise
+        if isinstance(node, Image) and reference.role != "backing":  # a part of it: who reads the one reads the other
+            node.readers.join(image.readers)
 
     def standing_on(self, image: Image, above: _Above | None) -> _Above:
         """The way up from what *image* refers to; that cannot be the image again."""

@@ -90,7 +90,8 @@ class Rehearsal(Filter):
             self.size = size
 
     def allocate(self, offset: int, length: int, mode: str) -> None:
-        self.size = max(self.size, offset + length)
+        with self._lock:
+            self.size = max(self.size, offset + length)
 
     def flush(self) -> None:
         """Nothing of it is meant to last."""

@@ -150,8 +150,7 @@ class BochsImage(FormatImage):
 
 def open_bochs(driver: BochsDriver, request: OpenRequest) -> BochsImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     data = file.read(0, min(HEADER.size + REDOLOG.size, file.size))
     if not data.startswith(MAGIC):
         raise ImageError("not a Bochs image (bad magic)", file=name)

@@ -104,8 +104,7 @@ class CloopImage(FormatImage):
 
 def open_cloop(driver: CloopDriver, request: OpenRequest) -> CloopImage:
     """The image in ``request.file``; its table is looked at as it is needed."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     head = file.read(0, min(TABLE, file.size))
     if not head.startswith(b"#!/bin/sh\n"):
         raise ImageError("not a cloop image (it does not begin as one)", file=name)

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 def open_dmg(driver: DmgDriver, request: OpenRequest) -> DmgImage:
     """The image in ``request.file``."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     trailer, end = _trailer(file, name)
     if trailer.SegmentCount > 1:
         raise UnsupportedError(

@@ -6,6 +6,7 @@ says that all is well.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -37,8 +38,8 @@ class Retry(Filter):
         for _ in range(self._tries):
             try:
                 return do()
-            except StorageError:
-                if self._stopped.wait(wait):
+            except StorageError as error:
+                if not _may_pass(error) or self._stopped.wait(wait):
                     raise
                 if self._doubling:
                     wait = min(wait * 2, _LONGEST)
@@ -56,6 +57,11 @@ class Retry(Filter):
     def interrupt(self) -> None:
         self._stopped.set()
         super().interrupt()
+
+
+def _may_pass(error: StorageError) -> bool:
+    """Whether to try again: also after an input/output error, which may be anything."""
+    return error.transient or error.errno in (None, errno.EIO)
 
 
 class RetryDriver(FilterDriver):

@@ -111,7 +111,7 @@ class Client:
         elif isinstance(error, ConnectionRefusedError) or getattr(error, "errno", None) in _UNREACHABLE:
             cause = f"the server cannot be reached: {getattr(error, 'strerror', None) or 'no route'}"
             if not self.reached:
-                return StorageError(cause, file=self._name)
+                return StorageError(cause, file=self._name, transient=True)
         elif isinstance(error, OSError) and "Tunnel connection failed" in str(error):
             return StorageError("the proxy refuses to connect to it", file=self._name)
         elif isinstance(error, OSError):
@@ -131,7 +131,7 @@ class Client:
         if status in _LEFT and self._at != self._url:  # what a redirection led to is often good for a time only
             self._at = self._url
             raise PassingError(text)
-        raise StorageError(text, file=self._name)
+        raise StorageError(text, file=self._name, errno=errno.EACCES if status in (401, 403) else None)
 
     def _redirected(self, url: Url, location: str) -> Url:
         """Where the answer for *url* sends us.

@@ -15,7 +15,7 @@ from diskmill.sizes import MAX_SIZE
 
 from .patience import PassingError
 from .place import UrlPlace
-from .ranged import RangedStorage
+from .retried import RetriedStorage
 from .settings import Settings
 from .sockets import Sockets
 from .url import Origin
@@ -75,7 +75,7 @@ class _Control(ftplib.FTP):
             self._sockets.forget(number)
 
 
-class FtpStorage(RangedStorage):
+class FtpStorage(RetriedStorage):
     """What the server has under the URL's path, which counts from the folder that one is in after logging in."""
 
     def __init__(self, driver: ProtocolDriver, place: UrlPlace, settings: Settings) -> None:
@@ -201,7 +201,7 @@ class FtpStorage(RangedStorage):
         if isinstance(error, OSError):
             cause = f"the connection failed: {error.strerror or 'it was closed'}"
             if not self._reached and isinstance(error, ConnectionRefusedError):
-                return StorageError(f"the server cannot be reached: {error.strerror}", file=self.name)
+                return StorageError(f"the server cannot be reached: {error.strerror}", file=self.name, transient=True)
             return PassingError(cause, received=received, stale=used and not self.stopped.is_set())
         if isinstance(error, ValueError):
             return StorageError("the server's answer is not FTP", file=self.name)

@@ -66,7 +66,7 @@ class Patience:
             return
         if self._failures >= self._retries:
             tries = f", after {self._retries + 1} tries" if self._retries else ""
-            raise StorageError(f"{error.cause}{tries}", file=self._name, place=place)
+            raise StorageError(f"{error.cause}{tries}", file=self._name, place=place, transient=True)
         longest = FIRST_WAIT * 2**self._failures if self._failures else 0
         self._failures += 1
         wait = min(max(error.wait, longest * random.uniform(0.5, 1)), LONGEST_WAIT)

@@ -98,12 +98,12 @@ class LuksImage(FormatImage):
 
         amend(request, force)
 
-    def growing_file(self) -> Storage:
+    def growing_file(self) -> Node:
         """The file whose size is that of the disk.
 
         :raises UnsupportedError: there is none.
         """
-        if not isinstance(self.file, Storage) or self.volume.payload_size is not None:
+        if not self.file.resizable or self.volume.payload_size is not None:
             raise UnsupportedError("the size of this LUKS image is fixed", file=self.name)
         return self.file
 
@@ -128,8 +128,7 @@ def _whole(node: Node) -> Header:
 
 def open_image(driver: FormatDriver, request: OpenRequest) -> LuksImage:
     """See the hook ``open``."""
-    file = request.file
-    assert file is not None
+    file = request.below()
     header = request.child("header")
     try:
         volume = open_volume(
@@ -179,8 +178,7 @@ def _install(header: bytes, file: Storage) -> None:
 
 def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
     """See the hook ``create``."""
-    file, options = request.file, request.options
-    assert file is not None
+    file, options = request.output(), request.options
     alone = bool(options.get("detached-header"))
     if alone and options.get("header"):
         raise UsageError("the options 'detached-header' and 'header' exclude each other", file=request.name)

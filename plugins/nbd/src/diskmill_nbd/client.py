@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -188,7 +189,7 @@ class Client:
         with self._lock:
             while True:
                 if self._dead is not None:
-                    raise _again(self._dead)
+                    raise copy(self._dead)
                 if self._closed:
                     raise StorageError("it is closed", file=self.name)
                 if not self._restoring:
@@ -233,7 +234,7 @@ class Client:
             if self.settings.reconnect_delay <= 0 or self._closed:
                 self._dead = self._dead or error
                 self._lock.notify_all()
-                raise _again(self._dead)
+                raise copy(self._dead)
             old, self._all, self._idle = self._all, [], []
             self._generation += 1
             self._restoring = True
@@ -270,7 +271,7 @@ class Client:
                     self._idle += [made, *others]
                 self._lock.notify_all()
         if made is None:
-            raise _again(dead)
+            raise copy(dead)
 
     def _same(self, made: Connection) -> None:
         new, old = made.export, self.export
@@ -494,7 +495,7 @@ class Client:
                 self._flush(connection)
             with self._lock:
                 if self._dead is not None:
-                    raise _again(self._dead)
+                    raise copy(self._dead)
                 if not connections:
                     raise StorageError("it is closed", file=self.name)
                 if generation == self._generation:
@@ -589,25 +590,9 @@ def _weight(one: _Written) -> int:
     return 4 * KiB + len(one.data or b"")
 
 
-def _again(error: StorageError) -> StorageError:
-    """*error* for one more thread: what is raised twice would gather both tracebacks."""
-    return (
-        type(error)(error.cause, file=error.file, place=error.place, errno=error.errno)
-        if type(error)
-        in (
-            StorageError,
-            ConnectionLost,
-            Stalled,
-        )
-        else StorageError(error.cause, file=error.file, place=error.place, errno=error.errno)
-    )
-
-
 def _passing(error: StorageError) -> bool:
     """Whether a server that fails so may be there a moment later."""
-    if isinstance(error, ConnectionLost):
-        return error.place != "TLS"
-    return error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET, errno.EAGAIN, errno.EHOSTUNREACH)
+    return error.transient or error.errno == errno.ENOENT  # a socket that is not there yet
 
 
 def _tls_context(location: Location, settings: Settings) -> ssl.SSLContext | None:

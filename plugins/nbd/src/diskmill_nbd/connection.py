@@ -11,6 +11,7 @@ import os
 import threading
 from bisect import bisect_left
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import copy
 
 from diskmill.errors import StorageError
 
@@ -139,7 +140,7 @@ class Connection:
 
     def _check(self) -> None:
         if self.lost is not None:
-            raise ConnectionLost(self.lost.cause, file=self.lost.file, place=self.lost.place, errno=self.lost.errno)
+            raise copy(self.lost)  # what is raised twice would gather both tracebacks
 
     def fail(self, error: ConnectionLost) -> None:
         """Give the connection up: all who wait for replies get *error*."""

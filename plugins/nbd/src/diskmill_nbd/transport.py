@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import StorageError
 from diskmill.sizes import MiB
@@ -26,7 +26,10 @@ for each other several times for each request. TCP finds its own."""
 
 
 class ConnectionLost(StorageError):
-    """The connection broke, or the other side broke the protocol: nothing more can be had of it."""
+    """The connection broke, or the other side broke the protocol: nothing more can be had of it. A new one may do."""
+
+    def __init__(self, cause: str, *, place: str | None = None, **named: Any) -> None:
+        super().__init__(cause, place=place, **{"transient": place != "TLS", **named})
 
 
 class Stalled(ConnectionLost):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .image import ParallelsImage
 
 
+_IDLE = "without effect: by how much QEMU makes the file longer at once, and how"
+
+
 class ParallelsDriver(FormatDriver):
     """``parallels``: expandable images of both kinds; bundles are read by their ``DiskDescriptor.xml``."""
 
@@ -30,6 +33,8 @@ class ParallelsDriver(FormatDriver):
             "bytes in a cluster: a multiple of 512; Parallels itself uses 1 MiB",
             default=1 << 20,
         ),
+        Option("prealloc-size", "size", _IDLE, when=("open",), runtime=True),
+        Option("prealloc-mode", "str", _IDLE, choices=("falloc", "truncate"), when=("open",), runtime=True),
     )
 
     @hookimpl
@@ -42,8 +47,8 @@ class ParallelsDriver(FormatDriver):
     @hookimpl
     def open(self, request: OpenRequest) -> Image:
         """An existing image, or a bundle's descriptor."""
-        assert request.file is not None
-        if request.file.size and request.file.read(0, 1) == b"<":
+        file = request.below()
+        if file.size and file.read(0, 1) == b"<":
             from .bundle import open_bundle
 
             return open_bundle(self, request)

@@ -105,8 +105,7 @@ def open_bundle(driver: ParallelsDriver, request: OpenRequest) -> BundleImage:
 
     :raises UnsupportedError: it is to be written, or has padding.
     """
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     if request.writable:
         raise UnsupportedError("a bundle can only be read; its images can be written one by one", file=name)
     root = _parse(file, name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Extent, Kind, Placement
-from diskmill.contract.node import Node, Storage
+from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit.blocks import BlockImage, BlockTable
@@ -127,7 +127,7 @@ class ParallelsImage(BlockImage):
             self.header.in_use = IN_USE
             self.header.flags &= ~EMPTY_FLAG
             self.write_header()
-            self.barrier()
+            self.order_files()
 
     @property
     def covered(self) -> int:
@@ -202,7 +202,7 @@ class ParallelsImage(BlockImage):
             for at in range(before, after, MiB):
                 self.file.write(at, bytes(min(MiB, after - at)))
             self.lengthen()  # where there are no clusters, the file would end before the data begins
-            self.barrier()
+            self.order_files()
             self.header.nb_bat_entries, self.header.nb_sectors = entries, sectors
             self.header.data_off = start // SECTOR
             self.write_header()
@@ -227,7 +227,7 @@ class ParallelsImage(BlockImage):
         for block in moved:
             self._part(block)
         self.write_tables()
-        self.barrier()
+        self.order_files()
 
     # -- check --------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class ParallelsImage(BlockImage):
             count = -(-spare // self.block_size)
             result.findings.append(Finding("leak", f"{spare} bytes behind the last cluster", count, bool(repair)))
             result.leaks += count
-            if repair and isinstance(self.file, Storage):
+            if repair and self.file.resizable:
                 result.leaks_fixed += count
                 self.file.truncate(end)
         result.image_end_offset = end
@@ -261,8 +261,7 @@ class ParallelsImage(BlockImage):
 
 def open_parallels(driver: ParallelsDriver, request: OpenRequest) -> ParallelsImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = HEADER.unpack(file.read(0, min(HEADER.size, file.size)), file=name)
     if header.magic not in (MAGIC, MAGIC_EXT) or header.version != VERSION:
         raise ImageError("not a Parallels image (bad magic or version)", file=name)
@@ -293,8 +292,7 @@ def open_parallels(driver: ParallelsDriver, request: OpenRequest) -> ParallelsIm
 
 def create_parallels(driver: ParallelsDriver, request: CreateRequest) -> ParallelsImage:
     """An empty image in ``request.file``."""
-    file, size = request.file, request.size
-    assert file is not None
+    file, size = request.output(), request.size
     cluster = _cluster(request.options.get("cluster_size"))
     entries = -(-size // cluster)
     if entries > _MAX_ENTRIES:

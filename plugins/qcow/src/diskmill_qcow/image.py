@@ -176,8 +176,7 @@ def l1_entries(header: Record) -> int:
 
 def open_qcow(driver: QcowDriver, request: OpenRequest) -> QcowImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = c.HEADER.unpack(file.read(0, min(c.HEADER.size, file.size)), file=name)
 
     def bad(cause: str) -> ImageError:
@@ -223,8 +222,7 @@ def create_qcow(driver: QcowDriver, request: CreateRequest) -> QcowImage:
     """An empty image in ``request.file``."""
     from .encryption import asked, unlock
 
-    file, backing = request.file, request.backing
-    assert file is not None
+    file, backing = request.output(), request.backing
     name = os.fsencode(backing.name) if backing else b""
     if len(name) > c.MAX_BACKING_NAME:
         raise UsageError(f"the backing file name is longer than {c.MAX_BACKING_NAME} bytes", file=request.name)

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
     """The image that *request* asks for, with its header written and nothing allocated but what is preallocated."""
-    file = request.file
-    assert file is not None
+    file = request.output()
     options = dict(request.options)
     if request.backing is not None:
         options["backing_file"] = request.backing.name
@@ -62,7 +61,7 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
         image.unlocking = request.context, options
         image.blank = chosen.preallocation == "off"  # space that nobody wrote decrypts to noise
         install(image, start * header.cluster_size)
-    image.write_header()
+    image.order.write_header()
     if data is not None:
         data.truncate(size)
         image.data = data

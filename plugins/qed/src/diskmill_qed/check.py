@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Kind
-from diskmill.contract.node import Storage
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
@@ -71,10 +70,10 @@ class _Check:
         image, result = self.image, self.result
         if image.writable:
             image.write_tables()
-            image.barrier()
+            image.order_files()
         whole = round_up(self.file.size, self.cluster)
         self.torn = round_down(self.file.size, self.cluster) if self.file.size < whole else None
-        if self.torn is not None and self.every and isinstance(self.file, Storage):
+        if self.torn is not None and self.every and self.file.resizable:
             self.file.truncate(whole)
         # QEMU sees whole sectors: a last cluster that lacks less than one is there, for it.
         self.end = round_down(round_up(self.file.size, SECTOR), self.cluster)
@@ -109,7 +108,7 @@ class _Check:
         image.write_tables()
         image.forget_places()
         if image.dirty and result.corruptions == result.corruptions_fixed and not result.check_errors:
-            image.barrier()
+            image.order_files()
             image.header.features &= ~c.QED_F_NEED_CHECK
             image.write_header()
             image.flush()
@@ -264,10 +263,10 @@ class _Leaks(_Check):
         # Features that are not known may use what the tables do not name.
         if result.corruptions or not result.leaks or not compact or image.header.compat_features:
             return
-        if isinstance(self.file, Storage):
+        if self.file.resizable:
             last = self.move(clusters - result.leaks)
             image.write_tables()
-            image.barrier()
+            image.order_files()
             self.file.truncate(last * self.cluster)
             image.forget_places()
             result.leaks_fixed = min(clusters - last, result.leaks)
@@ -288,7 +287,7 @@ class _Leaks(_Check):
                 self.levels.l1.set(index, 1, slot * size, 0)
                 left.append(cluster)
         image.write_tables()
-        image.barrier()  # now nothing on disk names the old places: what of them lies before the limit is free
+        image.order_files()  # now nothing on disk names the old places: what of them lies before the limit is free
         for cluster in left:
             if cluster < limit:
                 self.seen[cluster:limit] = bytes(limit - cluster)

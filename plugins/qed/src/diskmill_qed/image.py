@@ -22,7 +22,6 @@ from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 from . import c_qed as c
 
 if TYPE_CHECKING:
-    from diskmill.contract.node import Storage
     from diskmill.contract.options import Value
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.contract.results import Measurement
@@ -74,13 +73,6 @@ class QedImage(TwoLevelImage):
         """Write the header's fields; what follows them stays."""
         self.file.write(0, c.HEADER.pack(self.header))
 
-    def check_place(self, block: int, count: int, entry: int, step: int) -> None:
-        """As :meth:`BlockImage.check_place`; a cluster that the file holds in part lies outside too."""
-        super().check_place(block, count, entry, step)
-        last = entry + (count - 1) * step
-        if last + self.block_size > max(self.file.size, self.end or 0):
-            raise ImageError("the file ends within it", file=self.name, place=f"block {block + count - 1}")
-
     # -- writing ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -105,13 +97,13 @@ class QedImage(TwoLevelImage):
         if self.header.autoclear_features:
             self.header.autoclear_features = 0
             self.write_header()
-            self.barrier()
+            self.order_files()
 
     def reserve(self, offset: int, length: int) -> list[Placement]:
         self.begin()
         return super().reserve(offset, length)
 
-    def cut(self, file: Storage, end: int) -> None:
+    def cut(self, file: Node, end: int) -> None:
         # Features that are not known may keep something behind what the tables name.
         if not self.header.compat_features:
             super().cut(file, end)
@@ -174,7 +166,7 @@ class QedImage(TwoLevelImage):
                     # What the backing image has there is not what a disk grows by.
                     self.zero(old, min(size, self.backing.size) - old, unmap=False)
                 self.write_tables()
-                self.barrier()
+                self.order_files()
                 self.header.image_size = size
                 self.write_header()
             except BaseException:
@@ -214,7 +206,7 @@ class QedImage(TwoLevelImage):
             features = header.features & ~(c.QED_F_BACKING_FILE | c.QED_F_BACKING_FORMAT_NO_PROBE)
             if data:
                 self.file.write(at, data)
-                self.barrier()
+                self.order_files()
             header.features = features | backing_features(name, format)
             header.backing_filename_offset, header.backing_filename_size = (at, len(data)) if data else (0, 0)
             self.write_header()
@@ -246,8 +238,7 @@ def _power(value: int, low: int, high: int) -> bool:
 
 def open_qed(driver: QedDriver, request: OpenRequest) -> QedImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = c.HEADER.unpack(file.read(0, min(c.HEADER.size, file.size)), file=name)
 
     def bad(cause: str) -> ImageError:
@@ -307,8 +298,7 @@ def _layout(options: Mapping[str, Value]) -> tuple[int, int]:
 
 def create_qed(driver: QedDriver, request: CreateRequest) -> QedImage:
     """An empty image in ``request.file``."""
-    file, backing = request.file, request.backing
-    assert file is not None
+    file, backing = request.output(), request.backing
     cluster, table = _layout(request.options)
     check_size(request.size, cluster, table, request.name)
     name = os.fsencode(backing.name) if backing else b""

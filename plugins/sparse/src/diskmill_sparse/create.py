@@ -148,8 +148,7 @@ def create_sparse(driver: SparseDriver, request: CreateRequest) -> SparseWriter:
 
     :raises UsageError: no blocks are of that size. UnsupportedError: the disk has too many.
     """
-    file, block = request.file, _block(request)
-    assert file is not None
+    file, block = request.output(), _block(request)
     size = round_up(request.size, block)
     if size // block > MAX_BLOCKS:
         raise UnsupportedError(f"more than {MAX_BLOCKS} blocks: take a larger block_size", file=request.name)

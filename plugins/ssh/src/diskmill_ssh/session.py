@@ -14,6 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
+from copy import copy
 
 from diskmill.contract.node import ReadBuffer
 from diskmill.errors import StorageError
@@ -255,7 +256,7 @@ class Session:
     def _check(self) -> None:
         """:raises StorageError: the session failed."""
         if self._failure is not None:
-            raise StorageError(self._failure.cause, errno=self._failure.errno)
+            raise copy(self._failure)  # what is raised twice would gather both tracebacks
 
     def _wait(self) -> None:
         self._waiting += 1
@@ -347,7 +348,8 @@ class Session:
                 if count == 0:
                     if self._failure is not None:
                         return
-                    raise StorageError(self._channel.why(), errno=errno.ECONNRESET)
+                    # Before the first answer it is the program that ended: wrong keys, say, which no other try mends.
+                    raise StorageError(self._channel.why(), errno=errno.ECONNRESET, transient=self._greeted)
                 end = self._parse(buffer, end + count)
 
     def _expect_answers(self) -> None:

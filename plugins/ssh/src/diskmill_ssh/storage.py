@@ -9,6 +9,7 @@ import posixpath
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 from diskmill.contract.node import Buffer, ReadBuffer, Requests, Storage
@@ -281,7 +282,7 @@ class SshStorage(Storage):
             return
         with self._telling("flush"):
             if self._lost is not None:
-                raise StorageError(self._lost.cause, errno=self._lost.errno)
+                raise copy(self._lost)
             self._changed = False
             try:
                 self._session.ask(c.EXTENDED, c.string(c.FSYNC), self._handle)

@@ -13,7 +13,7 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, Placement
-from diskmill.contract.node import Node, Storage
+from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit.blocks import BlockImage, BlockTable
@@ -145,7 +145,7 @@ class VdiImage(BlockImage):
                     self._move_map(blocks, header)
                 else:
                     _fill(self.file, _MAP_OFFSET + header.cBlocks * 4, added)
-                self.barrier()
+                self.order_files()
             header.cBlocks, header.cbDisk = blocks, size
             self.file.write(0, HEADER.pack(header))
             self.header = header
@@ -175,7 +175,7 @@ class VdiImage(BlockImage):
         for block in moved:
             self._part(block)
         self.write_tables()
-        self.barrier()
+        self.order_files()
         offset = self.data_start
         new = BlockTable(self.file, offset, blocks, 4, "little", lambda: new.write_back())
         _fill(self.file, offset, blocks)
@@ -215,7 +215,7 @@ class VdiImage(BlockImage):
             count = -(-spare // self.stride)
             result.findings.append(Finding("leak", f"{spare} bytes behind the last block", count, fixed=bool(repair)))
             result.leaks += count
-            if repair and isinstance(self.file, Storage):
+            if repair and self.file.resizable:
                 result.leaks_fixed += count
                 self.file.truncate(end)
         # QEMU tells no totals for the format.
@@ -225,8 +225,7 @@ class VdiImage(BlockImage):
 
 def open_vdi(driver: VdiDriver, request: OpenRequest) -> VdiImage:
     """The image in ``request.file``, every field of its header checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     header = HEADER.unpack(file.read(0, min(HEADER.size, file.size)), file=name)
     if header.u32Signature != SIGNATURE:
         raise ImageError("not a VDI image (bad signature)", file=name)
@@ -263,8 +262,7 @@ def open_vdi(driver: VdiDriver, request: OpenRequest) -> VdiImage:
 
 def create_vdi(driver: VdiDriver, request: CreateRequest) -> VdiImage:
     """An empty image in ``request.file``."""
-    file, size = request.file, request.size
-    assert file is not None
+    file, size = request.output(), request.size
     block = _block_size(request.options.get("cluster_size"))
     static = _static(request)
     blocks = -(-size // block)

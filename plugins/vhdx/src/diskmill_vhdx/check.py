@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Kind
-from diskmill.contract.node import Storage
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError
 from diskmill.sizes import MiB, round_up
@@ -94,7 +93,7 @@ def _check_places(image: VhdxImage, result: CheckResult, *, every: bool) -> bool
         end = place + min(image.block_size, image.size - last * image.block_size)
         if place < image.file.size < end and not image.dirty:
             _corrupt(result, f"block {last} is cut by the end of the file", fixed=every)
-            if every and isinstance(image.file, Storage):
+            if every and image.file.resizable:
                 image.file.truncate(round_up(end, ALIGN))
     return sound
 
@@ -122,7 +121,7 @@ def _check_spare(image: VhdxImage, result: CheckResult, end: int, *, repair: boo
     count = -(-spare // image.block_size)
     result.findings.append(Finding("leak", f"{spare} bytes behind the last block", count, fixed=repair))
     result.leaks += count
-    if repair and isinstance(image.file, Storage):
+    if repair and image.file.resizable:
         result.leaks_fixed += count
         image.headers.update_both(LogGuid=NO_GUID)
         image.file.truncate(used)

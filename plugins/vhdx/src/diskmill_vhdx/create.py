@@ -105,8 +105,7 @@ def _usual_block(size: int) -> int:
 
 def create_vhdx(driver: VhdxDriver, request: CreateRequest) -> VhdxImage:
     """An empty image in ``request.file``."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.output(), request.name
     layout = _layout(request.size, request.options, name)
     file.truncate(layout.data)
     if not file.blank:  # a device holds what was there before

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskmill.contract.extents import Extent, Kind
-from diskmill.contract.node import Buffer, Node, ReadBuffer, Storage
+from diskmill.contract.node import Buffer, Node, ReadBuffer
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MiB, TiB, round_down, round_up
 
@@ -111,7 +111,7 @@ class Updates:
 
     def apply(self, file: Node) -> None:
         """Write them to their places."""
-        if file.size < self.size and isinstance(file, Storage):
+        if file.size < self.size and file.resizable:
             file.truncate(self.size)
         for start, end in zip(self._starts, self._ends, strict=True):
             file.zero(start, end - start)

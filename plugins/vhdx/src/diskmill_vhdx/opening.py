@@ -26,8 +26,7 @@ def open_vhdx(driver: VhdxDriver, request: OpenRequest) -> VhdxImage:
 
     What its log holds is put in place where the image is opened for writing, and laid over the file where it is not.
     """
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     if file.read(0, len(SIGNATURE)) != SIGNATURE:
         raise ImageError("not a VHDX image (bad signature)", file=name)
     if file.size < HEADER_SECTION:

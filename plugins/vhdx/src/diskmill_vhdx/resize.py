@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diskmill.contract.node import Storage
 from diskmill.errors import UnsupportedError
 from diskmill.sizes import round_down, round_up
 
@@ -64,7 +63,7 @@ def _larger_table(image: VhdxImage, size: int, count: int) -> Bat:
     """A copy of the table behind everything else, with *count* entries for a disk of *size* bytes."""
     offset = round_up(image.find_end(), ALIGN)
     image.end = offset + round_up(count * WIDTH, ALIGN)
-    if image.file.blank and isinstance(image.file, Storage):
+    if image.file.blank and image.file.resizable:
         image.file.truncate(image.end)
     else:
         image.file.zero(offset, image.end - offset)

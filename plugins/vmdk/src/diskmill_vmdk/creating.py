@@ -39,8 +39,7 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
         raise UnsupportedError(f"subformat {subformat} has no zeroed grains", file=request.name)
     if request.backing is not None and flat:
         raise UnsupportedError(f"subformat {subformat} cannot have a backing file", file=request.name)
-    file = request.file
-    assert file is not None
+    file = request.output()
     lines = list(_lines(request, flat=flat, split=split))
     parent_cid, parent = _parent(request)
     text = compose(

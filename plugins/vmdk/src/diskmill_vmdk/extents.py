@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from diskmill.contract.node import Node, Storage
+from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import SECTOR, round_up
 
@@ -63,7 +63,7 @@ def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool
     """
     if is_compressed(header):
         return open_stream(node, header, start, name=name, scan=scan)
-    if isinstance(node, Storage) and node.forward:
+    if node.forward:
         raise UnsupportedError("only streamOptimized images can be read from a pipe", file=name)
     if header.gdOffset == GD_AT_END:  # a stream of grains that are not compressed: written once, like any stream
         valid = footer_of(node, header, name=name)
@@ -75,7 +75,7 @@ def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool
 
 def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool) -> Part:
     """The compressed extent in *node*, whose *header* stands at its begin."""
-    if scan or isinstance(node, Storage) and node.forward:
+    if scan or node.forward:
         if not header.flags & FLAG_MARKERS:
             raise UnsupportedError("it has no markers: it cannot be read without its tables", file=name)
         from .walking import WalkedPart

@@ -129,7 +129,7 @@ class GrainPart(Part):
         """As :meth:`read_tables`, with the tables in memory before those in the file."""
         if self.changed:
             if count == 1 and first in self.changed:
-                return self.changed[first]
+                return self.changed[first][:]  # it may change while it is looked at
             result = self.read_tables(first, sector, count)
             for index in range(first, first + count):
                 table = self.changed.get(index)

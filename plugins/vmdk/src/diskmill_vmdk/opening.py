@@ -33,14 +33,13 @@ OWN_CREATE_TYPES = ("monolithicsparse", "streamoptimized")
 
 def open_vmdk(driver: FormatDriver, request: OpenRequest) -> VmdkImage:
     """The image in ``request.file``."""
-    file = request.file
-    assert file is not None
+    file = request.below()
     magic = file.read(0, min(4, file.size))
     if magic == SPARSE_MAGIC:
         image = _open_hosted(driver, request, file)
     elif magic == COWD_MAGIC:
         image = _open_cowd(driver, request, file)
-    elif isinstance(file, Storage) and file.forward:
+    elif file.forward:
         raise UnsupportedError("only streamOptimized images can be read from a pipe", file=request.name)
     else:
         descriptor = parse(file.read(0, min(file.size, LIMIT)), file=request.name)
@@ -167,6 +166,8 @@ def _open_descriptor(
     create_type = descriptor.create_type
     if create_type is None:
         raise ImageError("not a VMDK: neither an extent nor a descriptor with a createType", file=name)
+    if not re.fullmatch(r"[A-Za-z0-9]+", create_type):
+        raise ImageError(f"no createType can be '{create_type[:40]}'", file=name, place="descriptor")
     image = VmdkImage(
         driver,
         file,

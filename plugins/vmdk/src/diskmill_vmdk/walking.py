@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Extent, Kind
-from diskmill.contract.node import Buffer, Node, ReadBuffer, Storage
+from diskmill.contract.node import Buffer, Node, ReadBuffer
 from diskmill.errors import ImageError
 from diskmill.sizes import MAX_SIZE, SECTOR, round_up
 
@@ -112,7 +112,7 @@ class WalkedPart(Part):
         """The first grain that ends behind guest byte *at*; it stays the next one until it is passed."""
         wanted = at - self.start
         if wanted < self._passed:
-            if isinstance(self.node, Storage) and self.node.forward:
+            if self.node.forward:
                 raise ImageError("a stream can be read in order only, once", file=self.name)
             self._passed = -1
         if self._passed < 0:
@@ -187,6 +187,6 @@ class _Source:
         return taken
 
     def _read(self, at: int) -> bytes:
-        if isinstance(self.node, Storage):
+        if self.node.resizable:
             return self.node.read_some(at, _BLOCK)
         return self.node.read(at, max(min(_BLOCK, self.node.size - at), 0))

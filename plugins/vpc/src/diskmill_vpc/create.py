@@ -40,8 +40,7 @@ _NOWHERE = 0xFFFFFFFFFFFFFFFF
 
 def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
     """An empty image in ``request.file``; its disk may be larger than asked for."""
-    file, options = request.file, request.options
-    assert file is not None
+    file, options = request.output(), request.options
     size, shape = _size(request.size, options, request.name)
     fixed = options["subformat"] == "fixed"
     footer = FOOTER.new(

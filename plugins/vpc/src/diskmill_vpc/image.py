@@ -12,7 +12,7 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, Placement
-from diskmill.contract.node import Image, Node, Storage
+from diskmill.contract.node import Image, Node
 from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError, StorageError, UnsupportedError
 from diskmill.kit import tables
@@ -130,10 +130,10 @@ class FixedVpcImage(FormatImage):
             try:
                 self.file.zero(old, min(SECTOR, size - old), unmap=False)
             except StorageError:  # the disk stays as it was: the old footer is the file's end again
-                if isinstance(self.file, Storage):
+                if self.file.resizable:
                     self.file.truncate(old + SECTOR)
                 raise
-            if preallocation != "off" and isinstance(self.file, Storage):
+            if preallocation != "off" and self.file.resizable:
                 self.file.allocate(old, size - old, preallocation)
             self.flush()
             footer.reserved = reserved
@@ -266,7 +266,7 @@ class VpcImage(BlockImage):
         if self.end is None and self.file.read(0, SECTOR) != (kept := sealed(FOOTER, self.footer)):
             # New blocks take the place of the footer that holds, so that its copy must be whole before.
             self.file.write(0, kept)
-            self.barrier()
+            self.order_files()
         return super().find_end()
 
     def used_end(self) -> int:
@@ -291,7 +291,7 @@ class VpcImage(BlockImage):
         self._footer_moved = True
         return entry
 
-    def cut(self, file: Storage, end: int) -> None:
+    def cut(self, file: Node, end: int) -> None:
         # The footer stays until the next one is there; a new block's bitmap goes over it.
         if file.size > end + SECTOR:
             file.write(end, sealed(FOOTER, self.footer))
@@ -307,7 +307,7 @@ class VpcImage(BlockImage):
             self.file.write(entry * SECTOR, bits)
         self._pending.clear()
         if self.table.dirty:
-            self.barrier()
+            self.order_files()
             self.table.write_back()
 
     # -- resize -------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ class VpcImage(BlockImage):
             if blocks > len(table):
                 table, end = self._larger_table(blocks, end, footer, header)
             self.file.write(end, sealed(FOOTER, footer))
-            self.barrier()
+            self.order_files()
             self.file.write(0, FOOTER.pack(footer))
             self.footer, self.header, self.table = footer, header, table
             self.size, self.end = size, end
@@ -352,7 +352,7 @@ class VpcImage(BlockImage):
         new.write_back()
         header.table_offset, header.max_table_entries = offset, blocks
         self.file.write(place, sealed(HEADER, header))
-        self.barrier()
+        self.order_files()
         footer.data_offset = place
         table = BlockTable(self.file, offset, blocks, 4, "big", self.flush)
         return table, offset + round_up(blocks * 4, SECTOR)
@@ -368,7 +368,7 @@ class VpcImage(BlockImage):
         over = False
         if every and not copied:  # while the footer at the end is where it is
             self.file.write(0, kept)
-            self.barrier()
+            self.order_files()
         if self.header.checksum != checksum(HEADER, self.header):
             text = "the dynamic disk header has a wrong checksum"
             result.findings.append(Finding("corruption", text, fixed=every))
@@ -398,7 +398,7 @@ class VpcImage(BlockImage):
         if every and not fine or repair and leaks:
             self.write_tables()
             self.file.write(end, kept)
-            if isinstance(self.file, Storage):
+            if self.file.resizable:
                 self.file.truncate(end + SECTOR)
         result.image_end_offset = end + SECTOR
         return result
@@ -406,8 +406,7 @@ class VpcImage(BlockImage):
 
 def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     """The image in ``request.file``, every field of its structures checked."""
-    file, name = request.file, request.name
-    assert file is not None
+    file, name = request.below(), request.name
     footer, whole = _footer(file, name)
     calculation = str(request.options.get("force_size_calc", ""))
     size, _ = disk_size(footer, calculation)

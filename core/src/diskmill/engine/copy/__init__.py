@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -41,12 +42,15 @@ def copy(
     limit: RateLimit | None = None,
     cancel: threading.Event | None = None,
     watchers: Sequence[Watcher] = (),
+    reached: Callable[[int], None] | None = None,
 ) -> None:
     """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
 
     :param source_offset: where to begin in the source (in each, where there are several).
     :param length: how many bytes; None: up to the source's end. They fit in the target.
     :param watchers: shown all that is copied, at its guest offsets in the target.
+    :param reached: told now and then, from any thread, up to which guest offset of the target everything is written and
+        published: a checkpoint (which flushes it) may go on from there.
     :raises CancelledError: *cancel* was set.
     """
     if target.detect_zeroes != "off" and not plan.sparse:
@@ -59,11 +63,17 @@ def copy(
     graphs = [*sources, target]
     threads = plan.threads or beneath.threads(graphs)
     writer = _writer(target, plan, Gauge(target, plan, beneath.chunk(graphs, CHUNK, threads)))
-    copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers)
+    copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers, reached)
     extents = joined(sources, source_offset, target_offset, length, plan)
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
     interrupt = partial(beneath.interrupt, graphs)
-    Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
+    with ExitStack() as inside:
+        for one in sources:
+            if isinstance(one, Image) and one.writable and one is not target:
+                inside.enter_context(one.reading())
+        Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
+    if reached is not None:
+        reached(target_offset + sum(one.size - source_offset if length is None else length for one in sources))
 
 
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
@@ -78,12 +88,21 @@ def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
 class _Copier:
     """Takes tasks through the stages."""
 
-    def __init__(self, writer: Writer, progress: Progress, limit: RateLimit, watchers: Sequence[Watcher]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        progress: Progress,
+        limit: RateLimit,
+        watchers: Sequence[Watcher],
+        reached: Callable[[int], None] | None,
+    ) -> None:
+        self.reached = reached
         self.writer = writer
         self.plan = writer.plan
         self.progress = progress
         self.limit = limit
         self.watchers = watchers
+        self.offloads = self.plan.offload and not (self.plan.compress or watchers)
 
     def left_out(self, extent: Extent) -> None:
         """Nothing need be done for *extent*."""
@@ -95,11 +114,13 @@ class _Copier:
     def worker(self, workers: Workers[Task]) -> Callable[[Task, int], None]:
         """What a thread does with each task that it takes."""
         buffers = Buffers(self.writer.gauge.chunk)
-        turns = Turns(workers.in_turn, workers.done, ordered=self.writer.ordered)
+        turns = Turns(workers.in_turn, workers.done, ordered=self.writer.ordered, whole=self.writer.whole)
 
         def work(task: Task, turn: int) -> None:
             self.deal(task, turn, turns, buffers)
-            self.progress.advance(task.end - task.start)
+            self.progress.advance(task.length)
+            if self.reached is not None and (first := workers.frontier()[0]) is not None:
+                self.reached(first.start)  # this one counts as soon as it is handed back
 
         return work
 
@@ -107,13 +128,19 @@ class _Copier:
         """One task: read, show, write."""
         writer = self.writer
         if task.zeros:
-            writer.zeros(task, turns, turn)
+            with turns.writing(turn):
+                writer.zeros(task, turns, turn)
             for watcher in self.watchers:
                 watcher.zeros(task.start, task.end - task.start)
             return
-        self.limit.take(task.end - task.start)
-        if self.plan.offload and not self.plan.compress and not self.watchers and self.offload(task.extents):
-            return
+        self.limit.take(task.length)
+        if self.offloads and (len(task.extents) == 1 or not writer.whole):
+            turns.begin(turn)
+            if self.offload(task.extents):
+                turns.end()
+                return
+            if writer.whole:
+                self.offloads = False  # the next ones need not wait for their turns to be refused, too
         low, high = writer.span(task)
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
@@ -121,7 +148,8 @@ class _Copier:
         read(task.extents, stretches, view, low, buffers, self.plan.salvage)
         if self.watchers:
             self.show(task.extents, view, low)
-        writer.write(Window(task, turn, low, high, buffer, stretches), turns)
+        with turns.writing(turn):
+            writer.write(Window(task, turn, low, high, buffer, stretches), turns)
 
     def show(self, extents: Sequence[Extent], view: memoryview, low: int) -> None:
         """Let the watchers see *extents*, which were read to *view*, guest bytes from *low* on."""
@@ -135,8 +163,6 @@ class _Copier:
     def offload(self, extents: Sequence[Extent]) -> bool:
         """Let the target's storage take *extents* in its own way; False: it cannot, or not all of them."""
         target = self.writer.target
-        if target.unit > 1:
-            return False
         for extent in extents:
             if extent.kind is not Kind.DATA or extent.node is None:
                 return False

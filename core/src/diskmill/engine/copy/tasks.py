@@ -21,6 +21,11 @@ class Task:
     extents: list[Extent]
     zeros: bool = False
 
+    @property
+    def length(self) -> int:
+        """Bytes that it deals with: between its extents may lie what was left out."""
+        return sum(extent.length for extent in self.extents) if self.extents else self.end - self.start
+
 
 def joined(sources: Sequence[Node], offset: int, at: int, length: int | None, plan: CopyPlan) -> Iterator[Extent]:
     """The extents of *sources*, from *offset* on, moved to where they go in the target: from *at* on.

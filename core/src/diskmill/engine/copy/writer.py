@@ -8,11 +8,12 @@ not depend on chance.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ...contract.extents import Placement
-from ...contract.node import Image, Node, Storage
+from ...contract.node import Image, Node
 from ...sizes import round_down, round_up
 from ..access import put, store
 from .gauge import Gauge
@@ -42,12 +43,34 @@ class Turns:
 
     :param wait: blocks until all tasks before the one of that number have passed.
     :param passed: lets the next one pass.
+    :param ordered: whether they pass a point of the writer's own.
+    :param whole: whether all that is written for a task comes before what is written for the next one.
     """
 
-    def __init__(self, wait: Callable[[int], None], passed: Callable[[], None], *, ordered: bool) -> None:
+    def __init__(
+        self, wait: Callable[[int], None], passed: Callable[[], None], *, ordered: bool, whole: bool = False
+    ) -> None:
         self._wait = wait
         self._passed = passed
-        self._ordered = ordered
+        self._ordered = ordered and not whole
+        self._whole = whole
+
+    @contextmanager
+    def writing(self, turn: int) -> Iterator[None]:
+        """Around all that is written for one task."""
+        self.begin(turn)
+        yield
+        self.end()
+
+    def begin(self, turn: int) -> None:
+        """Wait until all is written that comes before a task, where it must be; again for the same task, too."""
+        if self._whole:
+            self._wait(turn)
+
+    def end(self) -> None:
+        """All is written of the task that has begun."""
+        if self._whole:
+            self._passed()
 
     def wait(self, turn: int) -> None:
         """Wait for one's turn, where order matters."""
@@ -65,13 +88,17 @@ class Writer(ABC):
 
     ordered: bool
     """Whether tasks go in turn somewhere."""
+    whole: bool
+    """Whether each is written to its end before the next one: what the target stands on takes bytes once, in order."""
 
     def __init__(self, target: Image, plan: CopyPlan, gauge: Gauge) -> None:
         self.target = target
         self.plan = plan
         self.gauge = gauge
+        self.whole = any(storage.forward for storage in target.leaves())
+        in_order = plan.in_order or "writes-forward" in target.driver.capabilities
         # Where nothing is allocated, the order of writes leaves no trace.
-        self.ordered = plan.in_order and (target.unit > 1 or plan.compress)
+        self.ordered = in_order and (target.unit > 1 or plan.compress)
 
     def span(self, task: Task) -> Stretch:
         """The guest bytes that are to be in memory: by default whole units, so that a fresh one is complete."""
@@ -107,7 +134,4 @@ class Writer(ABC):
 def write_vector(node: Node, offset: int, vector: Sequence[bytes | bytearray | memoryview]) -> None:
     """Put the buffers of *vector* one after the other at *offset*."""
     node.event("write_compressed")
-    if isinstance(node, Storage):
-        node.write_vector(offset, vector)
-        return
-    node.write(offset, b"".join(vector))
+    node.write_vector(offset, vector)

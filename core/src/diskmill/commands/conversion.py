@@ -1,0 +1,164 @@
+"""What ``convert`` is asked for, as values: what is read, what is made of it, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..errors import UsageError, said
+from ..opening.context import CACHE_MODES
+from ..sizes import SECTOR, whole
+
+MOST_THREADS = 16
+"""Threads that a copy may have."""
+_MOST_SPARSE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that is read.
+
+    :param name: as :func:`diskmill.open` takes it.
+    :param format: the driver's name; None: probe.
+    :param snapshot: read this internal snapshot: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
+    :param image_opts: *name* is an option string.
+    :param cache: the cache mode for what is read.
+    """
+
+    name: str
+    format: str | None = None
+    snapshot: str | None = None
+    image_opts: bool = False
+    cache: str = "writeback"
+
+    def __post_init__(self) -> None:
+        _known(self.cache)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The image that is written.
+
+    :param format: its driver's name.
+    :param options: ``create`` options of the format.
+    :param backing: the backing image that it gets, or that the *existing* one has; None: the data is copied.
+    :param existing: write into an image that is there instead of making one.
+    :param zeroed: that image reads as zeros throughout.
+    :param image_opts: *name*, of an existing image, is an option string.
+    :param cache: the cache mode for what is written; by default nothing waits for the disk, as with qemu-img.
+    """
+
+    name: str
+    format: str = "raw"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    backing: str | None = None
+    backing_format: str | None = None
+    existing: bool = False
+    zeroed: bool = False
+    image_opts: bool = False
+    cache: str = "unsafe"
+
+    def __post_init__(self) -> None:
+        _known(self.cache)
+        object.__setattr__(self, "options", dict(self.options))
+        existing = said("existing", "-n")
+        if self.zeroed and not self.existing:
+            raise UsageError(f"{said('target_zero', '--target-is-zero')} requires {existing}")
+        if self.image_opts and not self.existing:
+            raise UsageError(f"{said('target_image_opts', '--target-image-opts')} requires {existing}")
+        if self.backing_format is not None and self.backing is None and "backing_file" not in self.options:
+            raise UsageError(said("backing_format requires backing", "-F requires -B"))
+        if self.existing and self.options:
+            raise UsageError(said("options have", "-o has") + f" no effect with {existing}: the output exists already")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Guest disks, one after the other, made into one image. What contradicts itself cannot be made.
+
+    :param compress: store the data compressed.
+    :param sparse: the shortest stretch of zeros, in bytes, that is left out: a multiple of 512, at most 1 GiB; 0: zeros
+        are written too; None: 4096.
+    :param threads: how many; None: as many as the process has processors, or more where storages ask for that.
+    :param in_order: lay the target out in guest order, so that the same input gives the same file.
+    :param rate: bytes a second; 0: as fast as it goes.
+    :param offload: let the kernel or a server copy where it can, without looking for zeros.
+    :param salvage: where a source cannot be read, write zeros and go on.
+    :param bitmaps: also copy the persistent bitmaps of the one source; *skip_broken*: but for inconsistent ones.
+    :param digest: the algorithm of the digest that is made out of the copy; None: there is none.
+    :param verify: read the output back before it gets its name.
+    """
+
+    sources: tuple[Source, ...]
+    target: Target
+    compress: bool = False
+    sparse: int | None = None
+    threads: int | None = None
+    in_order: bool = True
+    rate: int = 0
+    offload: bool = False
+    salvage: bool = False
+    bitmaps: bool = False
+    skip_broken: bool = False
+    digest: str | None = None
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
+        object.__setattr__(self, "rate", whole(self.rate, "rate"))
+        if self.threads is not None:
+            object.__setattr__(self, "threads", whole(self.threads, "threads", 1, MOST_THREADS))
+        if self.sparse is not None:
+            object.__setattr__(self, "sparse", sparse := whole(self.sparse, "sparse"))
+            if sparse % SECTOR or sparse > _MOST_SPARSE:
+                raise UsageError("the sparse size must be a multiple of 512 bytes, and at most 1 GiB")
+        if not self.sources:
+            raise UsageError("there is nothing to convert: name at least one source image")
+        if self.skip_broken and not self.bitmaps:
+            raise UsageError(said("skip_broken requires bitmaps", "--skip-broken-bitmaps requires --bitmaps"))
+        self._refuse_offload()
+        self._refuse_several()
+        if self.target.backing is not None and self.digest is not None:
+            base = said("backing", "-B")
+            raise UsageError(f"no digest can be made of a copy that leaves data to a backing image ({base})")
+        if self.target.backing is not None and self.verify:
+            base = said("backing", "-B")
+            raise UsageError(f"a copy that leaves data to a backing image ({base}) is verified with compare")
+
+    def _refuse_offload(self) -> None:
+        if not self.offload:
+            return
+        if self.compress:
+            both = said("offload and compress", "-C and -c")
+            raise UsageError(f"cannot offload copying when compressing ({both})")
+        if self.sparse:
+            both = said("offload and sparse", "-C and -S")
+            raise UsageError(f"cannot offload copying when looking for zeros ({both})")
+        if self.salvage:
+            raise UsageError(f"cannot offload copying with {said('salvage', '--salvage')}")
+
+    def _refuse_several(self) -> None:
+        if len(self.sources) < 2:
+            return
+        if self.target.backing is not None or any(one.snapshot is not None for one in self.sources):
+            both = said("snapshot and backing", "a snapshot (-l) and a backing image (-B)")
+            raise UsageError(f"several images make one disk only without {both}")
+        if self.bitmaps:
+            raise UsageError("Copying bitmaps only possible with single source")
+
+
+class Converted(NamedTuple):
+    """What was made: an image of *format*, of a disk of *size* bytes.
+
+    :ivar digest: that of the disk, where one was asked for.
+    """
+
+    format: str
+    size: int
+    digest: str | None = None
+
+
+def _known(cache: str) -> None:
+    if cache not in CACHE_MODES:
+        raise UsageError(f"cache is one of {', '.join(CACHE_MODES)}, not {cache!r}")
