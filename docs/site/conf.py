@@ -28,12 +28,18 @@ myst_links_external_new_tab = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
 python_maximum_signature_line_length = 88
 
 nitpicky = True
-# Names of other projects stand in signatures too. There is nothing of them here to lead to; what is ours must lead there.
-nitpick_ignore_regex = [(r"py:.*", r"(?!diskmill).*"), (r"py:.*", r".*\._[A-Za-z]\w*"), (r"py:.*", r"diskmill\.sizes.*")]
+# Names of other projects stand in signatures too. There is nothing of them here to lead to; ours must lead there.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!diskmill).*"),
+    (r"py:.*", r".*\._[A-Za-z]\w*"),
+    (r"py:.*", r"diskmill\.sizes.*"),
+    # Private classes, and what stands for any class, are shown in signatures and have no place of their own.
+    (r"py:.*", r"diskmill\.storages\..*|diskmill\.contract\.threads\.Space"),
+]
 
 
 def complain(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -41,19 +47,20 @@ def complain(app: Any, what: str, name: str, thing: Any, options: Any, lines: li
     del options
     if what in ("attribute", "property") or lines or any(part.startswith("_") for part in name.split(".")):
         return
-    if getattr(thing, "__module__", "").startswith("diskmill"):
+    if getattr(thing, "__module__", "").startswith("diskmill") and thing.__name__ != "<lambda>":  # that is a field
         from sphinx.util import logging
 
         logging.getLogger(__name__).warning("%s %s is public and has no docstring", what, name)
 
 
 def lead_out(app: Any, docname: str, source: list[str]) -> None:
-    """What a page names outside this folder (a package's source) is there in the tree, but is no page: its words stay."""
+    """What a page names outside this folder (a package's source) is in the tree, but is no page: its words stay."""
     folder = os.path.dirname(os.path.join(app.srcdir, f"{docname}.md"))
 
     def words(match: re.Match[str]) -> str:
         path = os.path.normpath(os.path.join(folder, match["path"]))
-        if os.path.commonpath([path, os.path.abspath(app.srcdir)]) == os.path.abspath(app.srcdir):
+        inside = os.path.commonpath([path, os.path.abspath(app.srcdir)]) == os.path.abspath(app.srcdir)
+        if inside and not os.path.isdir(path) and not path.endswith(".json"):
             return match[0]
         if not os.path.exists(path):
             return match[0]  # a broken link: it is told as one

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import diskmill
@@ -74,3 +75,14 @@ def test_shell_and_python_do_the_same(name: str, images: Path, tmp_path: Path) -
         assert (ours.format, ours.virtual_size) == (other.format, other.virtual_size)
         assert str(ours.specific).replace(str(shell), "") == str(other.specific).replace(str(python), "")
         assert diskmill.compare(str(path), str(python / path.name), strict=True).identical
+
+
+@pytest.mark.parametrize("page", ["library.md", "for-services.md"])
+def test_what_the_pages_show_of_the_library_runs(page: str, images: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=folder, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        assert done.stdout
