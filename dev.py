@@ -10,6 +10,7 @@ virtual environment in .venv, with every package of the workspace and the tools,
     python3 dev.py install [DRIVER...] [-PIP-OPTION...]  install diskmill, its command and drivers (all of them, if
                                     none is named) from here into the Python that runs this
     python3 dev.py wheels [FOLDER]  build the wheels of all packages, into dist/
+    python3 dev.py docs [FOLDER]    the documents as pages to read in a browser, into site/; strict
     python3 dev.py manual           write the manual pages anew
     python3 dev.py picture          write the pictures in docs/img anew
     python3 dev.py tools            name the Debian packages that the tests need and this machine lacks
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if command == "install":
         return install_here(rest)
-    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "manual", "picture", "wheels"):
+    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "docs", "manual", "picture", "wheels"):
         print(__doc__.strip())
         return 0 if command in ("help", "-h", "--help") else 2
     set_up()
@@ -62,6 +63,8 @@ def main(arguments: list[str]) -> int:
         return fuzz(rest)
     if command == "wheels":
         return wheels(*rest[:1])
+    if command == "docs":
+        return docs(*rest[:1])
     if command == "manual":
         return call(BIN / "python", "-m", "diskmill_cli.manual", "cli", "dropin")
     if command == "picture":
@@ -136,6 +139,15 @@ def wheels(folder: str = "dist") -> int:
     members, _ = workspace()
     build = (BIN / "python", "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
     return max(call(*build, member) for member in members)
+
+
+def docs(folder: str = "site") -> int:
+    """The pages of docs/, with the library's reference out of its docstrings. Links that lead nowhere, and public names
+    without a docstring, fail."""
+    status = call(BIN / "sphinx-build", "--nitpicky", "--fail-on-warning", "-q", "-c", "docs/site", "docs", folder)
+    if not status:
+        print(f"The pages begin at {ROOT / folder / 'index.html'}")
+    return status
 
 
 def missing_packages() -> list[str]:

@@ -456,6 +456,8 @@ def load_snapshot(image: Image, name: str, context: Context) -> None:
     """
     if "snapshots" not in image.driver.capabilities:
         raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
+    if image.lent:
+        raise UsageError("an image that is open reads as it does: open its snapshot", file=image.name)
     if name.startswith("snapshot."):
         name = _snapshot_id(image, name, context)
     calls.snapshot(context.registry, image, "load", name)

@@ -369,6 +369,7 @@ class Image(Node):
         self.readers: Readers = file.readers if isinstance(file, Image) else Readers()
         self.ranges = Ranges(self.lock)
         self.closed = False
+        self.lent = 0
 
     def __repr__(self) -> str:
         from ..sizes import format_size
@@ -497,6 +498,19 @@ class Image(Node):
     def flush(self) -> None:
         """Write the cached tables out in dependency order, then flush the storage."""
         self.file.flush()
+
+    def lend(self) -> Self:
+        """The image, for one more user: of all who close it, the last one does."""
+        with self.lock:
+            self.lent += 1
+            vars(self).update(close=self._give_back, abandon=self._give_back)
+        return self
+
+    def _give_back(self) -> None:
+        with self.lock:
+            self.lent -= 1
+            if not self.lent:
+                del vars(self)["close"], vars(self)["abandon"]
 
     def close(self) -> None:
         if self.closed:

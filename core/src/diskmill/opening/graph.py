@@ -18,7 +18,18 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
-from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError, said, said_raw
+from ..errors import (
+    ClosedError,
+    DiskmillError,
+    DriverError,
+    ImageError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+    said,
+    said_raw,
+)
+from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
@@ -55,6 +66,10 @@ def open_image(
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
+    image = lent(name)
+    if image is not None:
+        _refuse_lent(image, format, writable=writable, repair=repair, rehearse=rehearse)
+        return image.lend()
     try:
         spec = _spec(name, format, image_opts, context)
         if writable and not rehearse and context.share:
@@ -77,6 +92,18 @@ def open_image(
     except DiskmillError as error:
         error.opening = _told(name, context)
         raise
+
+
+def _refuse_lent(image: Image, format: str | None, *, writable: bool, repair: str, rehearse: bool) -> None:
+    """Refuse for *image*, which the caller has open, what takes opening it anew."""
+    if image.closed:
+        raise ClosedError("the image was closed", file=image.name)
+    if format is not None and format != image.driver.name:
+        raise UsageError(f"format '{format}' contradicts the image, which is {image.driver.name}", file=image.name)
+    if writable and not image.writable:
+        raise UsageError("the image is open for reading only", file=image.name)
+    if repair or rehearse:
+        raise UsageError("an image is opened to be repaired: give its name", file=image.name)
 
 
 def _spec(name: str | Mapping[str, Any], format: str | None, image_opts: bool, context: Context) -> Spec:

@@ -338,6 +338,7 @@ class Files(MutableMapping[str, bytes]):
         return len(self._files)
 
     def clear(self) -> None:
+        """Forget all of them."""
         self._files.clear()  # without reading what is dropped
 
     def __repr__(self) -> str:
