@@ -77,7 +77,7 @@ def test_shell_and_python_do_the_same(name: str, images: Path, tmp_path: Path) -
         assert diskmill.compare(str(path), str(python / path.name), strict=True).identical
 
 
-@pytest.mark.parametrize("page", ["library.md", "for-services.md", "drivers/fileobj.md"])
+@pytest.mark.parametrize("page", ["library.md", "for-services.md", "drivers/fileobj.md", "drivers/fsspec.md"])
 def test_what_the_pages_show_of_the_library_runs(page: str, images: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(images, tmp_path / "images")
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)

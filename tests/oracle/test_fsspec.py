@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import diskmill
+import fsspec
 import pytest
 from commands import images
 from served import like_the_file
@@ -57,3 +58,23 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 def test_memory_has_what_was_written(folder: Path) -> None:
     diskmill.convert([str(folder / "img.qcow2")], "fsspec+memory://disks/a.raw", output_format="raw")
     assert diskmill.compare(str(folder / "img.qcow2"), "fsspec+memory://disks/a.raw").identical
+
+
+@pytest.mark.parametrize("url", ["diskmill::file://{}", "diskmill://disk.raw::file://{}", "diskmill::memory://x.qcow2"])
+def test_the_disk_is_a_file_of_fsspec(url: str, folder: Path, tmp_path: Path) -> None:
+    with fsspec.open("memory://x.qcow2", "wb") as file:
+        file.write((folder / "img.qcow2").read_bytes())
+    with fsspec.open(url.format(folder / "img.qcow2")) as disk:
+        (tmp_path / "disk.raw").write_bytes(disk.read())
+    qemu_img("compare", "-f", "raw", tmp_path / "disk.raw", folder / "img.qcow2")
+
+
+def test_the_file_system_of_a_disk(folder: Path) -> None:
+    disk = fsspec.filesystem("diskmill", fo=str(folder / "img.qcow2"), trust="nothing")
+    (one,) = disk.ls("")
+    assert one["size"] == disk.size("disk.raw") == disk.image.size
+    assert disk.cat_file("disk.raw", 0, 512) == disk.image.read(0, 512)
+    for mode, error in (("wb", NotImplementedError), ("rb", FileNotFoundError)):
+        with pytest.raises(error):
+            disk.open("other.raw" if mode == "rb" else "disk.raw", mode)
+    disk.close()
