@@ -29,7 +29,7 @@ MAX_GRAIN = 1 << 30
 """The largest grain, in bytes."""
 MAX_HELD_GRAIN = 2 * MiB
 """The largest grain that may be compressed, or written: it is held in memory whole."""
-TABLE_WORK = 4
+TABLE_WORK = 16
 """Reading a table that lies alone costs as much as looking at so many extents."""
 _AT_ONCE = 1 << 15
 """Entries that are looked at together."""
