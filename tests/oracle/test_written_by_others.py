@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import struct
 import tarfile
 import tomllib
@@ -200,6 +201,20 @@ def test_the_first_64_kib_tell_format_and_size(tmp_path: Path, format: str, opti
     with pytest.raises(DiskmillError):
         diskmill.convert([str(head)], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("subformat", ["monolithicSparse", "streamOptimized"])
+def test_64_kib_that_hold_all_tables_are_cut_short_all_the_same(tmp_path: Path, subformat: str) -> None:
+    """Of a small VMDK, all that info looks at is there; what the tables point to is not."""
+    disk = sparse_file(tmp_path / "disk", 64 * MiB, {0: random.Random(5).randbytes(MiB)})
+    whole, head, empty = tmp_path / "whole", tmp_path / "head", tmp_path / "empty"
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", disk, whole)
+    head.write_bytes(whole.read_bytes()[: 64 * KiB])
+    qemu_img("create", "-f", "vmdk", "-o", f"subformat={subformat}", empty, "64M")
+    for image, warnings in ((head, 1), (empty, 0)):
+        said = keeping()
+        assert diskmill.info(str(image), context=said).virtual_size == 64 * MiB
+        assert len(said.warnings) == warnings
 
 
 def test_64_kib_of_vhdx_do_not_tell_and_that_is_said(tmp_path: Path) -> None:
