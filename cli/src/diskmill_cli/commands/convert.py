@@ -30,6 +30,8 @@ def run(arguments: Arguments, session: Session) -> int:
     output_format = common.format_of(arguments, "output_format")
     context = common.context_of(arguments, session, key="source_cache")
     target_context = replace(common.other_side(context, arguments, cache="unsafe"), share=False)
+    if arguments.has("spool"):
+        context.spool = target_context.spool = arguments.one("spool") or ""
     try:
         options = common.driver_options(arguments)
     except HelpAsked:
@@ -99,6 +101,8 @@ def run(arguments: Arguments, session: Session) -> int:
                 **({"digest": made} if made is not None else {}),
             }
         )
+    elif made is not None and arguments.operands[-1] in ("-", "pipe:-"):
+        session.note(made)  # the image itself goes to standard output
     elif made is not None:
         session.print(f"{made}  {arguments.operands[-1]}")
     return 0
@@ -168,6 +172,7 @@ COMMAND = Command(
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
         Option("digest", ("--digest",), "Print the disk's digest, made out of the copy.", "NAME", (), True, _COPY),
         Option("verify", ("--verify",), "Read the output back before it gets its name.", panel=_COPY),
+        Option("spool", ("--spool",), "Make a temporary copy of what comes or goes once.", "DIR", (), True, _COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
         common.CACHE._replace(flags=("-t", "--target-cache"), default="unsafe"),
         common.SOURCE_CACHE._replace(flags=("-T", "--source-cache")),

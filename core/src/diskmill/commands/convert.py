@@ -26,11 +26,15 @@ from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
 from ..sizes import whole
 from .bitmap import bitmaps_of
+from .unsized import FIRST, copy_unsized, is_unsized
+from .unsized import refuse as _refuse_unsized
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
 
+PIPE = "pipe:-"
+"""What ``-`` stands for."""
 MOST_THREADS = 16
 """Threads that a copy may have."""
 
@@ -93,8 +97,9 @@ def convert(
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
-    sources = given_names(sources)
-    output = given_name(output)
+    ours = not (context or Context()).as_qemu_img  # to qemu-img "-" is a file
+    sources = _piped(given_names(sources), ours and not image_opts)
+    output = _piped([given_name(output)], ours and not target_image_opts)[0]
     backing = None if backing is None else given_name(backing)
     threads = None if threads is None else whole(threads, "threads", 1, MOST_THREADS)
     rate, sparse = whole(rate, "rate"), whole(sparse, "sparse")
@@ -114,7 +119,7 @@ def convert(
         images = []
         for name in sources:
             other = existing or output_format != "raw"  # as raw it stays what it is
-            image = open_image(name, format, context=context, image_opts=image_opts, copied=other)
+            image = open_image(name, format, context=context, image_opts=image_opts, copied=other, unsized=True)
             stack.enter_context(image)
             if snapshot is not None:
                 load_snapshot(image, snapshot, context)
@@ -141,7 +146,13 @@ def convert(
         shared: Image | None = None  # by default everything is copied
         shared_size: int | None = None
         size = sum(image.size for image in images)
-        counter.expect(size)
+        endless = next((image for image in images if is_unsized(image)), None)
+        if endless is not None:
+            _refuse_unsized(images, output_format, existing or backing is not None or digest is not None or verify)
+            size = FIRST
+        if any(storage_of(image).forward and "stream" not in image.driver.capabilities for image in images):
+            threads = 1  # what comes in order is best taken in order
+        counter.expect(0 if endless is not None else size)
         if existing:
             named = None if target_image_opts else output_format  # an option string names its driver itself
             target = open_image(output, named, context=target_context, writable=True, image_opts=target_image_opts)
@@ -199,6 +210,8 @@ def convert(
             for image in images:
                 _tell_left_out(image, context, bitmaps=not bitmaps, snapshots=snapshot is None)
             _refuse_bitmaps(bitmaps, copied, target, context)
+            if storage_of(target).forward:
+                threads = 1
             plan = CopyPlan(
                 sparse=sparse,
                 zeroed=target_zero if existing else target.blank and backing is None,
@@ -214,15 +227,18 @@ def convert(
             watched = _Watched(size, digest, verify, stack)
             if verify:
                 counter.expect(size)
-            copy(
-                images,
-                target,
-                plan,
-                progress=counter,
-                limit=RateLimit(rate),
-                cancel=cancel,
-                watchers=watched.watchers,
-            )
+            if endless is not None:
+                copy_unsized(endless, target, plan, target_context, counter, RateLimit(rate), cancel)
+            else:
+                copy(
+                    images,
+                    target,
+                    plan,
+                    progress=counter,
+                    limit=RateLimit(rate),
+                    cancel=cancel,
+                    watchers=watched.watchers,
+                )
             made = watched.found
             if verify:
                 watched.verify(target, counter)
@@ -244,6 +260,11 @@ def convert(
             raise
         target.close()
         return made
+
+
+def _piped(names: Sequence[str], wanted: bool) -> list[str]:
+    """*names*, with ``-`` as what it stands for where that is *wanted*."""
+    return [PIPE if wanted and one == "-" else one for one in names]
 
 
 class _Watched:

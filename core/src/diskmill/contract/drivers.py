@@ -46,6 +46,7 @@ CAPABILITIES = {
     "encryption": "guest data can be encrypted",
     "preallocation": "space can be claimed at creation",
     "pipe": "images can be read from a pipe, from the first byte to the last",
+    "forward": "new images can be written to a pipe, from the first byte to the last",
     "stream": "compressed output must be written from the first byte to the last, once",
 }
 """Every capability that a driver can declare, with what it means; commands give their refusals from these."""

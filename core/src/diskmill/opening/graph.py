@@ -19,6 +19,8 @@ from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
 from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError, said, said_raw
+from ..kit.forward import SPOOL
+from ..sizes import MAX_SIZE
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
@@ -42,6 +44,7 @@ def open_image(
     repair: str = "",
     rehearse: bool = False,
     copied: bool = False,
+    unsized: bool = False,
 ) -> Image:
     """Open the image that the user calls *name*.
 
@@ -52,6 +55,7 @@ def open_image(
     :param writable_backing: open the chain for writing too (commit does).
     :param repair: it is opened to be repaired; see :class:`~diskmill.contract.requests.OpenRequest`.
     :param copied: its bytes will be another image's disk, so what is no disk is refused unless *format* is given.
+    :param unsized: it may be a raw disk whose size is not known before its end; otherwise that is refused.
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
@@ -70,6 +74,7 @@ def open_image(
             repair=repair,
             rehearse=rehearse,
             copied=copied,
+            unsized=unsized,
         )
         return opener.graph(spec, _Wish(context, writable))
     except RecursionError:
@@ -204,9 +209,11 @@ class _Opener:
         repair: str,
         rehearse: bool,
         copied: bool,
+        unsized: bool,
     ) -> None:
         self.registry = context.registry
         self.copied = copied
+        self.unsized = unsized
         self.repair = repair
         self.rehearse = rehearse
         self.shallow = shallow
@@ -266,6 +273,8 @@ class _Opener:
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, wish)
+        if isinstance(file, Storage) and file.forward and wish.context.spool is not None:
+            file = self.spooled(file, wish.context.spool)
         try:
             expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:
@@ -308,9 +317,31 @@ class _Opener:
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
         if isinstance(file, Storage) and file.forward and "pipe" not in driver.capabilities:
-            text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
+            raise UnsupportedError(
+                f"format '{driver.name}' cannot be read from {file.one_pass}: {SPOOL}", file=file.name
+            )
+        unknown = isinstance(file, Storage) and file.forward and file.size == MAX_SIZE and "size" not in options
+        if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
+            text = f"nobody knows the size of a raw disk that comes from {storage_of(file).one_pass}: {SPOOL}"
             raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
+
+    @staticmethod
+    def spooled(file: Storage, folder: str) -> Storage:
+        """A temporary copy of *file*, which can be read anywhere."""
+        from ..storages.spool import Spool
+
+        try:
+            copy = Spool(file, folder, writable=False)
+        except BaseException:
+            file.abandon()
+            raise
+        try:
+            copy.fill()
+        except BaseException:
+            copy.abandon()
+            raise
+        return copy
 
     def siblings(self, file: Node, context: Context) -> Siblings | None:
         if not isinstance(file, Storage):
