@@ -94,3 +94,20 @@ def test_a_reader_that_goes_away_is_one_line(raw: Path) -> None:
         process.stdout.close()
         assert process.stderr.read().count(b"\n") <= 1
     assert process.returncode != 0
+
+
+@pytest.mark.parametrize("packer", ["gzip", "xz", "bzip2"])
+def test_compressed_files_are_read_as_what_is_inside(packer: str, raw: Path, tmp_path: Path) -> None:
+    image, packed = tmp_path / "disk.qcow2", tmp_path / "packed"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, image)
+    data = subprocess.run([packer, "-1c", image], check=True, capture_output=True).stdout
+    packed.write_bytes(data)
+    out = tmp_path / "out.raw"
+    subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], check=True)
+    assert out.read_bytes() == raw.read_bytes()
+    assert piped(packed, "-O", "raw", "-", "-").stdout == raw.read_bytes()
+    packed.write_bytes(data[: len(data) // 2])
+    out.unlink()
+    done = subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], capture_output=True)
+    assert done.returncode == 1 and f"{packer} data breaks off".encode() in done.stderr
+    assert not out.exists()

@@ -55,7 +55,7 @@ def copy_unsized(
     storage = image.file
     assert isinstance(storage, ForwardStorage)
     at = 0
-    while storage.end is None:
+    while storage.end is None or at < storage.end:  # probing may have seen the end of a small one
         if target.size < at + FIRST:
             set_size(target, max(at + FIRST, 2 * at) if target.unit > 1 else at + FIRST, context)
         progress.expect(FIRST)
@@ -65,7 +65,7 @@ def copy_unsized(
             plan,
             source_offset=at,
             target_offset=at,
-            length=FIRST,
+            length=FIRST if storage.end is None else round_up(storage.end, SECTOR) - at,
             progress=progress,
             limit=limit,
             cancel=cancel,

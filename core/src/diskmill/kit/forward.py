@@ -6,7 +6,7 @@ import threading
 from abc import abstractmethod
 from collections import deque
 
-from ..contract.drivers import ProtocolDriver
+from ..contract.drivers import Driver
 from ..contract.node import Buffer, Storage
 from ..errors import StorageError
 from ..sizes import MAX_SIZE, KiB, MiB
@@ -25,7 +25,7 @@ class ForwardStorage(Storage):
 
     forward = True
 
-    def __init__(self, driver: ProtocolDriver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str) -> None:
         self.driver = driver
         self.name = name
         self.size = MAX_SIZE

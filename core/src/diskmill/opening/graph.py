@@ -273,6 +273,14 @@ class _Opener:
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, wish)
+        if (
+            self.unsized
+            and not wish.depth
+            and not wish.context.as_qemu_img
+            and name != "raw"
+            and isinstance(file, Storage)
+        ):
+            file = self.unwrapped(file)
         if isinstance(file, Storage) and file.forward and wish.context.spool is not None:
             file = self.spooled(file, wish.context.spool)
         try:
@@ -325,6 +333,18 @@ class _Opener:
             text = f"nobody knows the size of a raw disk that comes from {storage_of(file).one_pass}: {SPOOL}"
             raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
+
+    @staticmethod
+    def unwrapped(file: Storage) -> Storage:
+        """What is inside of *file*, where that is a compressed file; otherwise *file*."""
+        from ..storages.compressed import Compressed, compression_of
+
+        try:
+            found = compression_of(file.read_some(0, 16))
+        except BaseException:
+            file.abandon()
+            raise
+        return file if found is None else Compressed(file, found)
 
     @staticmethod
     def spooled(file: Storage, folder: str) -> Storage:
