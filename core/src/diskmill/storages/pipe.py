@@ -95,8 +95,10 @@ class PipeOutput(Storage):
             place = f"write at offset {offset}"
             raise StorageError(f"a pipe cannot be written backwards: {SPOOL}", file=self.name, place=place)
         self._pad(offset)
-        self._send(memoryview(data).cast("B"))
-        self.size = max(self.size, self.position)
+        view = memoryview(data).cast("B")
+        tail = bytes(view[-4096:])  # its zeros wait: what a copy rounds up, a disk's end may take back
+        self._send(view[: len(view) - len(tail) + len(tail.rstrip(b"\0"))])
+        self.size = max(self.size, offset + len(view))
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """What is not written is sent as zeros anyhow."""
