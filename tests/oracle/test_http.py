@@ -241,8 +241,12 @@ def test_a_server_without_ranges(web: Web, folder: Path, tmp_path: Path) -> None
     """It is read in one pass, by formats that can be; the others say what to do."""
     command("convert", "-O", "raw", f"{web.url}/none/stream.vmdk", tmp_path / "out.raw")
     command("compare", "-f", "raw", tmp_path / "out.raw", folder / "img.raw")
-    text = refused("info", f"{web.url}/none/img.qcow2")
-    assert "cannot be read from a server without ranges: save it to a file first" in text
+    text = refused("info", f"{web.url}/none/img.vdi")
+    assert "cannot be read from a server without ranges: let a temporary copy be made (--spool)" in text
+    command("convert", "--spool", "-O", "raw", f"{web.url}/none/img.vdi", tmp_path / "spooled.raw")
+    command("compare", "-f", "raw", tmp_path / "spooled.raw", folder / "img.raw")
+    command("convert", "-f", "raw", "-O", "qcow2", f"{web.url}/none/img.raw", tmp_path / "out.qcow2")
+    command("compare", tmp_path / "out.qcow2", folder / "img.raw")
     assert "encoded (gzip)" in refused("info", f"{web.url}/gzip/img.qcow2")
 
 

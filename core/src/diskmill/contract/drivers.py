@@ -47,6 +47,7 @@ CAPABILITIES = {
     "preallocation": "space can be claimed at creation",
     "pipe": "images can be read from a pipe, from the first byte to the last",
     "writes-forward": "data is written in the order of the guest disk, whatever the user allows",
+    "forward": "new images can be written to a pipe, from the first byte to the last",
     "stream": "compressed output must be written from the first byte to the last, once",
 }
 """Every capability that a driver can declare, with what it means; commands give their refusals from these."""

@@ -11,6 +11,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from functools import cache
 from typing import Generic, TypeVar
 
@@ -39,7 +40,7 @@ def start(target: Callable[[], None], count: int, threads: list[threading.Thread
     before = threading.stack_size(_STACK)
     try:
         for _ in range(count):
-            thread = threading.Thread(target=target, daemon=True)
+            thread = threading.Thread(target=copy_context().run, args=(target,), daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:  # a limit of threads or of address space

@@ -3,15 +3,25 @@ upload."""
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
+from collections import deque
 
-from ..contract.drivers import ProtocolDriver
+from ..contract.drivers import Driver
 from ..contract.node import Buffer, ReadBuffer, Requests, Storage
-from ..errors import StorageError
+from ..errors import StorageError, said
 from ..sizes import MAX_SIZE, KiB, MiB
 
 HEAD = 64 * KiB
 """Bytes at the start that can be read again: headers are looked at more than once."""
+WINDOW = 32 * MiB
+"""Bytes before ``position`` that can be read again: what 16 workers have taken and not read yet, and clusters that a
+writer put down out of order."""
+
+
+def needs_copy() -> str:
+    """What helps where one pass is not enough, for messages."""
+    return f"let a temporary copy be made ({said('Context(spool=…)', '--spool')}), or save it to a file first"
 
 
 class ForwardStorage(Storage):
@@ -19,13 +29,17 @@ class ForwardStorage(Storage):
 
     forward = True
 
-    def __init__(self, driver: ProtocolDriver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str) -> None:
         self.driver = driver
         self.name = name
         self.size = MAX_SIZE
         self.position = 0
         """Where the next byte that comes belongs."""
-        self._head = b""
+        self.end: int | None = None
+        """Where the bytes ended, once that was seen."""
+        self._head = bytearray()
+        self._window: deque[tuple[int, bytes]] = deque()
+        self._lock = threading.Lock()
 
     @abstractmethod
     def more(self, length: int) -> bytes:
@@ -35,35 +49,57 @@ class ForwardStorage(Storage):
         """
 
     def read_some(self, offset: int, length: int) -> bytes:
-        if offset < HEAD:
-            self._fill_head(min(offset + length, HEAD))
-            if offset + length <= HEAD or len(self._head) < HEAD:
-                return self._head[offset : offset + length]
-        result = bytearray(self._head[offset:])
-        if offset + len(result) < self.position:
-            raise StorageError(
-                f"{self.one_pass} cannot be read backwards", file=self.name, place=f"read at offset {offset}"
-            )
-        while self.position < offset:  # skip
-            if not self._next(min(offset - self.position, MiB)):
-                return b""
-        while len(result) < length:
-            data = self._next(length - len(result))
-            if not data:
-                break
-            result += data
+        result = bytearray()
+        with self._lock:
+            if offset < HEAD:
+                while len(self._head) < min(offset + length, HEAD) and self._next(HEAD - len(self._head)):
+                    pass
+                result += self._head[offset : offset + length]
+                offset, length = offset + len(result), length - len(result)
+            if length and offset < self.position:
+                result += self._kept(offset, min(length, self.position - offset))
+                length -= min(length, self.position - offset)
+                offset = self.position
+            while length and self.position < offset:  # skip
+                if not self._next(min(offset - self.position, MiB)):
+                    return bytes(result)
+            while length:
+                data = self._next(min(length, MiB))
+                if not data:
+                    break
+                result += data
+                length -= len(data)
         return bytes(result)
 
-    def _fill_head(self, upto: int) -> None:
-        while len(self._head) < upto:
-            data = self._next(upto - len(self._head))
-            if not data:
-                return
-            self._head += data
+    def _kept(self, offset: int, length: int) -> bytearray:
+        """What was read before, as far as it is kept.
+
+        :raises StorageError: it is not.
+        """
+        if not self._window or offset < self._window[0][0]:
+            raise StorageError(
+                f"{self.one_pass} cannot be read backwards: {needs_copy()}",
+                file=self.name,
+                place=f"read at offset {offset}",
+            )
+        result = bytearray()
+        for start, data in self._window:
+            low, high = max(offset - start, 0), min(offset + length - start, len(data))
+            if low < high:
+                result += memoryview(data)[low:high]
+        return result
 
     def _next(self, length: int) -> bytes:
-        data = self.more(length)
+        data = b"" if self.end is not None else self.more(length)
+        if not data:
+            self.end = self.position
+            return data
+        if len(self._head) < HEAD:
+            self._head += data[: HEAD - len(self._head)]
+        self._window.append((self.position, data))
         self.position += len(data)
+        while self._window[0][0] + len(self._window[0][1]) < self.position - WINDOW:
+            self._window.popleft()
         return data
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
@@ -71,6 +107,10 @@ class ForwardStorage(Storage):
         data = self.read_some(offset, len(view))
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
+
+
+_HELD = 4096
+"""Zeros at the end of what was written that are not sent before something comes behind them."""
 
 
 class ForwardOutput(Storage):
@@ -84,7 +124,7 @@ class ForwardOutput(Storage):
     writable = True
     requests = Requests(best=MiB, at_once=1)
 
-    def __init__(self, driver: ProtocolDriver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str) -> None:
         self.driver = driver
         self.name = name
         self.size = 0
@@ -107,9 +147,12 @@ class ForwardOutput(Storage):
                 f"{self.one_pass} cannot be written backwards", file=self.name, place=f"write at offset {offset}"
             )
         self._fill(offset)
-        self.append(view)
-        self.position = offset + len(view)
-        self.size = max(self.size, self.position)
+        self.size = max(self.size, offset + len(view))
+        tail = bytes(view[-_HELD:])  # zeros at its end wait: a copy rounds up, and the disk's end takes that back
+        view = view[: len(view) - len(tail) + len(tail.rstrip(b"\0"))]
+        if len(view):
+            self.append(view)
+            self.position = offset + len(view)
 
     def _fill(self, upto: int) -> None:
         """Send zeros up to the offset *upto*."""

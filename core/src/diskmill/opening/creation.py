@@ -14,6 +14,7 @@ from ..contract.options import Option, Value, validate
 from ..contract.place import Place
 from ..contract.requests import Backing, CreateRequest
 from ..errors import StorageError, UnsupportedError, UsageError, did_you_mean
+from ..kit.forward import needs_copy
 from ..sizes import SECTOR, round_up
 from .context import Context
 from .names import DEVICES, new_file
@@ -82,6 +83,12 @@ def create_image(
 
     try:
         storage = output(place)
+        if storage.forward and "forward" not in driver.capabilities:
+            if context.spool is None:
+                raise UnsupportedError(f"format '{format}' cannot be written to a pipe: {needs_copy()}", file=name)
+            from ..storages.spool import Spool
+
+            made.append(storage := Spool(storage, context.spool, writable=True))
         for device in (format, new_file(name).get("driver")):
             if device in DEVICES and context.as_qemu_img and not storage.in_place:
                 error = StorageError("No such file or directory", file=place.display())  # nobody makes devices

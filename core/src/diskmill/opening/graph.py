@@ -29,6 +29,8 @@ from ..errors import (
     said,
     said_raw,
 )
+from ..kit.forward import needs_copy
+from ..sizes import MAX_SIZE
 from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
@@ -53,6 +55,7 @@ def open_image(
     repair: str = "",
     rehearse: bool = False,
     copied: bool = False,
+    unsized: bool = False,
 ) -> Image:
     """Open the image that the user calls *name*.
 
@@ -63,6 +66,7 @@ def open_image(
     :param writable_backing: open the chain for writing too (commit does).
     :param repair: it is opened to be repaired; see :class:`~diskmill.contract.requests.OpenRequest`.
     :param copied: its bytes will be another image's disk, so what is no disk is refused unless *format* is given.
+    :param unsized: it may be a raw disk whose size is not known before its end; otherwise that is refused.
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
@@ -85,6 +89,7 @@ def open_image(
             repair=repair,
             rehearse=rehearse,
             copied=copied,
+            unsized=unsized,
         )
         return opener.graph(spec, _Wish(context, writable))
     except RecursionError:
@@ -231,9 +236,11 @@ class _Opener:
         repair: str,
         rehearse: bool,
         copied: bool,
+        unsized: bool,
     ) -> None:
         self.registry = context.registry
         self.copied = copied
+        self.unsized = unsized
         self.repair = repair
         self.rehearse = rehearse
         self.shallow = shallow
@@ -293,6 +300,16 @@ class _Opener:
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, wish)
+        if (
+            self.unsized
+            and not wish.depth
+            and not wish.context.as_qemu_img
+            and name != "raw"
+            and isinstance(file, Storage)
+        ):
+            file = self.unwrapped(file)
+        if isinstance(file, Storage) and file.forward and wish.context.spool is not None:
+            file = self.spooled(file, wish.context.spool)
         try:
             expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:
@@ -335,9 +352,42 @@ class _Opener:
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
         if file.forward and "pipe" not in driver.capabilities:
-            text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
+            text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
+            raise UnsupportedError(text, file=file.name)
+        unknown = file.forward and file.size == MAX_SIZE and "size" not in options
+        if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
+            text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
+
+    @staticmethod
+    def unwrapped(file: Storage) -> Storage:
+        """What is inside of *file*, where that is a compressed file; otherwise *file*."""
+        from ..storages.compressed import Compressed, compression_of
+
+        try:
+            found = compression_of(file.read_some(0, 16))
+        except BaseException:
+            file.abandon()
+            raise
+        return file if found is None else Compressed(file, found)
+
+    @staticmethod
+    def spooled(file: Storage, folder: str) -> Storage:
+        """A temporary copy of *file*, which can be read anywhere."""
+        from ..storages.spool import Spool
+
+        try:
+            copy = Spool(file, folder, writable=False)
+        except BaseException:
+            file.abandon()
+            raise
+        try:
+            copy.fill()
+        except BaseException:
+            copy.abandon()
+            raise
+        return copy
 
     def siblings(self, file: Node, context: Context) -> Siblings | None:
         if not isinstance(file, Storage):

@@ -71,6 +71,7 @@ class Qcow2Driver(FormatDriver):
             "amend",
             "snapshots",
             "bitmaps",
+            "pipe",
         }
     )
     options = (
