@@ -51,6 +51,33 @@ def test_qcow2_through_both_pipes_is_whole_or_refused(raw: Path, tmp_path: Path,
     assert done.stdout == raw.read_bytes()
 
 
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("vmdk", "subformat=streamOptimized"), ("vpc", "subformat=fixed,force_size=on"), ("raw", "")],
+)
+def test_formats_that_are_written_forward_go_into_a_pipe(
+    format: str, options: str, data: bool, raw: Path, tmp_path: Path
+) -> None:
+    if not data:
+        raw.write_bytes(b"")
+        os.truncate(raw, 10 * MiB)
+    words = () if format == "raw" else ("-o", options)
+    done = subprocess.run([COMMAND, "convert", "-f", "raw", "-O", format, *words, raw, "-"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    out.write_bytes(done.stdout)
+    qemu_img("compare", "-f", "raw", "-F", format, raw, out)
+
+
+def test_results_do_not_go_where_the_image_does(raw: Path) -> None:
+    words = (COMMAND, "convert", "-f", "raw", "-O", "raw", raw, "-")
+    done = subprocess.run([*words, "--output=json"], capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+    done = subprocess.run([*words, "--digest"], capture_output=True)
+    assert done.stdout == raw.read_bytes() and done.stderr.strip().decode() == diskmill.digest(raw, format="raw")
+
+
 def test_what_one_pass_cannot_do_is_refused_before_a_byte_and_done_with_a_spool(raw: Path, tmp_path: Path) -> None:
     image = tmp_path / "disk.vdi"
     qemu_img("convert", "-f", "raw", "-O", "vdi", raw, image)

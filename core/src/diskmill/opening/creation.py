@@ -83,9 +83,12 @@ def create_image(
 
     try:
         storage = output(place)
-        if storage.forward and "forward" not in driver.capabilities:
+        settled = validate(driver.options, own, when="create", driver=format)
+        if storage.forward and not driver.goes_forward(settled):
             if context.spool is None:
-                raise UnsupportedError(f"format '{format}' cannot be written to a pipe: {needs_copy()}", file=name)
+                raise UnsupportedError(
+                    f"format '{format}' cannot be written to {storage.one_pass} so: {needs_copy()}", file=name
+                )
             from ..storages.spool import Spool
 
             made.append(storage := Spool(storage, context.spool, writable=True))
@@ -99,7 +102,7 @@ def create_image(
             name=name,
             context=context,
             size=round_up(size, SECTOR),
-            options=validate(driver.options, own, when="create", driver=format),
+            options=settled,
             file=storage,
             backing=backing,
             sibling=beside,
