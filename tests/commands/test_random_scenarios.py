@@ -43,7 +43,7 @@ CHANGING = {"actual-size", "date-sec", "date-nsec", "vm-clock-sec", "vm-clock-ns
 TALLY: Counter[str] = Counter()
 REFUSED = (
     r"end of the file|file ends within|outside the data area|not inside the file|of \d+$|the data cannot begin|"
-    r"in no L1 table|in the middle of it|cannot be at offset"
+    r"not all inside the file|in no L1 table|in the middle of it|cannot be at offset"
 )
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID"
