@@ -46,7 +46,10 @@ REFUSED = (
     r"not all inside the file|in no L1 table|in the middle of it|cannot be at offset"
 )
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
-READ = r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID"
+READ = (
+    r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID|"
+    r"Too much extra metadata"
+)
 """What qemu-img refuses, and the drop-in opens: see docs/differences.md, vpc-checksums, cut-short and damaged."""
 
 
