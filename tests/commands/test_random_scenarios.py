@@ -337,7 +337,7 @@ class Scenario:
         if format in ("qcow2", "qcow") and self.random.random() < 0.3:
             words.append("-c")
         if self.random.random() < 0.3:
-            # Of zeros that are to be stored compressed, diskmill stores none: docs/differences.md, compress-zeros.
+            # Of zeros that are to be stored compressed, diskmill stores none: docs/differences.md.
             words += ["-S", self.random.choice(("4k", "4k", "64k") if "-c" in words else ("0", "4k", "64k"))]
         if format == "qcow" and "-c" in words:
             return  # qemu-img makes it, and fails: docs/differences.md, qcow-compress
