@@ -9,6 +9,8 @@ from ..sizes import KiB, MiB, round_down, round_up
 from .walk import walk
 from .zeros import ZEROS, is_zero
 
+_FEW = memoryview(ZEROS)[: 128 << 10]
+"""Zeros that stay in the cache of a processor."""
 _BRIEF = 128 * KiB
 """Bytes that are copied into the page cache in less time than threads take to change places: who writes no more keeps
 the image's lock meanwhile. The kernel lets one thread at a time write to a file, too."""
@@ -89,9 +91,10 @@ def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None
 
 def fill_zeros(view: memoryview) -> None:
     """Overwrite *view* with zeros."""
-    for at in range(0, len(view), len(ZEROS)):
-        part = view[at : at + len(ZEROS)]
-        part[:] = ZEROS[: len(part)]
+    whole = len(view) - len(view) % len(_FEW)
+    for at in range(0, whole, len(_FEW)):
+        view[at : at + len(_FEW)] = _FEW
+    view[whole:] = _FEW[: len(view) - whole]
 
 
 def write(image: Image, offset: int, data: ReadBuffer) -> None:
