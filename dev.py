@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     if command == "lint":
         return lint()
     if command == "bench":
+        more("bench")  # the works that need it are left out where it cannot be had
         return call(BIN / "python", "-m", "bench", *rest)
     if command == "fuzz":
         return fuzz(rest)
@@ -195,16 +196,25 @@ def test(arguments: list[str]) -> int:
 
 
 def fuzz(arguments: list[str]) -> int:
-    """tests/fuzz. Its engine is large, and not there for every Python: it is installed when it is first asked for."""
+    """tests/fuzz."""
+    if not more("fuzz"):
+        return 1
+    return call(BIN / "python", "-m", "fuzz", *arguments, env={"PYTHONPATH": str(ROOT / "tests")})
+
+
+def more(group: str) -> bool:
+    """Whether what the dependency group *group* names is there. It is large, or not to be had for every Python, so it
+    is installed when it is first asked for."""
     import tomllib
 
-    engine = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["fuzz"]
-    if not any((VENV / "lib").glob(f"python*/site-packages/{engine[0]}")):
+    names = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"][group]
+    folder = names[0].replace(".", "_")
+    if not any((VENV / "lib").glob(f"python*/site-packages/{folder}-*")):
         pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        if call(*pip, "-c", ROOT / "constraints.txt", *engine):
-            print("dev.py: pip could not install the fuzzing engine; what it said stands above", file=sys.stderr)
-            return 1
-    return call(BIN / "python", "-m", "fuzz", *arguments, env={"PYTHONPATH": str(ROOT / "tests")})
+        if call(*pip, "-c", ROOT / "constraints.txt", *names):
+            print(f"dev.py: pip could not install {names[0]}; what it said stands above", file=sys.stderr)
+            return False
+    return True
 
 
 # The demonstration
