@@ -48,7 +48,7 @@ REFUSED = (
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = (
     r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID|"
-    r"Too much extra metadata|Reference count table offset invalid"
+    r"Too much extra metadata|Reference count table offset invalid|extent without a descriptor"
 )
 """What qemu-img refuses, and the drop-in opens: see docs/differences.md, vpc-checksums, cut-short and damaged."""
 

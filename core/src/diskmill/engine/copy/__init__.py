@@ -79,7 +79,8 @@ def copy(
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
     """The one that writes all of the copy."""
     if not plan.zeroed:
-        return Overlay(target, plan, gauge) if target.sequential else InPlace(target, plan, gauge)
+        whole = target.sequential or plan.compress and plan.shared is not None  # nothing is in the target yet
+        return Overlay(target, plan, gauge) if whole else InPlace(target, plan, gauge)
     if plan.compress or target.sequential:
         return Compressed(target, plan, gauge)
     return Fresh(target, plan, gauge)
