@@ -10,6 +10,7 @@ virtual environment in .venv, with every package of the workspace and the tools,
     python3 dev.py install [DRIVER...] [-PIP-OPTION...]  install diskmill, its command and drivers (all of them, if
                                     none is named) from here into the Python that runs this
     python3 dev.py wheels [FOLDER]  build the wheels of all packages, into dist/
+    python3 dev.py docs [FOLDER]    the documents as pages to read in a browser, into site/; strict
     python3 dev.py manual           write the manual pages anew
     python3 dev.py picture          write the pictures in docs/img anew
     python3 dev.py tools            name the Debian packages that the tests need and this machine lacks
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if command == "install":
         return install_here(rest)
-    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "manual", "picture", "wheels"):
+    if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "docs", "manual", "picture", "wheels"):
         print(__doc__.strip())
         return 0 if command in ("help", "-h", "--help") else 2
     set_up()
@@ -57,11 +58,14 @@ def main(arguments: list[str]) -> int:
     if command == "lint":
         return lint()
     if command == "bench":
+        more("bench")  # the works that need it are left out where it cannot be had
         return call(BIN / "python", "-m", "bench", *rest)
     if command == "fuzz":
         return fuzz(rest)
     if command == "wheels":
         return wheels(*rest[:1])
+    if command == "docs":
+        return docs(*rest[:1])
     if command == "manual":
         return call(BIN / "python", "-m", "diskmill_cli.manual", "cli", "dropin")
     if command == "picture":
@@ -138,6 +142,15 @@ def wheels(folder: str = "dist") -> int:
     return max(call(*build, member) for member in members)
 
 
+def docs(folder: str = "site") -> int:
+    """The pages of docs/, with the library's reference out of its docstrings. Links that lead nowhere, and public names
+    without a docstring, fail."""
+    status = call(BIN / "sphinx-build", "--nitpicky", "--fail-on-warning", "-q", "-c", "docs/site", "docs", folder)
+    if not status:
+        print(f"The pages begin at {ROOT / folder / 'index.html'}")
+    return status
+
+
 def missing_packages() -> list[str]:
     """Debian packages of the tools that the tests need and that are not on this machine."""
     import tomllib
@@ -183,16 +196,25 @@ def test(arguments: list[str]) -> int:
 
 
 def fuzz(arguments: list[str]) -> int:
-    """tests/fuzz. Its engine is large, and not there for every Python: it is installed when it is first asked for."""
+    """tests/fuzz."""
+    if not more("fuzz"):
+        return 1
+    return call(BIN / "python", "-m", "fuzz", *arguments, env={"PYTHONPATH": str(ROOT / "tests")})
+
+
+def more(group: str) -> bool:
+    """Whether what the dependency group *group* names is there. It is large, or not to be had for every Python, so it
+    is installed when it is first asked for."""
     import tomllib
 
-    engine = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["fuzz"]
-    if not any((VENV / "lib").glob(f"python*/site-packages/{engine[0]}")):
+    names = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"][group]
+    folder = names[0].replace(".", "_")
+    if not any((VENV / "lib").glob(f"python*/site-packages/{folder}-*")):
         pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        if call(*pip, "-c", ROOT / "constraints.txt", *engine):
-            print("dev.py: pip could not install the fuzzing engine; what it said stands above", file=sys.stderr)
-            return 1
-    return call(BIN / "python", "-m", "fuzz", *arguments, env={"PYTHONPATH": str(ROOT / "tests")})
+        if call(*pip, "-c", ROOT / "constraints.txt", *names):
+            print(f"dev.py: pip could not install {names[0]}; what it said stands above", file=sys.stderr)
+            return False
+    return True
 
 
 # The demonstration

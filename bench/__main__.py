@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import report
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [work for work in WORKS if any(fnmatch(work.name, pattern) for pattern in options.only)]
     if options.list:
         for work in chosen:
-            print(f"{work.name:24} {' '.join(work.command)}")
+            print(f"{work.name:24} {' '.join(work.whole or work.command)}")
         return 0
     if not chosen:
         print(f"bench: no work is named {' '.join(options.only)}; --list shows all", file=sys.stderr)
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if lacking and ours == DISKMILL:
                 print(f"{work.name}: left out, no driver {', '.join(lacking)} is installed", file=sys.stderr)
                 continue
+            if work.module is not None and not there(work.module):
+                print(f"{work.name}: left out, {work.module} is not installed", file=sys.stderr)
+                continue
             try:
                 results.append(run(bench, work, options.runs))
             except BenchError as error:
@@ -55,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (HERE / "results.md").write_text(f"# diskmill against qemu-img\n\n![ratios](results.svg)\n\n{text}\n")
             (HERE / "results.svg").write_text(report.chart(results, note))
     return 1 if failed else 0
+
+
+def there(module: str) -> bool:
+    """Whether the Python module *module* can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor what it is in
+        return False
 
 
 def run(bench: Bench, work: Work, runs: int) -> Result:

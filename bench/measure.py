@@ -132,6 +132,8 @@ class Bench:
     def _ours(self, work: Work) -> list[str]:
         if work.measured is not None:
             return self._fill(work.command)
+        if work.whole is not None:
+            return self._program(self._fill(work.whole))
         return [*self.ours, *self._fill(work.command)]
 
     def _theirs(self, work: Work) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from .measure import MiB, Result
+from .works import Work
 
 MEASURES = ("s", "CPU s", "peak MiB", "output MiB")
 HEADINGS = ("work", "ratio", "goal", *(heading for one in MEASURES for heading in (one, "qemu-img's")), "missed")
@@ -20,7 +21,7 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         rows.append(
             (
-                result.work.name + (f" ({result.work.against[0]})" if result.work.against else ""),
+                result.work.name + (f" ({other_side(result.work)})" if result.work.against else ""),
                 f"{result.ratio:.2f}",
                 f"{result.work.goal:.2f}",
                 *(f"{seconds:.3f}" for seconds in result.seconds),
@@ -51,11 +52,19 @@ def conditions(size: int, runs: int) -> str:
     )
 
 
+def other_side(work: Work) -> str:
+    """What a work is held against that is not qemu-img's."""
+    if work.module is not None:
+        return work.module.partition(".")[0]
+    return (work.against or ("",))[0]
+
+
 def legend() -> str:
     """How to read the table."""
     floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return (
-        "Times are medians; (python) marks what is held against `python -c pass` instead, (nbdcopy) against nbdcopy. "
+        "Times are medians; (python) marks what is held against `python -c pass` instead, (nbdcopy) against nbdcopy, "
+        "(dissect) the library against that one. "
         "Of `serve`, the time is nbdcopy's, and processor time and memory are the server's, against qemu-nbd's. "
         "The ratio is the median of qemu-img's time over diskmill's, pair by pair. "
         f"A peak below {floor} MiB, the measuring program's own, would not show."

@@ -22,6 +22,8 @@ class Work:
     command: Command
     #: The other side's whole command, where it is not qemu-img with the same words.
     against: Command | None = None
+    #: Our side's whole command, where it is not diskmill with the words of `command`.
+    whole: Command | None = None
     #: A whole command that runs beside each run, and listens at `{socket}` (`{uri}` for clients).
     server: Command | None = None
     #: The servers are what is measured: diskmill's, and the other side's. `command` is their client's whole
@@ -29,6 +31,8 @@ class Work:
     measured: tuple[Command, Command] | None = None
     #: Format drivers that diskmill needs; the work is left out where they are not installed.
     needs: tuple[str, ...] = ()
+    #: A Python module that the other side needs; the work is left out where it is not installed.
+    module: str | None = None
     #: Whole commands before each run, not measured.
     before: tuple[Command, ...] = ()
     #: Words after `qemu-img` that must succeed after a first, unmeasured run of each program.
@@ -166,6 +170,21 @@ def complete(name: str, *words: str) -> Work:
     )
 
 
+def read(format: str) -> Work:
+    """A disk read through the library, against dissect's, from its beginning to its end."""
+    program = ("python", "-m", "bench.reading")
+    image = f"{{{format}}}"
+    return Work(
+        f"read-{format}",
+        1,
+        (),
+        whole=(*program, "diskmill", image),
+        against=(*program, "dissect", image),
+        needs=(format,),
+        module="dissect.hypervisor",
+    )
+
+
 NBDKIT: Command = ("nbdkit", "-f", "-U", "{socket}")
 NBD_FILE: Command = (*NBDKIT, "-r", "file", "{raw}")
 
@@ -260,6 +279,8 @@ WORKS: tuple[Work, ...] = (
     back("dmg", goal=1.2),
     back("cloop", goal=1.2),
     back("bochs", goal=1.2),
+    # the library
+    *(read(format) for format in ("qcow2", "vmdk", "vdi", "vpc", "vhdx")),
     # network block devices
     from_nbd("raw", goal=2),
     from_nbd("qcow2", goal=2),

@@ -30,8 +30,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(port: int, *command: str | Path) -> Iterator[None]:
-    """A server that runs as *command*, once it answers at *port*."""
+def running(port: int, *command: str | Path, leave: float = 10) -> Iterator[None]:
+    """A server that runs as *command*, once it answers at *port*. In the end it has *leave* seconds to go by itself."""
     process = subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -51,7 +51,7 @@ def running(port: int, *command: str | Path) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(leave)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

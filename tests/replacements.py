@@ -33,8 +33,13 @@ class Kind:
     def context(self) -> Context:
         return Context(cache="writeback", secrets={"key": b"passphrase"}, overwrite=self.overwrite)
 
-    def make(self, folder: Path, byte: bytes) -> None:
-        """Make the image, or replace it, so that it holds *byte* at each probe."""
+    def make(self, folder: Path, byte: bytes, how: str = "convert") -> None:
+        """Make the image, or replace it, so that it holds *byte* at each probe; with ``create``, zeros everywhere."""
+        if how == "create":
+            diskmill.create(
+                str(folder / self.main), self.size, format=self.format, options=self.options, context=self.context()
+            )
+            return
         source = folder.parent / f"source-{byte.hex()}"
         if not source.exists():
             with source.open("wb") as file:
@@ -42,6 +47,17 @@ class Kind:
                 for at in self.probes:
                     file.seek(at)
                     file.write(byte * LONG)
+        if how == "dd":
+            diskmill.dd(
+                str(source),
+                str(folder / self.main),
+                block=64 * KiB,
+                format="raw",
+                output_format=self.format,
+                options=self.options,
+                context=self.context(),
+            )
+            return
         diskmill.convert(
             [str(source)],
             str(folder / self.main),
@@ -53,7 +69,7 @@ class Kind:
         )
 
     def state(self, folder: Path) -> str:
-        """What opens under the main file's name: ``old``, ``new``, or ``none``."""
+        """What opens under the main file's name: ``old``, ``new``, ``empty``, or ``none``."""
         spec: dict[str, Any] = {"driver": self.format, "file": {"driver": "file", "filename": str(folder / self.main)}}
         if "key-secret" in self.options:
             spec["key-secret"] = "key"
@@ -64,7 +80,7 @@ class Kind:
                 found = {bytes(image.read(at, LONG)) for at in self.probes}
         except DiskmillError:
             return "none"
-        for name, byte in (("old", b"A"), ("new", b"B")):
+        for name, byte in (("old", b"A"), ("new", b"B"), ("empty", b"\0")):
             if found == {byte * LONG}:
                 return name
         return f"garbage: {[one[:8] for one in found]}"

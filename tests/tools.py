@@ -6,6 +6,8 @@ nothing. Import from here (`from tools import qemu_img`), or take the fixtures o
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -132,6 +134,19 @@ def qemu_io(
 def diskmill(*arguments: Argument, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the diskmill command of the environment that the tests run in; takes the keywords of `run`."""
     return run(Path(sys.executable).with_name("diskmill"), *arguments, check=check, **options)
+
+
+def dropin(*arguments: Argument) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of the drop-in `qemu-img` in this process, in the folder that is
+    current: starting a program costs more than most commands."""
+    sys.path[:0] = [one for one in [str(Path(__file__).parents[1] / "dropin" / "src")] if one not in sys.path]
+    from diskmill_cli.main import run as run_line
+    from diskmill_qemu_img import QemuImg
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run_line([os.fspath(argument) for argument in arguments], QemuImg())
+    return status, out.getvalue(), err.getvalue()
 
 
 def diskmill_json(*arguments: Argument, **options: Any) -> Any:

@@ -140,6 +140,9 @@ def damage(folder: Path) -> None:
     data = struct.unpack_from(">Q", whole, l2)[0] & 0x00FFFFFFFFFFFE00
     struct.pack_into(">H", corrupt, block + 2 * (data // 65536), 0)
     (folder / "corrupt.qcow2").write_bytes(corrupt)
+    behind = bytearray(whole)
+    struct.pack_into(">Q", behind, l2, (1 << 63) | (1 << 40))
+    (folder / "behind.qcow2").write_bytes(behind)
     (folder / "head.qed").write_bytes((folder / "img.qed").read_bytes()[:65536])
     vhd = bytearray((folder / "img.vpc").read_bytes())  # of a creator that rounds its geometry down
     for place in (0, len(vhd) - 512):
@@ -153,6 +156,13 @@ def damage(folder: Path) -> None:
             marked = bytearray((folder / f"img.{format}").read_bytes())
             marked[at] |= mark
             (folder / f"unclean.{format}").write_bytes(marked)
+    vhd = bytearray((folder / "img.vpc").read_bytes())
+    vhd[70] ^= 1  # its checksum, in both copies
+    vhd[len(vhd) - 442] ^= 1
+    (folder / "checksum.vpc").write_bytes(vhd)
+    qemu_img("create", "-q", "-f", "qcow2", "resized.qcow2", "2M", cwd=folder)
+    qemu_img("snapshot", "-c", "large", "resized.qcow2", cwd=folder)
+    qemu_img("resize", "-q", "-f", "qcow2", "resized.qcow2", "3M", cwd=folder)
     qemu_img("create", "-q", "-f", "qcow2", "shrunk.qcow2", "1536", cwd=folder)
     qemu_io(folder / "shrunk.qcow2", "write -P 2 0 1536", format="qcow2")
     qemu_img("resize", "-q", "-f", "qcow2", "--shrink", "shrunk.qcow2", "512", cwd=folder)

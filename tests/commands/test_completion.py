@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from diskmill_cli.catalogue import load
 from diskmill_cli.commands import NAMES
 from diskmill_cli.completion import formats
-from diskmill_cli.main import load
 from tools import diskmill, qemu_img, run, tool
 
 BIN = Path(sys.executable).parent

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import diskmill, qemu_img, without_newer
+from tools import diskmill, dropin, qemu_img, without_newer
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "dropin" / "src"), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parent)]
 
 import images  # noqa: E402
 
@@ -92,13 +92,8 @@ def theirs(case: Case, folder: Path) -> Outcome:
 
 
 def ours(case: Case, folder: Path) -> Outcome:
-    from diskmill_cli.main import run as run_line
-    from diskmill_qemu_img import QemuImg
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run_line(case.words, QemuImg())
-    return Outcome(status, out.getvalue(), err.getvalue())
+    with contextlib.chdir(folder):
+        return Outcome(*dropin(*case.words))
 
 
 def normal(case: Case, text: str) -> Any:

@@ -6,16 +6,12 @@ Three hundred combinations of options, drawn at random but the same each time.
 from __future__ import annotations
 
 import contextlib
-import io
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools import qemu_img
-
-sys.path[:0] = [str(Path(__file__).parents[2] / "dropin" / "src")]
+from tools import dropin, qemu_img
 
 SECRET = ("--object", "secret,id=s,data=letmein")
 CIPHER = {
@@ -101,13 +97,9 @@ def _line(kind: str, given: list[str], draw: random.Random) -> list[str]:
 
 
 def ours(line: list[str], folder: Path) -> tuple[int, str]:
-    from diskmill_cli.main import run
-    from diskmill_qemu_img import QemuImg
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run(line, QemuImg())
-    return status, out.getvalue() or err.getvalue()
+    with contextlib.chdir(folder):
+        status, out, err = dropin(*line)
+    return status, out or err
 
 
 @pytest.fixture(scope="module")

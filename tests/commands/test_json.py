@@ -16,8 +16,9 @@ import diskmill
 import diskmill.errors
 import pytest
 from diskmill_cli.arguments import Arguments
+from diskmill_cli.catalogue import load
 from diskmill_cli.commands import NAMES
-from diskmill_cli.main import load, run
+from diskmill_cli.main import run
 from diskmill_cli.progress import shown
 from diskmill_cli.session import Session
 from jsonschema import Draft202012Validator

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from diskmill.sizes import format_size, parse_size
+from diskmill_cli.catalogue import load
 from diskmill_cli.commands import NAMES
-from diskmill_cli.main import load
 from tools import diskmill, qemu_img, qemu_io, run
 
 sys.path.append(str(Path(__file__).parents[2] / "docs"))
@@ -254,3 +254,15 @@ def test_drivers_are_a_line_each_and_one_is_told_in_full(folder: Path) -> None:
     for option in next(one for one in found if one["name"] == "qcow2")["options"]:
         assert option["name"] in full
     assert "cluster_size" not in shown(folder, "drivers")
+
+
+def test_an_unknown_driver_can_be_of_any_kind() -> None:
+    """A format, a protocol or a filter may be meant."""
+    for name, words in (
+        ("nbdd", "did you mean 'nbd'"),
+        ("trottle", "did you mean 'throttle'"),
+        ("xyz", "no driver is"),
+    ):
+        done = diskmill("drivers", name, check=False)
+        assert done.returncode == 1
+        assert "no driver is called" in done.stderr and words in done.stderr and "format" not in done.stderr

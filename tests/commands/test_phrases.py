@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
-from tools import qemu_img, run
+from tools import dropin, qemu_img, run
 
 PHRASES = re.findall(r"^\| `(.+?)` \|", (Path(__file__).parents[2] / "docs" / "callers.md").read_text(), re.MULTILINE)
 LINES = {
@@ -64,3 +65,24 @@ def test_the_drop_in_has_the_phrase(line: str, folder: Path) -> None:
 
 def test_each_is_in_the_table() -> None:
     assert {phrase for phrases in LINES.values() for phrase in phrases} <= set(PHRASES)
+
+
+def test_what_the_system_says_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files, of memory, and of threads: ironic tries again after the last two."""
+    program = Path(sys.executable).with_name("qemu-img")
+    for line, phrase in {"info raw/new": "Not a directory", "convert -f raw -O raw raw nowhere/new": "No such"}.items():
+        done = run(program, *line.split(), check=False, cwd=folder)
+        assert done.returncode == 1
+        assert phrase in done.stderr
+
+    def failing(error: Exception) -> Callable[..., None]:
+        def call(*_: object, **__: object) -> None:
+            raise error
+
+        return call
+
+    monkeypatch.setattr("threading.Thread.start", failing(RuntimeError("can't start new thread")))
+    words = ["convert", "-f", "raw", "-O", "raw", str(folder / "raw"), str(folder / "new")]
+    assert "Resource temporarily unavailable" in dropin(*words)[2]
+    monkeypatch.setattr("diskmill_cli.main._run", failing(MemoryError()))
+    assert "Cannot allocate memory" in dropin("info", folder / "raw")[2]

@@ -1,4 +1,4 @@
-"""VDI, VHD, VHDX, Parallels, QED and qcow images after a crash: what the kit's suite of crashes does not know of them."""
+"""VDI, VHD, VHDX, Parallels, QED and qcow images after a crash: what the kit does not know of it."""
 
 from __future__ import annotations
 

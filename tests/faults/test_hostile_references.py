@@ -60,7 +60,7 @@ def set_data_file(image: Path, name: str) -> None:
         file.write(header[:65536])
 
 
-@pytest.fixture(params=["/etc/passwd", "json", "nbd", "fifo", "symlink", "parent"])
+@pytest.fixture(params=["/etc/passwd", "json", "nbd", "s3", "oci", "fsspec", "fifo", "symlink", "parent"])
 def reference(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """What the hostile image names; each would be opened by a tool that trusts images."""
     folder = tmp_path / "images"
@@ -73,6 +73,9 @@ def reference(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         "/etc/passwd": SECRET,
         "json": f'json:{{"driver":"raw","file":{{"driver":"file","filename":"{SECRET}"}}}}',
         "nbd": "nbd://127.0.0.1:10809/secret",
+        "s3": "s3://bucket/secret",
+        "oci": "oci://registry.example.org/secret:1",
+        "fsspec": f"fsspec+file://{SECRET}",
         "fifo": "pipe",
         "symlink": "link",
         "parent": "../../../../../../../.." + SECRET,

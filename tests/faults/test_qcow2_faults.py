@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from diskmill.commands.resize import set_size
+from diskmill.contract import calls
+from diskmill.contract.node import Image
 from diskmill.errors import ImageError
 from diskmill.sizes import KiB, MiB
 from diskmill_testkit.journals import Workload, crash_states, random_workload
-from formats import Machine
+from formats import REGISTRY, Machine
 from mutations import mutants, withstand
+from qcow2_damage import Anatomy
 
 SIZE = 3 * MiB
 LAYOUTS = [
@@ -98,3 +102,110 @@ def test_who_tries_again_gets_the_same_answer() -> None:
     image.close_after_failure()
     with machine.open("disk", "qcow2") as image:
         assert image.read(0, 300 * KiB) == b"x" * 300 * KiB
+
+
+FAR = 1 << 40
+"""Where no image of this module reaches."""
+COPIED = 1 << 63
+
+
+def _read(image: Image) -> None:
+    image.read(0, image.size)
+
+
+def _write(image: Image) -> None:
+    image.write(0, b"y" * image.size)
+    image.flush()
+
+
+def _zero(image: Image) -> None:
+    image.zero(0, image.size)
+    image.flush()
+
+
+def _discard(image: Image) -> None:
+    image.discard(0, image.size)
+    image.flush()
+
+
+def _snapshot(action: calls.SnapshotAction) -> Callable[[Image], None]:
+    def act(image: Image) -> None:
+        calls.snapshot(REGISTRY, image, action, "one")
+
+    act.__name__ = f"snapshot_{action}"
+    return act
+
+
+def _bitmap(image: Image) -> None:
+    for one in calls.bitmaps(REGISTRY, image):
+        list(one.ranges())
+
+
+EVERY = (_read, _write, _zero, _discard, _bitmap, *(_snapshot(one) for one in ("load", "create", "apply", "delete")))
+ENTRIES = {
+    "l1": (COPIED, "_read _write _zero _discard snapshot_create snapshot_apply"),
+    "l2": (COPIED, "_read _write _zero _discard snapshot_create snapshot_apply"),
+    "compressed": (1 << 62, "_read _write _zero _discard snapshot_create snapshot_apply"),
+    "refcount table": (0, "_write _zero _discard snapshot_create snapshot_apply snapshot_delete"),
+    "snapshot table": (0, "snapshot_load snapshot_apply snapshot_delete"),
+    "snapshot l1": (0, "snapshot_load snapshot_apply snapshot_delete"),
+    "bitmap table": (0, "_bitmap _write _zero _discard"),
+    "refcount table's place": (0, "_write _zero _discard snapshot_create snapshot_apply snapshot_delete"),
+    "l1 table's place": (0, "_read _write _zero _discard snapshot_create snapshot_apply snapshot_delete"),
+}
+"""What is made to point far behind the end of the file, with its flags then, and what must be refused at least."""
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_what_points_beyond_the_file_is_neither_read_nor_written_through(kind: str) -> None:
+    machine = Machine()
+    machine.create("disk", "qcow2", MiB, {"cluster_size": 4096})
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, b"x" * 256 * KiB)
+        calls.snapshot(REGISTRY, image, "create", "one")
+        image.write(64 * KiB, b"z" * 64 * KiB)
+        if "bitmap" in kind:
+            calls.bitmap(REGISTRY, image, "add", "marks", granularity=4096)
+            image.write(0, b"x" * 4096)
+    data = bytearray(bytes(machine.files["disk"]))
+    flags, refused = ENTRIES[kind]
+    place = {"refcount table's place": 48, "l1 table's place": 40}.get(kind)
+    if place is None:
+        parts = Anatomy(bytes(data)).parts["l2" if kind == "compressed" else kind]
+        starts = [start for start, length in parts for start in range(start, start + max(length, 8), 8)]
+        place = next(
+            at for at in starts if any(data[at : at + 8]) and kind not in ("l2", "compressed") or data[at] >> 7
+        )
+    data[place : place + 8] = (FAR | flags).to_bytes(8, "big")
+    for act in EVERY:
+        if act is not _bitmap and "bitmap" in kind and act.__name__.startswith("snapshot"):
+            continue  # bitmaps stand in their way
+        machine.put("disk", bytes(data))
+        went = True
+        try:
+            with machine.open(
+                "disk", "qcow2", writable=act.__name__ not in ("_read", "_bitmap", "snapshot_load")
+            ) as image:
+                act(image)
+                if act.__name__ == "snapshot_load":
+                    _read(image)
+        except ImageError:
+            went = False
+        assert not (went and act.__name__ in refused.split()), f"{act.__name__} went through"
+        assert len(bytes(machine.files["disk"])) <= len(data) + 2 * MiB
+
+
+def test_zeros_at_an_impossible_place_are_damage() -> None:
+    """One bit makes a data cluster one of zeros; where the place is impossible, too, it is not believed."""
+    machine = Machine()
+    machine.create("disk", "qcow2", MiB, {})
+    with machine.open("disk", "qcow2", writable=True) as image:
+        image.write(0, b"x" * 4096)
+    with machine.open("disk", "qcow2") as image:
+        l2 = image.mapping.offset(0)
+    data = bytearray(bytes(machine.files["disk"]))
+    entry = int.from_bytes(data[l2 : l2 + 8], "big")
+    data[l2 : l2 + 8] = (entry - 1).to_bytes(8, "big")
+    machine.put("disk", bytes(data))
+    with machine.open("disk", "qcow2") as image, pytest.raises(ImageError, match="L2 entry of guest offset 0"):
+        image.read(0, 4096)

@@ -9,6 +9,7 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill import qapi
+from diskmill.errors import ImageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import KiB, MiB, scattered_file, sparse_file
@@ -282,3 +283,20 @@ def test_holes_that_begin_behind_the_end_of_a_shorter_backing_image(format: str,
     qemu_io(over, "write -P 2 1618k 4k", format="qcow2")  # what its cluster does not hold is a hole on both sides
     diskmill.convert([str(over)], str(out))
     assert qemu_img("compare", "-f", "qcow2", "-F", "raw", over, out).returncode == 0
+
+
+@pytest.mark.parametrize("format", ["vdi", "vpc", "parallels", "qed", "qcow"])
+def test_a_block_that_a_file_has_in_part_is_no_zeros(format: str, tmp_path: Path) -> None:
+    """A file that was cut off; qemu-img reads zeros of some formats, and so copies an image that looks whole."""
+    path, out = tmp_path / "image", tmp_path / "out"
+    qemu_img("create", "-q", "-f", format, path, "2M")
+    qemu_io(path, "write -P 7 0 64k", "write -P 8 1900k 20k", format=format)
+    size = path.stat().st_size - 8 * KiB
+    with path.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(ImageError, match=r"ends within it|beyond the end"):
+        diskmill.convert([str(path)], str(out), format=format, output_format="raw")
+    assert not out.exists()
+    if format != "qcow":
+        assert diskmill.check(str(path), format=format).corruptions
+    assert path.stat().st_size == size

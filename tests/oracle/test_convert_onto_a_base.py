@@ -14,7 +14,7 @@ import diskmill
 import pytest
 from diskmill.sizes import KiB, MiB
 from scenarios import for_a_while
-from tools import qemu_img, qemu_io
+from tools import qemu_img, qemu_img_json, qemu_io
 
 CHAINED = ("qcow2", "qed", "qcow", "vmdk")
 TARGETS: dict[str, tuple[dict[str, str], ...]] = {
@@ -176,3 +176,19 @@ def scenario(seed: int, folder: Path) -> None:
 
 def test_the_copy_reads_as_the_source(tmp_path: Path) -> None:
     for_a_while(25, scenario, tmp_path)
+
+
+def test_units_are_compressed_whole_with_what_the_base_has_of_them(tmp_path: Path) -> None:
+    qemu_img("create", "-q", "-f", "raw", "base", "1M", cwd=tmp_path)
+    qemu_io("base", "write -P 1 0 1M", format="raw", cwd=tmp_path)
+    options = ("-o", "cluster_size=4k")
+    qemu_img("create", "-q", "-f", "qcow2", *options, "-b", "base", "-F", "raw", "top", cwd=tmp_path)
+    qemu_io("top", "write -z 0 128k", "write -P 0 256k 128k", "write -P 5 516k 10k", format="qcow2", cwd=tmp_path)
+    qemu_img("convert", "-O", "qcow2", "-B", "base", "-F", "raw", "-c", "top", "theirs", cwd=tmp_path)
+    names = {name: str(tmp_path / name) for name in ("top", "base", "ours")}
+    diskmill.convert(
+        names["top"], names["ours"], output_format="qcow2", backing=names["base"], backing_format="raw", compress=True
+    )
+    maps = [qemu_img_json("map", tmp_path / name) for name in ("theirs", "ours")]
+    assert maps[0] == maps[1]
+    assert qemu_img_json("check", tmp_path / "ours")["compressed-clusters"] == 1

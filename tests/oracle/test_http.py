@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import diskmill
 import pytest
 from commands import images
 from http_servers import Web, certificates, ftp_server, nginx, running_proxy
+from served import IMAGES, like_the_file
 from tools import diskmill as command
 from tools import qemu_img
 
 SECRET = ("--object", "secret,id=p,data=s3cret")
-IMAGES = (
-    *(f"img.{format}" for format in images.FORMATS),
-    "img.bochs", "img.cloop", "img.dmg", "zstd.qcow2", "comp.qcow2", "subclusters.qcow2", "stream.vmdk", "flat.vmdk",
-    "pieces.vmdk", "fixed.vpc", "datafile.qcow2", "top.qcow2", "odd.raw", "empty.raw",
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -62,34 +56,6 @@ def refused(*words: str | Path, **more: str) -> str:
     assert done.stderr.count("\n") == 1, done.stderr
     assert "s3cret" not in done.stderr
     return done.stderr
-
-
-def without_name(text: str, *names: str | Path) -> str:
-    for name in names:
-        text = text.replace(str(name), "NAME")
-    return text
-
-
-def like_the_file(name: str, folder: Path, base: str, tmp_path: Path) -> None:
-    """Fail unless of *name* below the URL *base* is said, and read, what is of the file."""
-    path, url = str(folder / name), f"{base}/{name}"
-    facts = []
-    for place, one in ((folder, path), (base, url)):
-        info = replace(diskmill.info(one), actual_size=None, children=[])
-        runs: list[list[Any]] = []  # what a file system knows of holes, a server does not
-        for entry in diskmill.map(one):
-            if runs and runs[-1][0] == entry.depth:
-                runs[-1][1] += entry.length
-            else:
-                runs.append([entry.depth, entry.length])
-        names = {without_name(entry.filename, place) for entry in diskmill.map(one) if entry.filename}
-        facts.append((without_name(repr(info), place), runs, names))
-    assert facts[0] == facts[1]
-    assert diskmill.compare(url, path).identical
-    outputs = tmp_path / "one.raw", tmp_path / "other.raw"
-    for source, output in zip((path, url), outputs, strict=True):
-        diskmill.convert([source], str(output), threads=4)
-    assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -275,8 +241,12 @@ def test_a_server_without_ranges(web: Web, folder: Path, tmp_path: Path) -> None
     """It is read in one pass, by formats that can be; the others say what to do."""
     command("convert", "-O", "raw", f"{web.url}/none/stream.vmdk", tmp_path / "out.raw")
     command("compare", "-f", "raw", tmp_path / "out.raw", folder / "img.raw")
-    text = refused("info", f"{web.url}/none/img.qcow2")
-    assert "cannot be read from a server without ranges: save it to a file first" in text
+    text = refused("info", f"{web.url}/none/img.vdi")
+    assert "cannot be read from a server without ranges: let a temporary copy be made (--spool)" in text
+    command("convert", "--spool", "-O", "raw", f"{web.url}/none/img.vdi", tmp_path / "spooled.raw")
+    command("compare", "-f", "raw", tmp_path / "spooled.raw", folder / "img.raw")
+    command("convert", "-f", "raw", "-O", "qcow2", f"{web.url}/none/img.raw", tmp_path / "out.qcow2")
+    command("compare", tmp_path / "out.qcow2", folder / "img.raw")
     assert "encoded (gzip)" in refused("info", f"{web.url}/gzip/img.qcow2")
 
 

@@ -304,3 +304,16 @@ def test_only_what_is_known_is_added(tmp_path: Path) -> None:
     assert image.read_bytes() == before
     with diskmill.open(str(image), "qcow2") as opened, pytest.raises(UsageError, match="not found"):
         Context().registry.call(opened.driver, "bitmap", image=opened, action="clear", name="x", options={})
+
+
+def test_all_bitmaps_are_removed_at_once(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    for name in ("one", "two", "three"):
+        qemu_img("bitmap", "--add", image, name)
+    command("bitmap", "--remove-all", "--add", image, "next")
+    assert list(flags(image)) == ["next"]
+    command("bitmap", "--remove-all", image)
+    assert flags(image) == {}
+    assert_clean(image)
+    assert command("bitmap", "--clear", image, check=False).returncode == 1

@@ -431,3 +431,17 @@ def test_leaks_are_counted_as_qemu_counts_them(tmp_path: Path) -> None:
         assert diskmill.check(str(image), repair="leaks").leaks_fixed == result.leaks
         assert qemu_img("check", "-f", "qed", image).returncode == 0
         assert diskmill.check(str(image)).findings == []
+
+
+def test_a_guest_may_write_a_part_of_what_a_rebase_made_zeros(tmp_path: Path) -> None:
+    """QEMU fills what it leaves of a zero cluster with the backing image's data."""
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(b"b" * MiB)
+    qemu_img("create", "-f", "qed", "-o", "cluster_size=4k", top, "1M")
+    diskmill.rebase(str(top), str(base), backing_format="raw")
+    qemu_io(top, "write -P 7 512 512", format="qed")
+    expected = bytearray(MiB)
+    expected[512:1024] = b"\7" * 512
+    with diskmill.open(str(top)) as image:
+        assert image.read(0, MiB) == expected
+    qemu_img("check", top)

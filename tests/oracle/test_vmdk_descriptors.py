@@ -212,6 +212,8 @@ DAMAGED = {
     "itself, by a way": (descriptor('RW 1 FLAT "../images/disk.vmdk" 0'), ImageError),
     "itself, by a link": (descriptor('RW 1 FLAT "link.vmdk" 0'), ImageError),
     "too many": (descriptor("RW 1 ZERO\n" * 8193), ImageError),
+    "zero bytes before the extents": (descriptor(FLAT).replace("\nRW", "\0\0RW"), ImageError),
+    "a type that ends nowhere": (descriptor(FLAT).replace('createType="', 'createType="\x01'), ImageError),
 }  # fmt: skip
 
 

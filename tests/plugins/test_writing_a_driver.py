@@ -51,7 +51,7 @@ def test_the_page_quotes_the_example() -> None:
 def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     [code] = GUARD
-    exec(code.replace("/srv/private/", f"{tmp_path}/private/"), names)
+    exec(code.replace("/srv/private", f"{tmp_path}/private"), names)
     registry = Registry()
     registry.plugins.register(names["plugin"])
     context = Context(registry=registry)
@@ -59,8 +59,11 @@ def test_the_plugin_that_the_page_shows_works(tmp_path: Path) -> None:
     for path in (tmp_path / "private" / "disk", tmp_path / "disk"):
         diskmill.create(str(path), 1 << 20)
     diskmill.info(str(tmp_path / "disk"), format="raw", context=context)
-    with pytest.raises(RefusedError, match="nobody may open this"):
-        diskmill.info(str(tmp_path / "private" / "disk"), format="raw", context=context)
+    (tmp_path / "link").symlink_to("private/disk")
+    (tmp_path / "folder").symlink_to("private")
+    for way in ("private/disk", "private/../private/./disk", "link", "folder/disk"):
+        with pytest.raises(RefusedError, match="nobody may open this"):
+            diskmill.info(str(tmp_path / way), format="raw", context=context)
 
 
 def test_the_storage_that_the_page_shows_works(tmp_path: Path) -> None:

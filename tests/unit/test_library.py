@@ -59,7 +59,7 @@ def test_a_path_goes_wherever_a_name_does(disk: Path, tmp_path: Path, monkeypatc
         (lambda disk: diskmill.convert(disk, f"{disk}.raw", threads=0), ["threads", "1 to 16"]),
         (lambda disk: diskmill.convert(disk, f"{disk}.raw", rate=-1), ["rate", "-1"]),
         (lambda disk: diskmill.convert(3, f"{disk}.raw"), ["name"]),
-        (lambda disk: diskmill.open(3), ["a string or a path", "int"]),
+        (lambda disk: diskmill.open(3), ["a file object", "int"]),
         (lambda disk: diskmill.open(disk, trust="nobody"), ["trust", "nobody"]),
         (lambda disk: diskmill.open(disk, context=diskmill.Context(trust="nobody")), ["trust", "nobody"]),  # type: ignore[arg-type]
         (lambda disk: diskmill.Context(secrets={"s": "text"}), ["secret 's'", "bytes"]),  # type: ignore[dict-item]

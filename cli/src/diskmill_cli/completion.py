@@ -74,8 +74,8 @@ def _typed(line: str, point: str) -> list[str]:
 
 def candidates(words: Sequence[str], session: Session) -> Iterator[Candidate]:
     """What the last of *words* could become."""
+    from .catalogue import ASKING, brought, known, load, standard_options
     from .commands import NAMES
-    from .main import ASKING, brought, known, load, standard_options
 
     *before, current = words
     at = 0

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .catalogue import ASKING, brought, known, load, standard_options
 from .session import Session
 
 if TYPE_CHECKING:
-    from diskmill.opening.discovery import EntryPoint
-
-    from .arguments import Arguments, Command, Option
+    from .arguments import Arguments, Command
 
 USAGE_ERROR = 1
 INTERRUPTED = 130
@@ -152,7 +151,7 @@ def _guarded(words: Sequence[str], session: Session) -> int:
     except (BrokenPipeError, KeyboardInterrupt):
         raise
     except MemoryError:
-        session.error("out of memory")
+        session.error("out of memory: Cannot allocate memory")
         return 1
     except OSError as error:
         session.error(f"{error.filename or 'input/output'}: {error.strerror or error}")
@@ -236,10 +235,6 @@ def _wants_json(words: Sequence[str]) -> bool:
     return last == "json"
 
 
-ASKING = ("help", "version")
-"""Words that stand where a command does, and ask about the program."""
-
-
 def _tell(name: str, given: list[str], session: Session) -> int:
     """``help [COMMAND]`` and ``version``."""
     from diskmill.errors import UsageError
@@ -270,76 +265,6 @@ def _command_called(name: str, session: Session) -> Command:
     names = NAMES if session.plain else (*NAMES, *ASKING, *brought())
     hint = did_you_mean(name, names) or f"'{session.program} --help' lists the commands"
     raise UsageError(f"command not found: '{name}'", hint=hint)
-
-
-GROUP = "diskmill.command"
-"""Entry points of commands that packages bring: each names a :class:`~diskmill_cli.arguments.Command`."""
-
-
-def known(name: str, session: Session) -> bool:
-    """Whether there is a command *name*: one of the program's own, or one that a package brings."""
-    from .commands import NAMES, OWN
-
-    if session.plain:
-        return name in NAMES and name not in OWN
-    return name in NAMES or name in brought()
-
-
-def brought() -> dict[str, EntryPoint]:
-    """The commands that packages bring, by name; none is imported."""
-    from diskmill.opening.discovery import installed
-
-    from .commands import NAMES
-
-    return {one.name: one for one in installed() if one.group == GROUP and one.name not in NAMES}
-
-
-def load(name: str) -> Command:
-    """The declaration of the command *name*.
-
-    :raises DriverError: the package that brings it is broken.
-    """
-    from .commands import NAMES
-
-    if name not in NAMES:
-        return _load_brought(name)
-    from importlib import import_module
-
-    command: Command = import_module(f"diskmill_cli.commands.{name}").COMMAND
-    return command
-
-
-def _load_brought(name: str) -> Command:
-    from diskmill.errors import DriverError
-
-    from .arguments import Command
-
-    try:
-        command = brought()[name].load()
-    except Exception as error:  # whatever a stranger's module raises
-        why = f"{type(error).__name__}: {error}"
-        raise DriverError(f"command '{name}' could not be loaded: {why}") from None
-    if not isinstance(command, Command) or command.name != name:
-        raise DriverError(f"command '{name}' could not be loaded: its entry point is not a command of that name")
-    return command
-
-
-def standard_options(*, plain: bool = False) -> tuple[Option, ...]:
-    """The options that stand before the command, beside those that stand everywhere; *plain*: qemu-img's."""
-    from .arguments import Option
-
-    ours = Option(
-        "show_completion",
-        ("--show-completion",),
-        "Print the script that lets a shell complete what is typed.",
-        "SHELL",
-        choices=("bash", "zsh", "fish"),
-    )
-    return (
-        Option("version", ("-V", "--version"), "Show the version and exit."),
-        Option("trace", ("-T", "--trace"), "Trace operations: [enable=]PATTERN,events=FILE,file=FILE.", "SPEC"),
-        *(() if plain else (ours,)),
-    )
 
 
 def _standard(words: Sequence[str], session: Session) -> tuple[Arguments, list[str]]:

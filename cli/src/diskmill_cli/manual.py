@@ -6,6 +6,7 @@ typer does the work: for each command a function is made up whose parameters are
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from diskmill.errors import DriverError
 
 from . import __version__
 from .arguments import EVERYWHERE, HELP, Command, Option
+from .catalogue import brought, load, standard_options
 from .commands import NAMES
-from .main import brought, load, standard_options
 from .session import Session
 
 _TITLE = "Virtual disk images: create, convert, inspect, check and change them."
@@ -130,7 +131,17 @@ def formats() -> list[str]:
     return [driver.name for driver in default_registry().all(FormatDriver.group)]
 
 
+def _drivers() -> list[str]:
+    """The names of all drivers that can be part of an image: qemu-img lists formats, protocols and filters as one."""
+    from diskmill.contract.drivers import FilterDriver, ProtocolDriver
+    from diskmill.opening.registry import default_registry
+
+    kinds = (ProtocolDriver.group, FilterDriver.group)
+    return sorted({*formats(), *(driver.name for kind in kinds for driver in default_registry().all(kind))})
+
+
 _WORDS = {"OPTS": "options", "OBJ": "objectdef", "MODE": "cache", "FORM": "ofmt", "SNAP": "snapshot_param"}
+_OPERANDS = {"NAME…": "filename [filename2 [...]]", "NAME": "filename", "OUTPUT": "output_filename", "N": "blocks"}
 
 
 def _classic(session: Session) -> Iterator[str]:
@@ -146,7 +157,8 @@ def _classic(session: Session) -> Iterator[str]:
     for name in NAMES:
         command = load(name)
         options = " ".join(_synopsis(option) for option in command.options if not option.ours)
-        yield f"  {name} {options} {command.operands}".rstrip()
+        operands = re.sub(r"[A-Z]+…?", lambda word: _OPERANDS.get(word[0], word[0].lower()), command.operands)
+        yield f"  {name} {options} {operands}".rstrip()
     yield ""
     yield "Command options:"
     seen = set()
@@ -156,7 +168,7 @@ def _classic(session: Session) -> Iterator[str]:
                 seen.add((option.flags, option.help))
                 yield f"  {', '.join(repr(flag) for flag in option.flags)} ({name}): {option.help}"
     yield ""
-    yield f"Supported formats: {' '.join(formats())}"
+    yield f"Supported formats: {' '.join(_drivers())}"
 
 
 def _synopsis(option: Option) -> str:

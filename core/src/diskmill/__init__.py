@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .opening.gate import Trust as Trust
     from .opening.secrets import Secret as Secret
     from .opening.settings import Settings as Settings
+    from .storages.memory import memory as memory
 
 _HOMES = {
     "ANYTHING": "opening.gate",
@@ -107,6 +108,7 @@ _HOMES = {
     "list_drivers": "commands.drivers",
     "map": "commands.map",
     "measure": "commands.measure",
+    "memory": "storages.memory",
     "open": "library",
     "rebase": "commands.rebase",
     "resize": "commands.resize",

@@ -88,7 +88,7 @@ def serve(image: str, *, protocol: str = "nbd", **options: Any) -> Server:
     :param image: as :func:`open` takes it.
     :param protocol: whose server it is. NBD's comes with the package diskmill-nbd.
     :param options: the server's own, such as ``format``, ``writable``, ``export``, ``unix``, ``host`` and ``port``: see
-        :func:`diskmill_nbd.serving.serve`.
+        ``diskmill_nbd.serving.serve``.
     :raises DiskmillError: the package is not installed, the image cannot be opened, or the address is not to be had.
     """
     return default_registry().protocol(protocol).serve(image, **options)

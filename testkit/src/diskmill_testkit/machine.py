@@ -107,10 +107,15 @@ class Machine:
         self.files.clear()
 
     @property
-    def files(self) -> dict[str, Content]:
+    def driver(self) -> MemoryDriver:
+        """What the files of the test lie in, and can be made to fail by."""
         driver = self.context.registry.protocol("memory")
         assert isinstance(driver, MemoryDriver)
-        return driver.files
+        return driver
+
+    @property
+    def files(self) -> dict[str, Content]:
+        return self.driver.files
 
     def options(self, format: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """*options*, and those without which the format makes no image: the key of an encrypted one, made quickly."""

@@ -108,6 +108,8 @@ class MemoryStorage(Storage):
     """Twin of a file. `journal`, where set, gets every change, for tests of what a crash leaves: ("write", offset,
     bytes), ("truncate", size), ("barrier",)."""
 
+    driver: MemoryDriver
+
     def __init__(self, driver: MemoryDriver, name: str, content: Content, *, writable: bool, new: bool = False) -> None:
         self.driver = driver
         self.name = name

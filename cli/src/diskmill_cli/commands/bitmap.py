@@ -17,12 +17,14 @@ def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.bitmap import ACTIONS, bitmap
     from diskmill.errors import UsageError
 
-    if len(arguments.operands) != 2:
+    if len(arguments.operands) not in (1, 2) or (len(arguments.operands) == 1 and not arguments.has("remove_all")):
         raise UsageError("expecting an image file name and a bitmap name")
     if arguments.has("source_format") and not arguments.has("source"):
         raise UsageError("-F only makes sense with -b")
-    name, which = arguments.operands
-    actions = [(action, value) for key, value in arguments.given for action in ACTIONS if action == key]
+    name, which = arguments.operands[0], arguments.operands[1] if arguments.operands[1:] else None
+    actions = [
+        (action, value) for key, value in arguments.given for action in ACTIONS if action.replace("-", "_") == key
+    ]
     bitmap(
         name,
         which,
@@ -35,7 +37,8 @@ def run(arguments: Arguments, session: Session) -> int:
         context=common.context_of(arguments, session),
     )
     if arguments.one("output") == "json":
-        session.json({"filename": name, "bitmap": which, "actions": [action for action, _ in actions]})
+        named = {} if which is None else {"bitmap": which}
+        session.json({"filename": name, **named, "actions": [action for action, _ in actions]})
     return 0
 
 
@@ -48,6 +51,7 @@ COMMAND = Command(
         common.IMAGE_OPTS,
         Option("add", ("--add",), "Add the bitmap.", panel=_DO),
         Option("remove", ("--remove",), "Remove it.", panel=_DO),
+        Option("remove_all", ("--remove-all",), "Remove all bitmaps; BITMAP is not needed.", panel=_DO),
         Option("clear", ("--clear",), "Mark everything as clean.", panel=_DO),
         Option("enable", ("--enable",), "Let it record writes.", panel=_DO),
         Option("disable", ("--disable",), "Let it record no writes.", panel=_DO),

@@ -22,13 +22,15 @@ _COPY = "The copying"
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
     from diskmill.commands.conversion import MOST_THREADS, Conversion, Source, Target
-    from diskmill.commands.convert import perform
+    from diskmill.commands.convert import PIPE, perform
     from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
 
     output_format = common.format_of(arguments, "output_format")
     context = common.context_of(arguments, session, key="source_cache")
     target_context = replace(common.other_side(context, arguments, cache="unsafe"), share=False)
+    if arguments.has("spool"):
+        context.spool = target_context.spool = arguments.one("spool") or ""
     try:
         options = common.driver_options(arguments)
     except HelpAsked:
@@ -41,6 +43,9 @@ def run(arguments: Arguments, session: Session) -> int:
         arguments, lambda: create.options_for(output_format, arguments.operands[-1], context=context)
     )
     existing = arguments.has("existing")
+    piped = arguments.operands[-1] in ("-", PIPE) and not context.as_qemu_img
+    if piped and arguments.one("output") == "json":
+        raise UsageError("the image goes to standard output, where --output=json prints, too")
     named = arguments.has("backing_format") or options.get("backing_fmt")
     if arguments.has("backing") and not named and not existing:  # which says itself what it stands on
         raise UsageError("a backing image needs its format: name it with -F")
@@ -97,6 +102,8 @@ def run(arguments: Arguments, session: Session) -> int:
                 **({"digest": made.digest} if made.digest is not None else {}),
             }
         )
+    elif made.digest is not None and piped:
+        session.note(made.digest)  # the image itself goes to standard output
     elif made.digest is not None:
         session.print(f"{made.digest}  {arguments.operands[-1]}")
     return 0
@@ -150,6 +157,7 @@ COMMAND = Command(
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
         Option("digest", ("--digest",), "Print the disk's digest, made out of the copy.", "NAME", (), True, _COPY),
         Option("verify", ("--verify",), "Read the output back before it gets its name.", panel=_COPY),
+        Option("spool", ("--spool",), "Make a temporary copy of what comes or goes once.", "DIR", (), True, _COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
         common.CACHE._replace(flags=("-t", "--target-cache"), default="unsafe"),
         common.SOURCE_CACHE._replace(flags=("-T", "--source-cache")),

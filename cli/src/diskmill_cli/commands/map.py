@@ -43,11 +43,13 @@ def run(arguments: Arguments, session: Session) -> int:
 
 def json_lines(entries: Iterable[MapEntry], start: int) -> Iterator[str]:
     """One entry a line, as qemu-img lays it out, so that a map of any length streams."""
+    from json import dumps
+
     from diskmill.qapi import map_entry
 
     before = "["
     for entry in entries:
-        members = ", ".join(f'"{key}": {_value(value)}' for key, value in map_entry(entry).items())
+        members = dumps(map_entry(entry))[1:-1]
         if before != "[":
             yield before
         before = f"{'[' if before == '[' else ''}{{ {members}}},"
@@ -55,10 +57,6 @@ def json_lines(entries: Iterable[MapEntry], start: int) -> Iterator[str]:
         nothing = '"depth": 0, "present": false, "zero": false, "data": false, "compressed": false'
         before = f'[{{ "start": {start}, "length": 0, {nothing}}},'
     yield before[:-1] + "]"
-
-
-def _value(value: object) -> str:
-    return str(value).lower()
 
 
 def lines(entries: Iterable[MapEntry]) -> Iterator[str]:

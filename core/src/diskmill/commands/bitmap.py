@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..contract import calls
 from ..contract.calls import BitmapAction
@@ -18,13 +18,14 @@ from ..opening.names import Name, given_name
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
 
-ACTIONS: tuple[BitmapAction, ...] = ("add", "remove", "clear", "enable", "disable", "merge")
+Action = BitmapAction | Literal["remove-all"]
+ACTIONS: tuple[Action, ...] = ("add", "remove", "remove-all", "clear", "enable", "disable", "merge")
 
 
 def bitmap(
     name: Name,
-    bitmap: str,
-    actions: Sequence[tuple[BitmapAction, str]],
+    bitmap: str | None,
+    actions: Sequence[tuple[Action, str]],
     *,
     granularity: int | None = None,
     source: Name | None = None,
@@ -35,6 +36,7 @@ def bitmap(
 ) -> None:
     """Do *actions* to the bitmap called *bitmap* of the image *name*, in order.
 
+    :param bitmap: None, where the one action is ``remove-all``, which takes away every bitmap of the image.
     :param actions: each one of :data:`ACTIONS`, with the name of the bitmap that ``merge`` takes in.
     :param granularity: of a bitmap that is added: guest bytes for each bit.
     :param source: the image that ``merge`` takes bitmaps from; None: the same one.
@@ -47,11 +49,13 @@ def bitmap(
     if not actions:
         raise UsageError(
             "need at least one of "
-            + said(", ".join(ACTIONS), "--add, --remove, --clear, --enable, --disable or --merge")
+            + said(", ".join(ACTIONS), "--add, --remove, --remove-all, --clear, --enable, --disable or --merge")
         )
     for action, _ in actions:
         if action not in ACTIONS:
             raise UsageError(f"invalid action '{action}': choose from {', '.join(ACTIONS)}")
+    if bitmap is None and any(action != "remove-all" for action, _ in actions):
+        raise UsageError("the name of a bitmap is missing")
     if granularity is not None and not any(action == "add" for action, _ in actions):
         raise UsageError(f"a granularity goes with {said('the action add', '--add')}")
     if source is not None and not any(action == "merge" for action, _ in actions):
@@ -66,29 +70,34 @@ def bitmap(
             other = stack.enter_context(open_image(source, source_format, context=context, backing=False))
             if not bitmaps_of(other, context):
                 _require(other.driver, source)
-        _refuse(image, other, bitmap, actions, context)
+        _refuse(image, other, bitmap or "", actions, context)
         try:
             for action, merged in actions:
+                if action == "remove-all":
+                    for one in calls.bitmaps(context.registry, image):
+                        calls.bitmap(context.registry, image, "remove", one.name)
+                    continue
                 options: dict[str, Any] = {}
                 if action == "merge":
                     options = {"source": _find(other, merged, context)}
                 elif action == "add" and granularity is not None:
                     options = {"granularity": granularity}
-                calls.bitmap(context.registry, image, action, bitmap, **options)
+                calls.bitmap(context.registry, image, action, bitmap or "", **options)
         except UsageError:  # what the actions before it did is in memory, and stays there
             image.abandon()
             raise
 
 
-def _refuse(
-    image: Image, other: Image, name: str, actions: Sequence[tuple[BitmapAction, str]], context: Context
-) -> None:
+def _refuse(image: Image, other: Image, name: str, actions: Sequence[tuple[Action, str]], context: Context) -> None:
     """Refuse what one of the *actions* would refuse once those before it are done.
 
     :raises UsageError: there is no such bitmap, or one already; it is inconsistent; the sizes differ.
     """
     sound = {one.name: not one.inconsistent for one in calls.bitmaps(context.registry, image)}
     for action, merged in actions:
+        if action == "remove-all":
+            sound.clear()
+            continue
         if action == "add":
             if name in sound:
                 raise UsageError(f"Bitmap already exists: {name}", file=image.name)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
 
+PIPE = "pipe:-"
+"""What ``-`` stands for: standard input, or standard output."""
+
 
 def convert(
     sources: Sequence[Name] | Name,
@@ -137,10 +140,12 @@ def perform(
     :param damaged: told of what ``salvage`` wrote as zeros: (guest offset, length, error).
     :raises DiskmillError: whatever went wrong.
     """
+    if not context.as_qemu_img:  # to qemu-img "-" is a file
+        asked = _with_pipes(asked)
     counter = Progress(progress)
     with ExitStack() as stack:
         work = _Work(asked, context, target_context, stack)
-        counter.expect(work.size)
+        counter.expect(work.size if work.endless is None else 0)
         target = work.existing() if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
@@ -148,15 +153,21 @@ def perform(
             watched = _Watched(work.size, asked.digest, asked.verify, stack)
             if asked.verify:
                 counter.expect(work.size)
-            copy(
-                work.images,
-                target,
-                plan,
-                progress=counter,
-                limit=RateLimit(asked.rate),
-                cancel=cancel,
-                watchers=watched.watchers,
-            )
+            limit = RateLimit(asked.rate)
+            if work.endless is not None:
+                from .unsized import copy_unsized
+
+                copy_unsized(work.endless, target, plan, target_context, counter, limit, cancel)
+            else:
+                copy(
+                    work.images,
+                    target,
+                    plan,
+                    progress=counter,
+                    limit=limit,
+                    cancel=cancel,
+                    watchers=watched.watchers,
+                )
             made = watched.found
             if asked.verify:
                 watched.verify(target, counter, cancel)
@@ -203,10 +214,30 @@ class _Work:
         self.shared: Image | None = None  # by default everything is copied
         self.shared_size: int | None = None
         self.size = sum(image.size for image in self.images)
+        self.endless = self._endless() if any(image.file.forward for image in self.images) else None
+
+    def _endless(self) -> Image | None:
+        """The source whose size nobody knows; the target then is begun with what is copied first."""
+        from .unsized import FIRST, is_unsized, refuse
+
+        endless = next((image for image in self.images if is_unsized(image)), None)
+        if endless is not None:
+            asked = self.asked
+            beforehand = asked.target.existing or self.backing is not None or asked.digest is not None or asked.verify
+            refuse(self.images, beforehand)
+            self.size = FIRST
+        return endless
 
     def _opened(self, source: Source) -> Image:
         other = self.asked.target.existing or self.asked.target.format != "raw"  # as raw it stays what it is
-        image = open_image(source.name, source.format, context=self.context, image_opts=source.image_opts, copied=other)
+        image = open_image(
+            source.name,
+            source.format,
+            context=self.context,
+            image_opts=source.image_opts,
+            copied=other,
+            unsized=True,
+        )
         self.stack.enter_context(image)
         if source.snapshot is not None:
             load_snapshot(image, source.snapshot, self.context)
@@ -301,13 +332,29 @@ class _Work:
             shared=self.shared,
             shared_size=self.shared_size,
             offload=asked.offload,
-            threads=asked.threads,
+            threads=1 if self._in_turn() else asked.threads,
             salvage=salvage,
         )
+
+    def _in_turn(self) -> bool:
+        """Whether a source is best read by one thread: what comes in order, in that order."""
+        return any(one.file.forward and "stream" not in one.driver.capabilities for one in self.images)
 
 
 def _untold(offset: int, length: int, error: DiskmillError) -> None:
     """What is salvaged, where nobody asks how much."""
+
+
+def _with_pipes(asked: Conversion) -> Conversion:
+    """*asked*, with ``-`` as what it stands for."""
+    sources, target = asked.sources, asked.target
+    if any(one.name == "-" and not one.image_opts for one in sources):
+        sources = tuple(replace(one, name=PIPE) if one.name == "-" else one for one in sources)
+    if target.name == "-" and not target.image_opts:
+        target = replace(target, name=PIPE)
+    return (
+        asked if (sources, target) == (asked.sources, asked.target) else replace(asked, sources=sources, target=target)
+    )
 
 
 class _Watched:
@@ -456,6 +503,8 @@ def load_snapshot(image: Image, name: str, context: Context) -> None:
     """
     if "snapshots" not in image.driver.capabilities:
         raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
+    if image.lent:
+        raise UsageError("an image that is open reads as it does: open its snapshot", file=image.name)
     if name.startswith("snapshot."):
         name = _snapshot_id(image, name, context)
     calls.snapshot(context.registry, image, "load", name)

@@ -11,12 +11,13 @@ from ..engine.progress import Progress, Report
 from ..errors import ImageError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
+from ..opening.names import Name, given_name
 
 ALGORITHM = "sha256"
 
 
 def digest(
-    name: str,
+    name: Name,
     *,
     format: str | None = None,
     algorithm: str = ALGORITHM,
@@ -35,6 +36,7 @@ def digest(
     :param block_digests: a binary file that gets the digest of each block, one after the other.
     :raises DiskmillError: the image cannot be opened or read.
     """
+    name = given_name(name)
     context = context or Context()
     if block_size <= 0:
         raise UsageError("the block size must be at least 1 byte")

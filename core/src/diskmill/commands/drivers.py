@@ -9,7 +9,9 @@ from typing import Any
 
 from ..contract.drivers import CAPABILITIES, CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.options import Option
+from ..errors import DriverError, did_you_mean
 from ..opening.discovery import EntryPoint
+from ..opening.known import PACKAGES
 from ..opening.registry import PLUGIN_GROUP, Registry, default_registry
 
 _KINDS = (FormatDriver, ProtocolDriver, FilterDriver, CryptoDriver)
@@ -64,7 +66,12 @@ def list_drivers(registry: Registry | None = None, *, name: str | None = None) -
     if name is not None:
         found = [info for info in found if info.name == name]
         if not found:
-            registry.get(FormatDriver.group, name)  # says what to do about it
+            if name in registry.failures or name in PACKAGES:
+                registry.get(FormatDriver.group, name)  # says what to do about it
+            raise DriverError(
+                f"no driver is called '{name}'; 'diskmill drivers' lists what is installed",
+                hint=did_you_mean(name, (known for _, known in registry.names())),
+            )
     return found
 
 

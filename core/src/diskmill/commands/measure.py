@@ -70,7 +70,7 @@ def measure(
             size=round_up(size, SECTOR),
             options=validate(driver.options, own, when="create", driver=output_format),
             data_bytes=lambda unit: 0 if source is None else _data_bytes(source, unit, context, counter),
-            bitmaps=_bitmaps(source),
+            bitmaps=_bitmaps(source, context),
             context=context,
         )
         return calls.measure(context.registry, driver, request)
@@ -94,9 +94,13 @@ def _data_bytes(source: Image, unit: int, context: Context, counter: Progress) -
     return total
 
 
-def _bitmaps(source: Image | None) -> list[tuple[str, int]] | None:
-    """Name and granularity of each persistent bitmap; None where the source's format cannot have any."""
+def _bitmaps(source: Image | None, context: Context) -> list[tuple[str, int]] | None:
+    """Name and granularity of each persistent bitmap; None where the source cannot have any."""
     if source is None or "bitmaps" not in source.driver.capabilities:
+        return None
+    try:
+        calls.preflight(context.registry, source, "bitmap")
+    except UsageError:  # of this version there are none
         return None
     details = source.details() or {}
     return [(str(one["name"]), int(one["granularity"])) for one in details.get("bitmaps", [])]

@@ -1,7 +1,8 @@
 """One typed function for each hook: how the core, and drivers that need another driver, ask.
 
 Each asks *one* driver, and every plugin that is not a driver and wraps the hook. A word that the hook does not know is
-refused, and so is an answer that is not of the hook's type: a driver's own mistake names the driver.
+refused, and so is an answer that is not of the hook's type: a driver's own mistake names the driver. While a hook
+looks at an image as a whole, or changes it, no thread writes guest data (:meth:`Image.alone`).
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def amend(hooks: Hooks, image: Image, options: Mapping[str, Value], *, force: bo
 
     :raises UnsupportedError: its format has nothing to amend.
     """
-    if _ask(hooks, image.driver, "amend", image=image, options=options, force=force) is None:
+    with image.alone():
+        done = _ask(hooks, image.driver, "amend", image=image, options=options, force=force)
+    if done is None:
         raise UnsupportedError(f"format '{image.driver.name}' does not support option amendment", file=image.name)
 
 
@@ -116,7 +119,8 @@ def check(hooks: Hooks, image: Image, repair: Repair = "") -> CheckResult:
     :raises CheckUnsupportedError: its format has no check.
     """
     expect_word(repair, Repair, "repair")
-    answer = _ask(hooks, image.driver, "check", image=image, repair=repair)
+    with image.alone():
+        answer = _ask(hooks, image.driver, "check", image=image, repair=repair)
     if answer is None:
         raise CheckUnsupportedError(f"format '{image.driver.name}' does not support checks", file=image.name)
     from .results import CheckResult
@@ -142,7 +146,9 @@ def snapshot(hooks: Hooks, image: Image, action: SnapshotAction, name: str) -> l
     :raises UnsupportedError: the format has no internal snapshots.
     """
     expect_word(action, SnapshotAction, "action")
-    answer: list[Snapshot] | None = _ask(hooks, image.driver, "snapshot", image=image, action=action, name=name)
+    answer: list[Snapshot] | None
+    with image.alone():
+        answer = _ask(hooks, image.driver, "snapshot", image=image, action=action, name=name)
     if answer is None:
         raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
     return answer
@@ -160,7 +166,9 @@ def bitmap(hooks: Hooks, image: Image, action: BitmapAction, name: str, **option
     :raises UnsupportedError: the format has no persistent bitmaps.
     """
     expect_word(action, BitmapAction, "action")
-    if _ask(hooks, image.driver, "bitmap", image=image, action=action, name=name, options=options) is None:
+    with image.alone():
+        done = _ask(hooks, image.driver, "bitmap", image=image, action=action, name=name, options=options)
+    if done is None:
         raise UnsupportedError(f"format '{image.driver.name}' has no persistent bitmaps", file=image.name)
 
 
@@ -170,7 +178,9 @@ def resize(hooks: Hooks, image: Image, size: int, preallocation: Preallocation =
     :raises UnsupportedError: its format cannot.
     """
     expect_word(preallocation, Preallocation, "preallocation")
-    if _ask(hooks, image.driver, "resize", image=image, size=size, preallocation=preallocation) is None:
+    with image.alone():
+        done = _ask(hooks, image.driver, "resize", image=image, size=size, preallocation=preallocation)
+    if done is None:
         raise UnsupportedError(f"format '{image.driver.name}' cannot resize images", file=image.name)
 
 
@@ -197,7 +207,8 @@ def preflight(
 
 def empty(hooks: Hooks, image: Image) -> bool:
     """Drop all data of *image*; False: its format has no quick way."""
-    return bool(_ask(hooks, image.driver, "empty", image=image))
+    with image.alone():
+        return bool(_ask(hooks, image.driver, "empty", image=image))
 
 
 def crypto_open(hooks: Hooks, name: str, request: CryptoRequest) -> Volume:

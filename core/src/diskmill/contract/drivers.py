@@ -47,6 +47,7 @@ CAPABILITIES = {
     "preallocation": "space can be claimed at creation",
     "pipe": "images can be read from a pipe, from the first byte to the last",
     "writes-forward": "data is written in the order of the guest disk, whatever the user allows",
+    "forward": "new images can be written to a pipe, from the first byte to the last (with some options, perhaps)",
     "stream": "compressed output must be written from the first byte to the last, once",
 }
 """Every capability that a driver can declare, with what it means; commands give their refusals from these."""
@@ -112,6 +113,11 @@ class FormatDriver(Driver):
         """Most formats have nothing to add to what the image answers."""
         return image.extents(offset, length)
 
+    def goes_forward(self, options: Mapping[str, Any]) -> bool:
+        """Whether a new image with these ``create`` options is written from its first byte to its last, once, so that
+        it can go into a pipe. A driver with the capability ``forward`` says so here where it depends on them."""
+        return "forward" in self.capabilities
+
 
 class ProtocolDriver(Driver):
     """A driver for a place where bytes are kept. Hooks: ``open``, and ``create`` where that makes sense."""
@@ -119,8 +125,9 @@ class ProtocolDriver(Driver):
     group = "diskmill.protocol"
     kind = "protocol"
     prefixes: tuple[str, ...] = ()
-    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``. Its package gives
-    an entry point of the group ``diskmill.prefix`` for each, so that it is found by them without being imported."""
+    """Prefixes of names that belong to it, without the colon: ``nbd`` for ``nbd:…`` and ``nbd://…``; ``fsspec+*`` for
+    whatever begins with ``fsspec+``. Its package gives an entry point of the group ``diskmill.prefix`` for each, so
+    that it is found by them without being imported."""
     siblings: bool = False
     """Whether new outputs can be made beside a place of its kind, and existing ones be opened there for writing."""
 

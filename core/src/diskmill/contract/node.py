@@ -1,9 +1,11 @@
 """Nodes of the image graph: storage at the leaves (a file), images above it (qcow2 on a file).
 
 :class:`Node` is what every holder of bytes can do; protocol and filter drivers give :class:`Storage`, format drivers
-give :class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads, with two rules:
-the engine never writes one allocation unit from two threads at once, and it holds ``image.lock`` around
-:meth:`Image.reserve` and :meth:`Image.publish`.
+give :class:`Image`. All offsets and lengths are bytes. All of it may be called from several threads; what a driver
+need not look after itself is this. Nobody writes an allocation unit (or 4 KiB, where that is more) from two threads
+at once, and ``image.lock`` is held around :meth:`Image.reserve`, :meth:`Image.publish`, :meth:`Image.zero_units` and
+:meth:`Image.discard_units`. Who reads is inside ``image.readers`` from the look-up to the last byte, and a driver that
+uses space again goes by that: see :mod:`diskmill.contract.threads`.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
+from .threads import Ranges, Readers
 
 if TYPE_CHECKING:
     import io
@@ -361,7 +365,11 @@ class Image(Node):
         self.size = size
         self.writable = writable
         self.lock = threading.RLock()
+        # Who reads an image looks through it at the one that it stands on, and so is inside both.
+        self.readers: Readers = file.readers if isinstance(file, Image) else Readers()
+        self.ranges = Ranges(self.lock)
         self.closed = False
+        self.lent = 0
 
     def __repr__(self) -> str:
         from ..sizes import format_size
@@ -384,6 +392,37 @@ class Image(Node):
     @property
     def account(self) -> Account:
         return self.file.account
+
+    # -- several threads ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """For whoever looks extents up and reads them by itself: meanwhile their space gets no other use."""
+        number = self.readers.enter()
+        try:
+            yield
+        finally:
+            self.readers.leave(number)
+
+    def writing(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """Have the units that guest bytes *offset* to *offset + length* touch to oneself, to change them."""
+        return self.ranges.hold(*self.units_of(offset, length))
+
+    def units_of(self, offset: int, length: int) -> tuple[int, int]:
+        """Where the units that the range touches begin and end."""
+        unit = self.unit
+        start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
+        return start // _LEAST * _LEAST, -(-end // _LEAST) * _LEAST
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Change the image as a whole: no guest byte is being written meanwhile. It is read all the same."""
+        return self.ranges.hold(0)
+
+    @cached_property
+    def swift(self) -> bool:
+        """Whether what is written is there as soon as the kernel has copied it: no device, network or filter is to be
+        waited for."""
+        return all(_is_swift(child) for child in self.children() if child is not self.backing)
 
     # -- writing: two phases ------------------------------------------------------------------------------------
 
@@ -460,6 +499,19 @@ class Image(Node):
         """Write the cached tables out in dependency order, then flush the storage."""
         self.file.flush()
 
+    def lend(self) -> Self:
+        """The image, for one more user: of all who close it, the last one does."""
+        with self.lock:
+            self.lent += 1
+            vars(self).update(close=self._give_back, abandon=self._give_back)
+        return self
+
+    def _give_back(self) -> None:
+        with self.lock:
+            self.lent -= 1
+            if not self.lent:
+                del vars(self)["close"], vars(self)["abandon"]
+
     def close(self) -> None:
         if self.closed:
             return
@@ -512,6 +564,14 @@ class Image(Node):
             yield self.backing
 
 
+def _is_swift(node: Node) -> bool:
+    if isinstance(node, Storage):
+        return node.requests == Requests() and not any(node.children())
+    return isinstance(node, Image) and node.swift
+
+
+_LEAST = 4096
+"""Bytes that no two threads write at once, however small units are: no cipher's sectors are larger."""
 _USES = ("discard", "extents", "flush", "read_into", "truncate", "write", "zero")
 """What nobody can do with an image that was closed."""
 

@@ -89,7 +89,8 @@ class CreateRequest:
     """Make a new, empty image.
 
     :param name: the output's name, as the user typed it. The file does not bear it before it is complete.
-    :param size: the guest disk's size in bytes.
+    :param size: the guest disk's size in bytes. It only tells a protocol driver how long the file may become; 0: that
+        is not known.
     :param options: the driver's ``create`` options, validated.
     :param file: for a format driver, the empty storage to make it in.
     :param sibling: makes another output file, in the same folder, for formats of several files; it takes the

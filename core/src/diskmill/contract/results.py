@@ -141,7 +141,7 @@ class ChildInfo:
 
 @dataclass
 class ImageInfo:
-    """QAPI ``ImageInfo``; :mod:`diskmill.qapi` has its JSON form."""
+    """QAPI ``ImageInfo``; ``diskmill.qapi`` has its JSON form."""
 
     filename: str
     format: str

@@ -51,6 +51,7 @@ class DiskStream(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """As :meth:`io.RawIOBase.readinto`: bytes of the disk from here on."""
         self._refuse_closed()
         view = memoryview(buffer).cast("B")
         count = max(min(len(view), self._node.size - self._at), 0)
@@ -60,6 +61,10 @@ class DiskStream(io.RawIOBase):
         return count
 
     def write(self, data: Any) -> int:
+        """As :meth:`io.RawIOBase.write`. The disk does not grow: what lies beyond its end is not taken.
+
+        :raises OSError: (ENOSPC) nothing of it is.
+        """
         self._refuse_closed()
         if not self._node.writable:
             raise io.UnsupportedOperation("the image is open for reading only")

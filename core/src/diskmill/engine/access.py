@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from ..contract.extents import Extent, Kind, Placement
-from ..contract.node import Buffer, Image, Node, ReadBuffer
+from ..contract.node import Buffer, Image, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
-from ..sizes import MiB, round_down, round_up
+from ..sizes import KiB, MiB, round_down, round_up
 from .walk import walk
 from .zeros import ZEROS, is_zero
+
+_FEW = memoryview(ZEROS)[: 128 << 10]
+"""Zeros that stay in the cache of a processor."""
+_BRIEF = 128 * KiB
+"""Bytes that are copied into the page cache in less time than threads take to change places: who writes no more keeps
+the image's lock meanwhile. The kernel lets one thread at a time write to a file, too."""
 
 
 def read_into(image: Image, offset: int, buffer: Buffer) -> None:
@@ -19,9 +25,20 @@ def read_into(image: Image, offset: int, buffer: Buffer) -> None:
     if offset < 0:
         raise UsageError(f"offset {offset} is before the beginning of the disk", file=image.name)
     inside = max(min(len(view), image.size - offset), 0)
-    for extent in walk(image, offset, inside, sparse=False):
-        read_extent(extent, view[extent.start - offset : extent.end - offset])
+    if image.writable:  # what is looked up shall not be put to other use before it is read
+        number = image.readers.enter()
+        try:
+            _read(image, offset, view[:inside])
+        finally:
+            image.readers.leave(number)
+    else:
+        _read(image, offset, view[:inside])
     fill_zeros(view[inside:])
+
+
+def _read(image: Image, offset: int, view: memoryview) -> None:
+    for extent in walk(image, offset, len(view), sparse=False):
+        read_extent(extent, view[extent.start - offset : extent.end - offset])
 
 
 def read_extent(extent: Extent, view: memoryview) -> None:
@@ -74,9 +91,10 @@ def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None
 
 def fill_zeros(view: memoryview) -> None:
     """Overwrite *view* with zeros."""
-    for at in range(0, len(view), len(ZEROS)):
-        part = view[at : at + len(ZEROS)]
-        part[:] = ZEROS[: len(part)]
+    whole = len(view) - len(view) % len(_FEW)
+    for at in range(0, whole, len(_FEW)):
+        view[at : at + len(_FEW)] = _FEW
+    view[whole:] = _FEW[: len(view) - whole]
 
 
 def write(image: Image, offset: int, data: ReadBuffer) -> None:
@@ -91,7 +109,12 @@ def write(image: Image, offset: int, data: ReadBuffer) -> None:
     if image.detect_zeroes != "off" and is_zero(view):
         zero(image, offset, len(view), unmap=image.detect_zeroes == "unmap")
         return
-    with image.lock:
+    if len(view) <= _BRIEF and image.swift:
+        with image.lock:
+            if not image.ranges or image.ranges.free(*image.units_of(offset, len(view))):
+                write_phases(image, offset, view)
+                return
+    with image.writing(offset, len(view)):
         write_phases(image, offset, view)
 
 
@@ -165,7 +188,7 @@ def zero(image: Image, offset: int, length: int, *, unmap: bool) -> None:
     """Make guest bytes read as zeros: whole units and subunits by the driver's own way, the rest by writing."""
     _check_range(image, offset, length)
     end = offset + length
-    with image.lock:
+    with image.writing(offset, length):
         low, high = _whole_units(image, offset, end, image.subunit or image.unit)
         if low >= high:
             _write_zeros(image, offset, end)
@@ -173,7 +196,8 @@ def zero(image: Image, offset: int, length: int, *, unmap: bool) -> None:
         _write_zeros(image, offset, low)
         for start, stop in _edges_apart(image, low, high):
             try:
-                image.zero_units(start, stop - start, unmap=unmap)
+                with image.lock:
+                    image.zero_units(start, stop - start, unmap=unmap)
             except UnsupportedError:
                 _write_zeros(image, start, stop)
         _write_zeros(image, high, end)
@@ -190,9 +214,9 @@ def _edges_apart(image: Image, low: int, high: int) -> list[tuple[int, int]]:
 def discard(image: Image, offset: int, length: int) -> None:
     """Whole units inside the range lose their contents."""
     _check_range(image, offset, length)
-    with image.lock:
-        low, high = _whole_units(image, offset, offset + length, image.unit)
-        if low < high:
+    low, high = _whole_units(image, offset, offset + length, image.unit)
+    if low < high:
+        with image.writing(low, high - low), image.lock:
             image.discard_units(low, high - low)
 
 
@@ -201,6 +225,6 @@ def _whole_units(image: Image, offset: int, end: int, unit: int) -> tuple[int, i
     return round_up(offset, unit), high
 
 
-def _write_zeros(node: Node, offset: int, end: int) -> None:
+def _write_zeros(image: Image, offset: int, end: int) -> None:
     for at in range(offset, end, len(ZEROS)):
-        node.write(at, memoryview(ZEROS)[: min(len(ZEROS), end - at)])
+        write_phases(image, at, memoryview(ZEROS)[: min(len(ZEROS), end - at)])

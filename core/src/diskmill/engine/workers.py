@@ -5,11 +5,13 @@ Bytes move in system calls and codecs that release the GIL, so a few threads use
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from functools import cache
 from typing import Generic, TypeVar
 
@@ -38,12 +40,14 @@ def start(target: Callable[[], None], count: int, threads: list[threading.Thread
     before = threading.stack_size(_STACK)
     try:
         for _ in range(count):
-            thread = threading.Thread(target=target, daemon=True)
+            thread = threading.Thread(target=copy_context().run, args=(target,), daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:  # a limit of threads or of address space
                 if not threads:
-                    raise StorageError(f"no thread can be started: {error}") from None
+                    raise StorageError(
+                        f"no thread can be started: {error} ({os.strerror(errno.EAGAIN)})", errno=errno.EAGAIN
+                    ) from None
                 break
             threads.append(thread)
     finally:

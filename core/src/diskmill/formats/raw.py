@@ -84,7 +84,7 @@ class RawDriver(FormatDriver):
     contract = 1
     name = "raw"
     title = "the disk's bytes as they are"
-    capabilities = frozenset({"create", "write", "resize", "shrink", "preallocation", "zero"})
+    capabilities = frozenset({"create", "write", "resize", "shrink", "preallocation", "zero", "pipe", "forward"})
     options = (
         Option("offset", "size", "where the guest disk begins in the file", when=("open",)),
         Option("size", "size", "the guest disk's size", when=("open",)),

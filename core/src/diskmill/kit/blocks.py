@@ -83,6 +83,7 @@ class BlockTable:
         return page if page is not None else self._load(number)
 
     def _load(self, number: int) -> array[int]:
+        """Page *number*, read where it is not in memory; clean pages make room for it."""
         with self._lock:
             page = self._pages.get(number)
             if page is None:
@@ -333,6 +334,13 @@ class BlockImage(FormatImage):
                     if half == 1:
                         break
             raise ImageError("it lies beyond the end of the file", file=self.name, place=f"block {block}")
+        if self._cut(block, count, entry, step, limit):
+            raise ImageError("the file ends within it", file=self.name, place=f"block {block + count - 1}")
+
+    def _cut(self, block: int, count: int, entry: int, step: int, limit: int) -> bool:
+        """Whether the last of *count* blocks from *block* on has guest bytes behind *limit* in the file."""
+        held = min(self.block_size, self.size - (block + count - 1) * self.block_size)
+        return self.position(entry + (count - 1) * step) + held > limit
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -485,6 +493,8 @@ class BlockImage(FormatImage):
                 fragmented += following is not None and not 0 <= position - following <= gap
                 following = last + self.block_size
                 allocated += upto - first
+                if self._cut(block + first, upto - first, entry + first * step, step, self.file.size):
+                    _tell(result, [(block + upto - 1, 1)], "in part behind the end of the file")
                 end = max(end, last + self.block_size)
             if len(outside) >= _FINDINGS or drop is not None and repair and outside:
                 _tell(result, outside, "outside the data area of the file", fixed=repair and drop is not None)

@@ -1,6 +1,6 @@
 """What format drivers derive their images from: guest reads and writes, given what the driver answers.
 
-The driver maps (:meth:`~diskmill.contract.node.Image.extents`) and places
+The driver maps (:meth:`~diskmill.contract.node.Node.extents`) and places
 (:meth:`~diskmill.contract.node.Image.reserve`); reading, copy on write and the zeroing of partial units come with
 :class:`FormatImage`.
 """

@@ -52,6 +52,8 @@ class Context:
         default ones. A copy of a context shares it.
     :param as_qemu_img: callers expect what qemu-img does: what looks like no disk is copied all the same, and an image
         whose extents are missing is an error also where only metadata is asked.
+    :param spool: the folder for temporary copies of what only comes or goes once, in order (a pipe, a server without
+        ranges), where a format needs more; empty: the system's; None: no such copies are made.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
     """
 
@@ -67,6 +69,7 @@ class Context:
     idle_options: Sequence[Option] = ()
     as_qemu_img: bool = False
     ask: Callable[[str], bytes] | None = None
+    spool: str | None = None
     budget: Budget = field(default_factory=Budget, repr=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from ..contract.options import Option, Value, validate
 from ..contract.place import Place
 from ..contract.requests import Backing, CreateRequest
 from ..errors import StorageError, UnsupportedError, UsageError, did_you_mean
+from ..kit.forward import needs_copy
 from ..sizes import SECTOR, round_up
 from .context import Context
 from .names import DEVICES, new_file
@@ -61,7 +62,7 @@ def create_image(
         identity = where.identity()
         if identity is not None:  # where it is locked already, it would say so, and not why
             expect_free([identity], where.display())
-        storage = new_storage(where, below, context)
+        storage = new_storage(where, below, context, size=round_up(size, SECTOR))
         made.append(storage)
         places = storage.places()
         expect_free(places, where.display())
@@ -82,6 +83,15 @@ def create_image(
 
     try:
         storage = output(place)
+        settled = validate(driver.options, own, when="create", driver=format)
+        if storage.forward and not driver.goes_forward(settled):
+            if context.spool is None:
+                raise UnsupportedError(
+                    f"format '{format}' cannot be written to {storage.one_pass} so: {needs_copy()}", file=name
+                )
+            from ..storages.spool import Spool
+
+            made.append(storage := Spool(storage, context.spool, writable=True))
         for device in (format, new_file(name).get("driver")):
             if device in DEVICES and context.as_qemu_img and not storage.in_place:
                 error = StorageError("No such file or directory", file=place.display())  # nobody makes devices
@@ -92,7 +102,7 @@ def create_image(
             name=name,
             context=context,
             size=round_up(size, SECTOR),
-            options=validate(driver.options, own, when="create", driver=format),
+            options=settled,
             file=storage,
             backing=backing,
             sibling=beside,
@@ -112,10 +122,12 @@ def new_storage(
     options: Mapping[str, Value],
     context: Context,
     *,
+    size: int = 0,
     like: Storage | None = None,
 ) -> Storage:
     """A new file, empty, which gets its name when it is settled.
 
+    :param size: of the guest disk that it is for, in bytes; 0: that is not known.
     :param like: see :class:`~diskmill.contract.requests.CreateRequest`.
     """
     protocol = place.driver
@@ -124,7 +136,7 @@ def new_storage(
     request = CreateRequest(
         name=place.display(),
         context=context,
-        size=0,
+        size=size,
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
         place=place,

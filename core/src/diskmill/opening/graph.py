@@ -18,7 +18,20 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.references import Reference
 from ..contract.requests import OpenRequest
-from ..errors import DiskmillError, DriverError, ImageError, StorageError, UnsupportedError, UsageError, said, said_raw
+from ..errors import (
+    ClosedError,
+    DiskmillError,
+    DriverError,
+    ImageError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+    said,
+    said_raw,
+)
+from ..kit.forward import needs_copy
+from ..sizes import MAX_SIZE
+from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
@@ -42,6 +55,7 @@ def open_image(
     repair: str = "",
     rehearse: bool = False,
     copied: bool = False,
+    unsized: bool = False,
 ) -> Image:
     """Open the image that the user calls *name*.
 
@@ -52,9 +66,14 @@ def open_image(
     :param writable_backing: open the chain for writing too (commit does).
     :param repair: it is opened to be repaired; see :class:`~diskmill.contract.requests.OpenRequest`.
     :param copied: its bytes will be another image's disk, so what is no disk is refused unless *format* is given.
+    :param unsized: it may be a raw disk whose size is not known before its end; otherwise that is refused.
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
+    image = lent(name)
+    if image is not None:
+        _refuse_lent(image, format, writable=writable, repair=repair, rehearse=rehearse)
+        return image.lend()
     try:
         spec = _spec(name, format, image_opts, context)
         if writable and not rehearse and context.share:
@@ -70,6 +89,7 @@ def open_image(
             repair=repair,
             rehearse=rehearse,
             copied=copied,
+            unsized=unsized,
         )
         return opener.graph(spec, _Wish(context, writable))
     except RecursionError:
@@ -77,6 +97,18 @@ def open_image(
     except DiskmillError as error:
         error.opening = _told(name, context)
         raise
+
+
+def _refuse_lent(image: Image, format: str | None, *, writable: bool, repair: str, rehearse: bool) -> None:
+    """Refuse for *image*, which the caller has open, what takes opening it anew."""
+    if image.closed:
+        raise ClosedError("the image was closed", file=image.name)
+    if format is not None and format != image.driver.name:
+        raise UsageError(f"format '{format}' contradicts the image, which is {image.driver.name}", file=image.name)
+    if writable and not image.writable:
+        raise UsageError("the image is open for reading only", file=image.name)
+    if repair or rehearse:
+        raise UsageError("an image is opened to be repaired: give its name", file=image.name)
 
 
 def _spec(name: str | Mapping[str, Any], format: str | None, image_opts: bool, context: Context) -> Spec:
@@ -204,9 +236,11 @@ class _Opener:
         repair: str,
         rehearse: bool,
         copied: bool,
+        unsized: bool,
     ) -> None:
         self.registry = context.registry
         self.copied = copied
+        self.unsized = unsized
         self.repair = repair
         self.rehearse = rehearse
         self.shallow = shallow
@@ -266,6 +300,16 @@ class _Opener:
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, wish)
+        if (
+            self.unsized
+            and not wish.depth
+            and not wish.context.as_qemu_img
+            and name != "raw"
+            and isinstance(file, Storage)
+        ):
+            file = self.unwrapped(file)
+        if isinstance(file, Storage) and file.forward and wish.context.spool is not None:
+            file = self.spooled(file, wish.context.spool)
         try:
             expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:
@@ -308,9 +352,42 @@ class _Opener:
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
         if file.forward and "pipe" not in driver.capabilities:
-            text = f"format '{driver.name}' cannot be read from {file.one_pass}: save it to a file first"
+            text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
+            raise UnsupportedError(text, file=file.name)
+        unknown = file.forward and file.size == MAX_SIZE and "size" not in options
+        if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
+            text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
+
+    @staticmethod
+    def unwrapped(file: Storage) -> Storage:
+        """What is inside of *file*, where that is a compressed file; otherwise *file*."""
+        from ..storages.compressed import Compressed, compression_of
+
+        try:
+            found = compression_of(file.read_some(0, 16))
+        except BaseException:
+            file.abandon()
+            raise
+        return file if found is None else Compressed(file, found)
+
+    @staticmethod
+    def spooled(file: Storage, folder: str) -> Storage:
+        """A temporary copy of *file*, which can be read anywhere."""
+        from ..storages.spool import Spool
+
+        try:
+            copy = Spool(file, folder, writable=False)
+        except BaseException:
+            file.abandon()
+            raise
+        try:
+            copy.fill()
+        except BaseException:
+            copy.abandon()
+            raise
+        return copy
 
     def siblings(self, file: Node, context: Context) -> Siblings | None:
         if not isinstance(file, Storage):
@@ -463,6 +540,8 @@ class _Opener:
         except BaseException:
             node.abandon()
             raise
+        if isinstance(node, Image) and reference.role != "backing":  # a part of it: who reads the one reads the other
+            node.readers.join(image.readers)
 
     def standing_on(self, image: Image, above: _Above | None) -> _Above:
         """The way up from what *image* refers to; that cannot be the image again."""

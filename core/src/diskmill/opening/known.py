@@ -49,6 +49,9 @@ PACKAGES = {
     "https": "diskmill-http",
     "ftp": "diskmill-http",
     "ftps": "diskmill-http",
+    **dict.fromkeys(("s3", "gs", "az"), "diskmill-object"),
+    "oci": "diskmill-oci",
+    "fsspec": "diskmill-fsspec",
 }
 """Driver name, or prefix of names that a driver has → the distribution that brings it."""
 

@@ -11,18 +11,21 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from ..contract.node import Image
 from ..contract.options import HelpAsked, split
 from ..errors import UsageError
+from ..storages.fileobj import hold
 
 if TYPE_CHECKING:
     from ..contract.place import Place
 
 Spec = dict[str, Any]
 
-Name = str | os.PathLike[str]
-"""What functions take as the name of an image: a name as a user types it, or a path, which always is a file's."""
+Name = str | os.PathLike[str] | BinaryIO | Image
+"""What functions take as the name of an image: a name as a user types it; a path, which always is a file's; a binary
+file object that can seek; or an image that is open."""
 
 _PROTOCOL = re.compile(r"([^/:]*):")
 """What QEMU takes for a protocol, whatever it is: all before a colon that no slash comes before."""
@@ -50,22 +53,24 @@ def parse_name(name: str) -> Spec:
 
 
 def given_name(name: Name) -> str:
-    """*name* as a user would type it.
+    """*name* as a user would type it; of what is open already, a name that holds it.
 
-    :raises UsageError: it is neither a string nor a path.
+    :raises UsageError: it is none of what names an image.
     """
     if isinstance(name, str):
         return name
-    if not isinstance(name, os.PathLike):
-        raise UsageError(f"an image's name is a string or a path, not {type(name).__name__}")
-    return local_path(os.fsdecode(name))
+    if isinstance(name, os.PathLike):
+        return local_path(os.fsdecode(name))
+    held = hold(name)
+    if held is None:
+        raise UsageError(f"an image's name is a string, a path, a file object or an image, not {type(name).__name__}")
+    return held
 
 
 def given_names(names: Iterable[Name] | Name) -> list[str]:
     """*names*, which may be a single one, as a user would type them."""
-    return [
-        given_name(one) for one in (names if isinstance(names, Iterable) and not isinstance(names, str) else [names])
-    ]
+    several = isinstance(names, Iterable) and not isinstance(names, str) and not hasattr(names, "read")
+    return [given_name(one) for one in (cast("Iterable[Name]", names) if several else [cast("Name", names)])]
 
 
 def local_path(path: str) -> str:

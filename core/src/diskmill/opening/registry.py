@@ -170,10 +170,11 @@ class Registry:
 
         :raises DriverError: it is broken, or two packages claim the prefix.
         """
+        names_it = {prefix, prefix.partition("+")[0] + "+*"} if "+" in prefix else {prefix}
         for driver in self._drivers.values():  # those without an entry point, too
-            if isinstance(driver, ProtocolDriver) and prefix in (driver.name, *driver.prefixes):
+            if isinstance(driver, ProtocolDriver) and not names_it.isdisjoint((driver.name, *driver.prefixes)):
                 return driver
-        claims = {entry.value for entry in self.entries(PREFIX_GROUP) if entry.name == prefix}
+        claims = {entry.value for entry in self.entries(PREFIX_GROUP) if entry.name in names_it}
         names = {entry.name for entry in self.entries(ProtocolDriver.group) if entry.value in claims}
         if len(names) > 1:
             raise DriverError(f"the prefix '{prefix}:' is claimed by {' and by '.join(sorted(names))}: uninstall one")

@@ -41,6 +41,7 @@ OPTIONS = (
     Option("node-name", "str", "a name that nobody asks for here", when=("open",)),
     Option("read-only", "bool", "refuse to open it for writing", when=("open",)),
     Option("auto-read-only", "bool", "without effect: what is to be written is opened so", when=("open",)),
+    Option("active", "bool", "without effect: off is for virtual machines that move", when=("open",)),
 )
 """What every node takes. Children inherit ``cache.*`` and ``force-share``."""
 

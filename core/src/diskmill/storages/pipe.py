@@ -1,31 +1,45 @@
-"""The ``pipe`` protocol: an image that comes through a pipe, ``pipe:-`` from standard input, ``pipe:PATH`` from a FIFO.
+"""The ``pipe`` protocol: an image that comes or goes through a pipe, ``pipe:-`` for standard input and output,
+``pipe:PATH`` for a FIFO.
 
-Only formats that can be read from their first byte to their last make use of it (see ``Storage.forward``).
+Only formats that can be read or written from their first byte to their last make use of it (see ``Storage.forward``).
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..contract.drivers import ProtocolDriver, hookimpl
 from ..contract.node import ReadBuffer
 from ..contract.options import Option
+from ..contract.place import NamedPlace
 from ..errors import StorageError, UnsupportedError
-from ..kit.forward import ForwardStorage
+from ..kit.forward import ForwardOutput, ForwardStorage
 
 if TYPE_CHECKING:
-    from ..contract.requests import OpenRequest
+    from ..contract.requests import CreateRequest, OpenRequest
+
+
+class PipePlace(NamedPlace):
+    """A pipe's name. Standard input and output share theirs, and are two."""
+
+    def identity(self) -> object | None:
+        return None
 
 
 class PipeStorage(ForwardStorage):
-    """Bytes that come once. ``size`` is not known, so it is the largest there is."""
+    """Bytes that come once. ``size`` is not known unless a file stands behind; then it is the largest there is."""
 
     def __init__(self, driver: ProtocolDriver, name: str, fd: int) -> None:
         super().__init__(driver, name)
         self._fd = fd
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode):  # a shell's "< file"
+            self.size = max(found.st_size - os.lseek(fd, 0, os.SEEK_CUR), 0)
 
     def more(self, length: int) -> bytes:
         try:
@@ -57,14 +71,52 @@ class PipeStorage(ForwardStorage):
             warnings.warn(f"'{self.name}' was dropped without being closed", ResourceWarning, 2, source=self)
 
 
+class PipeOutput(ForwardOutput):
+    """Bytes that go once, in order. What is missing at the end is sent as zeros when it is whole."""
+
+    def __init__(self, driver: ProtocolDriver, name: str, fd: int) -> None:
+        super().__init__(driver, name)
+        self._fd = fd
+        self._settled = False
+
+    def append(self, data: ReadBuffer) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except OSError as error:
+                raise StorageError.from_os(error, self.name, f"write at offset {self.position}") from None
+
+    def settle(self, others: object = ()) -> None:
+        self.finish()
+        self._settled = True
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            try:
+                os.close(fd)
+            except OSError as error:
+                raise StorageError.from_os(error, self.name, "close") from None
+
+
 class PipeDriver(ProtocolDriver):
     """``pipe``, shipped with the core."""
 
     contract = 1
     name = "pipe"
-    title = "images that come through a pipe"
+    title = "images that come or go through a pipe"
+    capabilities = frozenset({"create"})
     prefixes = ("pipe",)
-    options = (Option("filename", "str", "pipe:- for standard input, or pipe:PATH", when=("open",)),)
+    options = (Option("filename", "str", "pipe:- for standard input or output, or pipe:PATH", when=("open",)),)
+
+    def place(self, options: Mapping[str, Any]) -> PipePlace:
+        """Nothing but a name."""
+        return PipePlace(self, str(options.get("filename", self.name)))
 
     @hookimpl
     def open(self, request: OpenRequest) -> PipeStorage:
@@ -77,6 +129,16 @@ class PipeDriver(ProtocolDriver):
         except OSError as error:
             raise StorageError.from_os(error, request.name) from None
         return PipeStorage(self, request.name, fd)
+
+    @hookimpl
+    def create(self, request: CreateRequest) -> PipeOutput:
+        """Standard output, or a FIFO that is there, whose reader is waited for."""
+        where = request.name.removeprefix("pipe:")
+        try:
+            fd = os.dup(1) if where == "-" else os.open(where, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError.from_os(error, request.name) from None
+        return PipeOutput(self, request.name, fd)
 
 
 driver = PipeDriver()

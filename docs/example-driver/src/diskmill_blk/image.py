@@ -1,7 +1,8 @@
 """``blk`` images: where guest blocks live, and where new ones may be put.
 
 The format is in README.md. Two rules keep an image whole whenever the machine stops: the table goes to disk only
-after the blocks that it points to, and a block that it let go of is given out again only after that.
+after the blocks that it points to, and a block that it let go of is given out again only after that, and when nobody
+can be reading it any more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.contract.node import Node, Storage
 from diskmill.contract.results import CheckResult, Finding, Measurement
+from diskmill.contract.threads import Retired
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit import tables
 from diskmill.kit.image import FormatImage
@@ -53,6 +55,7 @@ class BlkImage(FormatImage):
         self.end = blocks(file.size, self.unit)  # the first block after all that are used
         self.free = array("I")  # blocks that nothing points to, neither here nor on disk
         self.freed = array("I")  # blocks that only the table on disk still points to
+        self.retired: Retired[array[int]] = Retired(self.readers)  # nothing points to them, but they may be being read
         self.changed = range(0)  # the entries that differ from the table on disk lie in here
 
     # -- opening and creating ------------------------------------------------------------------------------------
@@ -176,8 +179,10 @@ class BlkImage(FormatImage):
                 )
                 self.changed = range(0)
             self.file.flush()
-            self.free += self.freed
+            self.retired.add(self.freed)
             self.freed = array("I")
+            for unread in self.retired.take():
+                self.free += unread
 
     # -- operations ----------------------------------------------------------------------------------------------
 
@@ -234,7 +239,7 @@ class BlkImage(FormatImage):
             self.file.write(0, HEADER.pack(header))
             self.file.flush()
             self.header, self.size, self.table = header, size, table
-            self.free.extend([*old, *gone])
+            self.retired.add(array("I", [*old, *gone]))
 
 
 def pieces(table: array[int]) -> Iterator[tables.Run]:

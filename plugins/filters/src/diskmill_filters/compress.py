@@ -5,7 +5,6 @@ See the QEMU manual, "compress". Writes of part of a cluster, and of clusters th
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from diskmill.contract.drivers import FilterDriver, hookimpl
@@ -26,7 +25,6 @@ class Compress(Filter):
     def __init__(self, driver: CompressDriver, file: Image) -> None:
         super().__init__(driver, file)
         self._encoder = file.encoder()
-        self._lock = threading.Lock()
 
     def write(self, offset: int, data: ReadBuffer) -> None:
         view, image = memoryview(data).cast("B"), self.file
@@ -34,7 +32,7 @@ class Compress(Filter):
         start = offset - offset % unit
         for at in range(start, end, unit):
             low, high = max(at, offset), min(at + unit, end)
-            with self._lock:
+            with image.writing(at, unit):
                 whole = view[low - offset : high - offset]
                 if high - low < min(unit, image.size - at):
                     own = bytearray(unit)
@@ -53,8 +51,9 @@ class Compress(Filter):
             return
         with image.lock:
             (place,) = image.reserve_encoded([(at, len(whole), len(payload))])
-            place.node.event("write_compressed")
-            place.node.write(place.offset, payload)
+        place.node.event("write_compressed")
+        place.node.write(place.offset, payload)
+        with image.lock:
             image.publish([place])
 
 

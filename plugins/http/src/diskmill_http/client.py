@@ -131,7 +131,7 @@ class Client:
         if status in _LEFT and self._at != self._url:  # what a redirection led to is often good for a time only
             self._at = self._url
             raise PassingError(text)
-        raise StorageError(text, file=self._name)
+        raise StorageError(text, file=self._name, errno=errno.EACCES if status in (401, 403) else None)
 
     def _redirected(self, url: Url, location: str) -> Url:
         """Where the answer for *url* sends us.

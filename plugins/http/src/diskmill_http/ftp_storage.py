@@ -15,7 +15,7 @@ from diskmill.sizes import MAX_SIZE
 
 from .patience import PassingError
 from .place import UrlPlace
-from .ranged import RangedStorage
+from .retried import RetriedStorage
 from .settings import Settings
 from .sockets import Sockets
 from .url import Origin
@@ -75,7 +75,7 @@ class _Control(ftplib.FTP):
             self._sockets.forget(number)
 
 
-class FtpStorage(RangedStorage):
+class FtpStorage(RetriedStorage):
     """What the server has under the URL's path, which counts from the folder that one is in after logging in."""
 
     def __init__(self, driver: ProtocolDriver, place: UrlPlace, settings: Settings) -> None:

@@ -14,7 +14,7 @@ from diskmill.sizes import MAX_SIZE
 from .client import Answer, Client
 from .patience import PassingError
 from .place import UrlPlace
-from .ranged import RangedStorage
+from .retried import RetriedStorage
 from .settings import Settings
 
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
@@ -69,7 +69,7 @@ def _first(storage: HttpStorage) -> Answer | None:
             patience.bear(error, "open")
 
 
-class HttpStorage(RangedStorage):
+class HttpStorage(RetriedStorage):
     """Read by ranges, each of the state that was there when it was opened."""
 
     def __init__(self, driver: ProtocolDriver, place: UrlPlace, settings: Settings) -> None:

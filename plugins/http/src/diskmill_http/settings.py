@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diskmill.contract.options import Value
 from diskmill.errors import RefusedError, StorageError, UsageError
-from diskmill.sizes import KiB, MiB
+from diskmill.kit.ranged import LARGEST_READAHEAD, READAHEAD
 
 from . import INHERITED
 from .place import UrlPlace
@@ -22,14 +22,13 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A header's name (RFC 9110, section 5.6.2)."""
 _OURS = frozenset({"host", "range", "if-range", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 """Headers that a user cannot set, because the driver lives by them."""
-_LARGEST_READAHEAD = 16 * MiB
 
 
 @dataclass(frozen=True)
 class Settings:
     """See the options of the drivers. Headers are for the URL's own origin alone."""
 
-    readahead: int = 256 * KiB
+    readahead: int = READAHEAD
     timeout: int = 30
     retries: int = 5
     connections: int = 4
@@ -106,7 +105,7 @@ def settings_of(request: OpenRequest, place: UrlPlace) -> Settings:
         headers += _headers("Cookie: " + "; ".join(cookies), "cookie", request.name)
     proxy_user = text("proxy-username")
     return Settings(
-        readahead=number("readahead", 256 * KiB, 512, _LARGEST_READAHEAD),
+        readahead=number("readahead", READAHEAD, 512, LARGEST_READAHEAD),
         timeout=number("timeout", 30, 1, 3600),
         retries=number("retries", 5, 0, 1000),
         connections=number("connections", 4, 1, 64),

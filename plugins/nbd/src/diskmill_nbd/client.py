@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -24,8 +24,10 @@ from .transport import ConnectionLost, ReadBuffer, Stalled, Transport, connect
 if TYPE_CHECKING:
     import ssl
 
-PIECE = MiB
-"""Bytes that one request reads or writes at most: with more, the caches of processors no longer help."""
+PIECE = 256 * KiB
+"""Bytes that one request reads or writes at most. A server works on the next one while the one before is on its way."""
+_AT_ONCE = 16
+"""Requests that are sent before the first reply is waited for. Their replies, without data, fit into any socket."""
 MAX_CONNECTIONS = 4
 """More pay nowhere: a server's threads, and ours, share the processors."""
 _ZERO_PIECE = 128 * MiB
@@ -286,7 +288,7 @@ class Client:
             journal = list(self._journal)
         made.unflushed = bool(journal)
         for one in journal:
-            made.call(one.command, one.offset, one.length, flags=one.flags, data=one.data)
+            made.call(Request(one.command, one.offset, one.length, flags=one.flags, data=one.data))
 
     def interrupt(self) -> None:
         """Let all that is waited for fail at once, in whatever thread."""
@@ -309,30 +311,27 @@ class Client:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def _call(
-        self,
-        command: int,
-        offset: int = 0,
-        length: int = 0,
-        *,
-        flags: int = 0,
-        data: ReadBuffer | None = None,
-        into: memoryview | None = None,
-    ) -> tuple[Request, Export]:
-        """A request that is repeated when its connection breaks, as long as the settings allow that. The export is
-        that of the connection which answered.
+    def _call(self, *requests: Request) -> tuple[Request, Export]:
+        """Requests that are repeated when their connection breaks, as long as the settings allow that.
+
+        :return: the last of them, as it was answered, and the export as the connection which did so has it.
         """
         tries = self.settings.retries
+        left: Sequence[Request] = requests
         while True:
             connection = self._take()
             try:
-                request = connection.call(command, offset, length, flags=flags, data=data, into=into)
-                if command in _CHANGES:
+                connection.exchange(left)
+                failed = [one for one in left if one.error]
+                if left[0].command in _CHANGES and len(failed) < len(left):
                     connection.unflushed = True
-                return request, connection.export
+                if failed:
+                    raise connection.refused(failed[0])
+                return left[-1], connection.export
             except StorageError as error:
                 if self._overcome(connection, error, tries):
                     tries -= 1
+                left = [one.again() for one in left if one.error or not one.done]
             finally:
                 self._give_back(connection)
 
@@ -360,6 +359,7 @@ class Client:
         view = memoryview(buffer).cast("B")
         inside = max(min(len(view), self.size - offset), 0)
         align, piece = self.alignment, self.piece
+        batch: list[Request] = []
         at = 0
         while at < inside:
             start = offset + at
@@ -368,12 +368,17 @@ class Client:
                 low = round_down(start, align)
                 high = min(round_up(start + count, align), low + piece)
                 whole = memoryview(bytearray(high - low))
-                self._call(c.NBD_CMD_READ, low, high - low, into=whole)
+                self._call(Request(c.NBD_CMD_READ, low, high - low, into=whole))
                 count = min(count, high - start)
                 view[at : at + count] = whole[start - low : start - low + count]
             else:
-                self._call(c.NBD_CMD_READ, start, count, into=view[at : at + count])
+                batch.append(Request(c.NBD_CMD_READ, start, count, into=view[at : at + count]))
             at += count
+            if len(batch) == _AT_ONCE:
+                self._call(*batch)
+                batch = []
+        if batch:
+            self._call(*batch)
         if inside < len(view):
             view[inside:] = bytes(len(view) - inside)
 
@@ -393,11 +398,16 @@ class Client:
             self._write_partly(offset, view, flags)
         else:
             self._write_partly(offset, view[: low - offset], flags)
-            for at in range(low, high, piece):
-                self._change(c.NBD_CMD_WRITE, at, view[at - offset : min(at + piece, high) - offset], flags=flags)
+            for at in range(low, high, _AT_ONCE * piece):
+                self._write_whole(at, view[at - offset : min(at + _AT_ONCE * piece, high) - offset], flags)
             self._write_partly(high, view[high - offset :], flags)
         if after:
             self.flush()
+
+    def _write_whole(self, offset: int, view: memoryview, flags: int) -> None:
+        """Bytes that are whole blocks."""
+        pieces = ((offset + at, view[at : at + self.piece]) for at in range(0, len(view), self.piece))
+        self._change(*(Request(c.NBD_CMD_WRITE, at, len(part), flags=flags, data=part) for at, part in pieces))
 
     def _write_partly(self, offset: int, view: memoryview, flags: int) -> None:
         """Bytes that are not whole blocks: the blocks are read, and written whole."""
@@ -405,15 +415,14 @@ class Client:
             return
         align = self.alignment
         if align == 1:
-            self._change(c.NBD_CMD_WRITE, offset, view, flags=flags)
+            self._write_whole(offset, view, flags)
             return
         low, high = round_down(offset, align), round_up(offset + len(view), align)
         with self._partial:
             whole = bytearray(high - low)
             self.read_into(low, whole)
             whole[offset - low : offset - low + len(view)] = view
-            for at in range(low, high, self.piece):
-                self._change(c.NBD_CMD_WRITE, at, memoryview(whole)[at - low :][: self.piece], flags=flags)
+            self._write_whole(low, memoryview(whole), flags)
 
     def zero(self, offset: int, length: int, *, hole: bool = True, fast: bool = False, fua: bool = False) -> None:
         """Make the range read as zeros.
@@ -441,7 +450,7 @@ class Client:
         self._write_zeros(offset, low, fua)
         for at in range(low, high, _ZERO_PIECE):
             try:
-                self._change(c.NBD_CMD_WRITE_ZEROES, at, None, min(_ZERO_PIECE, high - at), flags=flags)
+                self._change(Request(c.NBD_CMD_WRITE_ZEROES, at, min(_ZERO_PIECE, high - at), flags=flags))
             except StorageError as error:
                 if fast and error.errno == errno.ENOTSUP:
                     raise UnsupportedError("the server has no fast zeroing there", file=self.name) from None
@@ -465,14 +474,14 @@ class Client:
         if not self.export.can(c.NBD_FLAG_SEND_TRIM):
             return
         for at in range(low, high, _ZERO_PIECE):
-            self._change(c.NBD_CMD_TRIM, at, None, min(_ZERO_PIECE, high - at))
+            self._change(Request(c.NBD_CMD_TRIM, at, min(_ZERO_PIECE, high - at)))
 
     def cache(self, offset: int, length: int) -> None:
         """The range will be read soon."""
         low, high = round_up(offset, self.alignment), round_down(min(offset + length, self.size), self.alignment)
         if self.export.can(c.NBD_FLAG_SEND_CACHE):
             for at in range(low, high, self.export.maximum):
-                self._call(c.NBD_CMD_CACHE, at, min(self.export.maximum, high - at))
+                self._call(Request(c.NBD_CMD_CACHE, at, min(self.export.maximum, high - at)))
 
     def flush(self) -> None:
         """What was written, and acknowledged, reaches the disk."""
@@ -509,7 +518,7 @@ class Client:
         """
         connection.unflushed = False  # what is acknowledged from here on, the next one is for
         try:
-            connection.call(c.NBD_CMD_FLUSH)
+            connection.call(Request(c.NBD_CMD_FLUSH))
         except StorageError as error:
             connection.unflushed = True
             self._overcome(connection, error, 0)
@@ -534,7 +543,7 @@ class Client:
         while at < end:
             low = round_down(at, align)
             high = min(round_up(end, align), low + most)
-            request, export = self._call(c.NBD_CMD_BLOCK_STATUS, low, high - low)
+            request, export = self._call(Request(c.NBD_CMD_BLOCK_STATUS, low, high - low))
             number = next((number for number, name in export.contexts.items() if name == context), None)
             if number is None or number not in request.statuses:
                 raise StorageError(
@@ -552,25 +561,27 @@ class Client:
         """Whether the server has the metadata context, and it was asked for."""
         return context in self.export.contexts.values()
 
-    def _change(
-        self, command: int, offset: int, data: memoryview | None, length: int | None = None, *, flags: int = 0
-    ) -> None:
-        """A request that changes the export."""
-        count = len(data) if data is not None else length or 0
+    def _change(self, *requests: Request) -> None:
+        """Requests that change the export."""
         if self.settings.reconnect_delay <= 0 or not self.export.can(c.NBD_FLAG_SEND_FLUSH):
-            self._call(command, offset, count, flags=flags, data=data)
+            self._call(*requests)
             return
-        one = _Written(command, offset, count, flags, None if data is None else bytes(data))
+        written = [
+            _Written(one.command, one.offset, one.length, one.flags, None if one.data is None else bytes(one.data))
+            for one in requests
+        ]
         with self._lock:
-            self._journal.append(one)
-            self._journaled += _weight(one)
+            self._journal += written
+            self._journaled += sum(map(_weight, written))
             full = self._journaled > _JOURNAL
         try:
-            self._call(command, offset, count, flags=flags, data=data)
+            self._call(*requests)
         except BaseException:
-            self._forget(one)
+            for change in written:
+                self._forget(change)
             raise
-        one.acknowledged = True
+        for change in written:
+            change.acknowledged = True
         if full:
             self.flush()
 

@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 
@@ -40,12 +41,40 @@ _ERRNOS = {
 
 
 class Request:
-    """A request that was sent, and what came back for it so far."""
+    """A request, and what came back for it so far.
 
-    __slots__ = ("_got", "command", "done", "error", "into", "length", "message", "offset", "slow", "statuses")
+    :param data: what is to be written.
+    :param into: where what is read lands.
+    """
 
-    def __init__(self, command: int, flags: int, offset: int, length: int, into: memoryview | None) -> None:
+    __slots__ = (
+        "_got",
+        "command",
+        "data",
+        "done",
+        "error",
+        "flags",
+        "into",
+        "length",
+        "message",
+        "offset",
+        "slow",
+        "statuses",
+    )
+
+    def __init__(
+        self,
+        command: int,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        flags: int = 0,
+        data: ReadBuffer | None = None,
+        into: memoryview | None = None,
+    ) -> None:
         self.command = command
+        self.flags = flags
+        self.data = data
         self.slow = bool(flags & c.NBD_CMD_FLAG_FUA) or command in _SLOW_COMMANDS
         self.offset = offset
         self.length = length
@@ -55,6 +84,10 @@ class Request:
         self.message = ""
         self.done = False
         self._got: list[tuple[int, int]] = []
+
+    def again(self) -> Request:
+        """The same, not sent yet."""
+        return Request(self.command, self.offset, self.length, flags=self.flags, data=self.data, into=self.into)
 
     def take(self, start: int, length: int) -> bool:
         """Note that bytes *start* to *start + length* came; False where they are not asked for, or came before."""
@@ -100,43 +133,44 @@ class Connection:
         # OpenSSL lets one thread at a time use a connection, be it to send or to receive.
         self._alone: AbstractContextManager[object] = threading.Lock() if transport.encrypted else nullcontext()
 
-    def call(
-        self,
-        command: int,
-        offset: int = 0,
-        length: int = 0,
-        *,
-        flags: int = 0,
-        data: ReadBuffer | None = None,
-        into: memoryview | None = None,
-    ) -> Request:
-        """Send a request and wait for its reply; what is read lands in *into*.
+    def call(self, request: Request) -> Request:
+        """Send *request* and wait for its reply.
 
         :raises ConnectionLost: the connection is of no use any more.
         :raises StorageError: the server answered with an error.
         """
-        with self._alone:
-            return self._call(Request(command, flags, offset, length, into), flags, data)
-
-    def _call(self, request: Request, flags: int, data: ReadBuffer | None) -> Request:
-        with self._turn:
-            self._check()
-            self._cookie += 1
-            cookie = self._cookie
-            self._pending[cookie] = request
-        try:
-            with self._sending:
-                self._send(request.command, flags, cookie, request.offset, request.length, data)
-            self._wait(request)
-        except ConnectionLost as error:
-            self.fail(error)
-            raise
-        except BaseException as error:  # interrupted amid a message: what comes next has no beginning
-            self.fail(ConnectionLost(f"the connection was given up: {type(error).__name__}", file=self.transport.name))
-            raise
+        self.exchange((request,))
         if request.error:
-            raise self._refused(request)
+            raise self.refused(request)
         return request
+
+    def exchange(self, requests: Sequence[Request]) -> None:
+        """Send *requests*, one after the other, and wait for the replies to all. Errors are left in them.
+
+        They are few enough that the server can take them all while nobody reads its replies.
+
+        :raises ConnectionLost: the connection is of no use any more; what was *done* before is whole.
+        """
+        with self._alone:
+            cookies = []
+            with self._turn:
+                self._check()
+                for request in requests:
+                    self._cookie += 1
+                    self._pending[self._cookie] = request
+                    cookies.append(self._cookie)
+            try:
+                with self._sending:
+                    self._send(requests, cookies)
+                for request in requests:
+                    self._wait(request)
+            except ConnectionLost as error:
+                self.fail(error)
+                raise
+            except BaseException as error:  # interrupted amid a message: what comes next has no beginning
+                why = f"the connection was given up: {type(error).__name__}"
+                self.fail(ConnectionLost(why, file=self.transport.name))
+                raise
 
     def _check(self) -> None:
         if self.lost is not None:
@@ -155,23 +189,32 @@ class Connection:
         """Tell the server that nothing more comes, and close."""
         if self.lost is None:
             with suppress(StorageError):
-                self._send(c.NBD_CMD_DISC, 0, 0, 0, 0, None)
+                self._send((Request(c.NBD_CMD_DISC),), (0,))
             self.lost = ConnectionLost("it is closed", file=self.transport.name)
         self.transport.close()
 
-    def _send(self, command: int, flags: int, cookie: int, offset: int, length: int, data: ReadBuffer | None) -> None:
-        if self.export.extended:
-            if data is not None:
-                flags |= c.NBD_CMD_FLAG_PAYLOAD_LEN
-            header = c.EXTENDED_REQUEST.pack(c.NBD_EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
-        else:
-            header = c.REQUEST.pack(c.NBD_REQUEST_MAGIC, flags, command, cookie, offset, length)
-        if data is None:
-            self.transport.send(header)
-        else:
-            self.transport.send(header, data)
+    def _send(self, requests: Sequence[Request], cookies: Sequence[int]) -> None:
+        parts: list[ReadBuffer] = []
+        for request, cookie in zip(requests, cookies, strict=True):
+            parts.append(self._header(request, cookie))
+            if request.data is not None:
+                parts.append(request.data)
+        if len(parts) == len(requests):
+            parts = [b"".join(parts)]
+        self.transport.send(*parts)
 
-    def _refused(self, request: Request) -> StorageError:
+    def _header(self, request: Request, cookie: int) -> bytes:
+        flags = request.flags
+        if self.export.extended:
+            if request.data is not None:
+                flags |= c.NBD_CMD_FLAG_PAYLOAD_LEN
+            magic, layout = c.NBD_EXTENDED_REQUEST_MAGIC, c.EXTENDED_REQUEST
+        else:
+            magic, layout = c.NBD_REQUEST_MAGIC, c.REQUEST
+        return layout.pack(magic, flags, request.command, cookie, request.offset, request.length)
+
+    def refused(self, request: Request) -> StorageError:
+        """What the server answered *request* with, as an exception."""
         number = _ERRNOS.get(request.error, errno.EIO)
         why = os.strerror(number)
         if request.message:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 from diskmill.contract.extents import Extent, Kind
@@ -87,46 +86,6 @@ class Export(ABC):
         """Nobody reads or writes it any more."""
 
 
-class _Guard:
-    """Many readers, or one writer; writers come first."""
-
-    def __init__(self) -> None:
-        self._turn = threading.Condition()
-        self._readers = 0
-        self._writing = False
-        self._waiting = 0
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        with self._turn:
-            while self._writing or self._waiting:
-                self._turn.wait()
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._readers -= 1
-                self._turn.notify_all()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        with self._turn:
-            self._waiting += 1
-            try:
-                while self._writing or self._readers:
-                    self._turn.wait()
-            finally:
-                self._waiting -= 1
-            self._writing = True
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._writing = False
-                self._turn.notify_all()
-
-
 class ImageExport(Export):
     """An opened image, or a window of it.
 
@@ -159,8 +118,6 @@ class ImageExport(Export):
             self.fast_unit = image.unit
         unit = image.unit if image.window is None else 64 * KiB
         self.preferred = max(min(1 << (unit - 1).bit_length(), 2 * MiB), 4 * KiB)
-        # What a reader found in the tables must not be put to other use before it is read. Raw disks have no tables.
-        self._guard = _Guard() if writable and image.window is None else None
         contexts: dict[str, Statuses] = {c.BASE_ALLOCATION: self._allocation}
         if depth:
             contexts[c.ALLOCATION_DEPTH] = self._depth
@@ -180,23 +137,15 @@ class ImageExport(Export):
                 self.image.size = round_up(size, SECTOR)
                 self.size = self.image.size - self._offset
 
-    def _reading(self) -> AbstractContextManager[None]:
-        return self._guard.reading() if self._guard is not None else nullcontext()
-
-    def _writing(self) -> AbstractContextManager[None]:
-        return self._guard.writing() if self._guard is not None else nullcontext()
-
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        with self._reading():
-            self.image.read_into(offset + self._offset, buffer)
+        self.image.read_into(offset + self._offset, buffer)
 
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        if self._guard is not None:  # only what is read under the guard is what it says
-            yield Piece(length)
-            return
+        # The kernel takes bytes from a file when they leave the socket: what tables name may be another's by then.
+        files = not self.image.writable or self.image.window is not None
         held: Piece | None = None
         for extent in walk(self.image, offset + self._offset, length):
-            piece = _piece(extent)
+            piece = _piece(extent, files)
             if held is None:
                 held = piece
             elif _go_together(held, piece):
@@ -208,43 +157,30 @@ class ImageExport(Export):
             yield held
 
     def write(self, offset: int, data: memoryview) -> None:
-        with self._writing():
-            self.image.write(offset + self._offset, data)
+        self.image.write(offset + self._offset, data)
 
     def zero(self, offset: int, length: int, *, unmap: bool) -> None:
-        with self._writing():
-            self.image.zero(offset + self._offset, length, unmap=unmap)
+        self.image.zero(offset + self._offset, length, unmap=unmap)
 
     def zero_fast(self, offset: int, length: int, *, unmap: bool) -> bool:
         try:
-            with self._writing(), self.image.lock:
-                self.image.zero_units(offset + self._offset, length, unmap=unmap and self.image.discards)
+            with self.image.writing(offset, length), self.image.lock:
+                self.image.zero_units(offset, length, unmap=unmap and self.image.discards)
         except UnsupportedError:
             return False
         return True
 
     def trim(self, offset: int, length: int) -> None:
-        with self._writing():
-            self.image.discard(offset + self._offset, length)
+        self.image.discard(offset + self._offset, length)
 
     def flush(self) -> None:
-        with self._writing():
-            self.image.flush()
+        self.image.flush()
 
     def close(self) -> None:
         self.image.close()
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """What the range is now; of an image that is written, all of it was looked up before the first is given."""
-        if self._guard is None:
-            return walk(self.image, offset + self._offset, length)
-        with self._guard.reading():
-            found = []
-            for extent in walk(self.image, offset + self._offset, length):
-                found.append(extent)
-                if len(found) >= 1 << 14:
-                    break
-            return iter(found)
+        return walk(self.image, offset + self._offset, length)
 
     def _allocation(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         for extent in self._extents(offset, length):
@@ -261,12 +197,13 @@ class ImageExport(Export):
             yield extent.length, 0 if extent.kind is Kind.HOLE else extent.depth + 1
 
 
-def _piece(extent: Extent) -> Piece:
+def _piece(extent: Extent, files: bool) -> Piece:
     if extent.reads_as_zeros:
         return Piece(extent.length, zero=extent.length >= _WORTH_A_HOLE)
     node = extent.node
     if (
-        extent.kind is Kind.DATA
+        files
+        and extent.kind is Kind.DATA
         and isinstance(node, Storage)
         and node.requests.align == 1
         and extent.length >= _WORTH_SENDFILE

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .image import ParallelsImage
 
 
+_IDLE = "without effect: by how much QEMU makes the file longer at once, and how"
+
+
 class ParallelsDriver(FormatDriver):
     """``parallels``: expandable images of both kinds; bundles are read by their ``DiskDescriptor.xml``."""
 
@@ -30,6 +33,8 @@ class ParallelsDriver(FormatDriver):
             "bytes in a cluster: a multiple of 512; Parallels itself uses 1 MiB",
             default=1 << 20,
         ),
+        Option("prealloc-size", "size", _IDLE, when=("open",), runtime=True),
+        Option("prealloc-mode", "str", _IDLE, choices=("falloc", "truncate"), when=("open",), runtime=True),
     )
 
     @hookimpl

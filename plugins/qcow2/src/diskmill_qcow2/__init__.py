@@ -71,6 +71,7 @@ class Qcow2Driver(FormatDriver):
             "amend",
             "snapshots",
             "bitmaps",
+            "pipe",
         }
     )
     options = (
@@ -126,7 +127,7 @@ class Qcow2Driver(FormatDriver):
     @hookimpl
     def open(self, request: OpenRequest) -> Qcow2Image:
         """An existing image."""
-        from .image import open_image
+        from .opening import open_image
 
         return open_image(self, request)
 
@@ -212,6 +213,7 @@ class Qcow2Driver(FormatDriver):
 
         with image.lock:
             image.flush()
+            image.order.give_back(last=True)  # else it would be found lost, and given back twice
             return mend(image, repair, give_up=image.repairing == "lost")
 
     @hookimpl

@@ -46,7 +46,7 @@ def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
         else:
             new = header.copy()
             _header(new, options)
-            image.replace_header(new)
+            image.order.replace_header(new)
         if grows:
             _resize(image, size)
         image.flush()
@@ -97,6 +97,10 @@ def _refcount_order(image: Qcow2Image, options: Mapping[str, Value], version: in
 
 
 def _refuse(image: Qcow2Image, options: Mapping[str, Value], version: int, force: bool) -> None:
+    """Refuse *options* that contradict one another or the image, which has *version* by then; *force* lets it shrink.
+
+    :raises UsageError: they do.
+    """
     header = image.header
     raw = bool(header.autoclear_features & c.RAW_EXTERNAL_DATA)
     if options.get("lazy_refcounts") and version < 3:
@@ -146,6 +150,6 @@ def empty(image: Qcow2Image) -> bool | None:
     if not can_be_emptied(image):
         return None
     with image.lock:
-        image.unmap(0, image.size)
+        image.placing.unmap(0, image.size)
         image.flush()
     return True

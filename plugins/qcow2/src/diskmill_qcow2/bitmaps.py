@@ -13,6 +13,7 @@ from diskmill.errors import ImageError
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
+from .places import outside, unaligned
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node
@@ -79,7 +80,7 @@ def directory(file: Node, header: Header, name: str) -> Directory | None:
     offset, length = record.bitmap_directory_offset, record.bitmap_directory_size
     if not 1 <= record.nb_bitmaps <= c.MAX_BITMAPS or not 0 < length <= c.MAX_BITMAP_DIRECTORY_BYTES:
         raise ImageError(f"{record.nb_bitmaps} bitmaps in {length} bytes", file=name, place="bitmaps extension")
-    if offset % header.cluster_size or not offset or offset + length > file.size:
+    if outside(offset, length, header.cluster_size, file.size):
         raise ImageError(
             f"{length} bytes at offset {offset} are not inside the file", file=name, place="bitmap directory"
         )
@@ -153,7 +154,7 @@ def _fault(entry: Entry, header: Header, file_size: int) -> str:
     if entry.bitmap_table_size * header.cluster_size > c.MAX_BITMAP_BYTES:
         return f"its table of {entry.bitmap_table_size} entries is too large"
     offset, length = entry.bitmap_table_offset, entry.bitmap_table_size * 8
-    if offset % header.cluster_size or not offset or not length or offset + length > round_up(file_size, 512):
+    if not length or outside(offset, length, header.cluster_size, round_up(file_size, 512)):
         return f"its table of {length} bytes at offset {offset} is not inside the file"
     needed = table_entries(header.size, entry.granularity_bits, header.cluster_size)
     if not entry.in_use and entry.bitmap_table_size != max(needed, 1):
@@ -175,7 +176,9 @@ def set_directory(header: Header, count: int, offset: int, length: int) -> None:
 def bad_table_entry(entry: int, cluster_size: int) -> bool:
     """Whether a bitmap table entry breaks the format."""
     offset = entry & c.OFFSET_MASK
-    return bool(entry & c.BITMAP_TABLE_RESERVED or offset % cluster_size or offset and entry & c.BITMAP_ALL_ONES)
+    return bool(
+        entry & c.BITMAP_TABLE_RESERVED or unaligned(offset, cluster_size) or offset and entry & c.BITMAP_ALL_ONES
+    )
 
 
 def pack_directory(entries: Sequence[Entry]) -> bytes:

@@ -20,7 +20,7 @@ from . import bitmaps, snapshots
 from . import c_qcow2 as c
 from .counts import CHUNK, Counts, Marks, Room, chunks_of, unpack
 from .header import Header
-from .places import compressed_misplaced, crooked
+from .places import compressed_misplaced, misplaced, unaligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -176,7 +176,7 @@ class Checker:
             index = upto
 
     def _readable(self, offset: int) -> bool:
-        return bool(offset) and offset % self.size == 0 and offset < self.file.size
+        return bool(offset) and not misplaced(offset, self.size, self.file.size)
 
     def _single(self, clusters: NDArray[Any]) -> NDArray[Any]:
         """Which of *clusters*, all inside the file, have a refcount of 1 on disk."""
@@ -254,10 +254,11 @@ class Checker:
         return table
 
     def _count_tables(self, offsets: NDArray[Any], weights: NDArray[Any]) -> None:
+        """Count the clusters of L2 tables at *offsets*, each named *weights* times by L1 tables."""
         beyond = offsets >= self.file.size
         for offset, weight in zip(offsets[beyond].tolist(), weights[beyond].tolist(), strict=True):
             self.corruption(f"L2 table at offset {offset} lies beyond the end of the file", weight)
-        uneven = crooked(offsets, self.size)
+        uneven = unaligned(offsets, self.size)
         for offset, weight in zip(offsets[uneven].tolist(), weights[uneven].tolist(), strict=True):
             self.corruption(f"L2 table at offset {offset} is not at a cluster boundary", weight)
         self.beyond.append(offsets[beyond & ~uneven] >> np.uint64(self.bits))
@@ -270,6 +271,7 @@ class Checker:
             self._check_flags_from(at, table[at : at + _PART])
 
     def _check_flags_from(self, first: int, table: NDArray[Any]) -> None:
+        """Hold the COPIED flags of *table*, L1 entries from entry *first* on, against refcounts on disk."""
         used = np.flatnonzero(table & np.uint64(c.OFFSET_MASK))
         entries = table[used]
         used = used + first
@@ -286,6 +288,8 @@ class Checker:
             self._find("corruption", f"L1 entry {index} ({entry:#x}) contradicts its refcount in the copied flag", 1)
 
     def _count_l2(self, offsets: NDArray[Any], weights: NDArray[Any], actives: NDArray[Any]) -> None:
+        """Count what the L2 tables at *offsets* name: *weights* times each, *actives* of those from the active L1
+        table."""
         together = max(_BATCH // self.size, 1)
         for at in range(0, len(offsets), together):
             part = slice(at, at + together)
@@ -341,7 +345,7 @@ class Checker:
             self._each(entries, lost, "L2 entry {:#x} has allocated subclusters, but no cluster", weight)
         chosen = np.flatnonzero(standard)
         hosts = hosts[chosen]
-        uneven = crooked(hosts, self.size)
+        uneven = unaligned(hosts, self.size)
         self._each(hosts, uneven, "data cluster at offset {} is not at a cluster boundary", weight)
         if active:
             self._figures(hosts, chosen // columns, active)

@@ -61,7 +61,7 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
         image.unlocking = request.context, options
         image.blank = chosen.preallocation == "off"  # space that nobody wrote decrypts to noise
         install(image, start * header.cluster_size)
-    image.write_header()
+    image.order.write_header()
     if data is not None:
         data.truncate(size)
         image.data = data

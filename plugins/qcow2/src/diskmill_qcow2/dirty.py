@@ -21,6 +21,7 @@ from diskmill.sizes import KiB, MiB
 
 from . import bitmaps as disk
 from . import c_qcow2 as c
+from .places import misplaced
 
 if TYPE_CHECKING:
     from .image import Qcow2Image
@@ -64,7 +65,8 @@ class Bitmap:
             entry, file = self.entry, self.image.file
             table = tables.read(file, entry.bitmap_table_offset, entry.bitmap_table_size, 8, "big")
             for index, word in enumerate(table):
-                if disk.bad_table_entry(word, self.image.unit) or word & c.OFFSET_MASK >= file.size:
+                unit = self.image.unit
+                if disk.bad_table_entry(word, unit) or misplaced(word & c.OFFSET_MASK, unit, file.size):
                     raise ImageError(
                         f"entry {index} ({word:#x}) is impossible",
                         file=self.image.name,
@@ -325,12 +327,13 @@ class Bitmaps:
             elif bitmap in self.tracking:
                 self.tracking.remove(bitmap)
         self._changed = True
-        if action == "add" and not self.image.fresh:  # it is there, empty, before it gets any bits: see repair.py
+        if action == "add" and not self.image.fresh:  # it is there, empty, before it gets any bits: see salvage.py
             self.store()
         if self.image.begun:  # what is enabled from now on records what is written from now on
             self.begin()
 
     def _add(self, name: str, options: Mapping[str, Any]) -> None:
+        """A new bitmap *name*, which nothing is marked in."""
         image = self.image
         granularity = options.get("granularity") or min(max(image.unit, 4 * KiB), 64 * KiB)
         bits = granularity.bit_length() - 1
@@ -387,7 +390,7 @@ class Bitmaps:
         if not (self._changed or self._in_use):
             return
         image = self.image
-        image.flush_tables()
+        image.order.flush_tables()
         for bitmap in self._in_use:
             bitmap.entry.flags &= ~c.BITMAP_IN_USE
         self._refuse_overflow()
@@ -396,15 +399,15 @@ class Bitmaps:
             if bitmap.changed:
                 self._gone += bitmap.store()
         self._place(disk.pack_directory([one.entry for one in self.all]))
-        image.write_refcounts()
-        image.write_header()
+        image.order.write_refcounts()
+        image.order.write_header()
         if old is not None:
             was = c.BITMAPS_EXTENSION.unpack(old)
             self._gone.append((was.bitmap_directory_offset, was.bitmap_directory_size))
         for offset, length in self._gone:
             image.refcounts.drop_metadata(offset // image.unit, -(-length // image.unit))
         self._gone.clear()
-        image.give_back()
+        image.order.give_back()
         self.tracking.clear()
         self._in_use.clear()
         self._changed = False

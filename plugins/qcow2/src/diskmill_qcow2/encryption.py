@@ -16,6 +16,7 @@ from diskmill.sizes import MiB, round_up
 
 from . import c_qcow2 as c
 from . import header as qcow2_header
+from .places import outside, unaligned
 
 if TYPE_CHECKING:
     from diskmill import Context
@@ -39,16 +40,17 @@ def place(header: qcow2_header.Header, file: Node, name: str) -> tuple[int, int]
     if header.crypt_method != c.CRYPT_LUKS or data is None:
         return 0, 0
     pointer = c.CRYPTO_HEADER.unpack(data)
-    if pointer.offset % header.cluster_size or not 0 < pointer.length <= _MAX_HEADER:
+    if unaligned(pointer.offset, header.cluster_size) or not 0 < pointer.length <= _MAX_HEADER:
         cause = f"its {pointer.length} bytes at offset {pointer.offset} are not an encryption header"
         raise ImageError(cause, file=name, place="full disk encryption header pointer")
-    if pointer.offset == 0 or pointer.offset + pointer.length > file.size:
+    if outside(pointer.offset, pointer.length, header.cluster_size, file.size):
         cause = f"the encryption header at offset {pointer.offset} lies outside the file"
         raise ImageError(cause, file=name, place="full disk encryption header pointer")
     return pointer.offset, pointer.length
 
 
 def _request(image: Qcow2Image, context: Context, options: Mapping[str, Value], shallow: bool = False) -> CryptoRequest:
+    """What a crypto driver is asked with: the options of the prefix, and the header where the image has one."""
     offset, length = place(image.header, image.file, image.name)
     return CryptoRequest(
         image.name,

@@ -13,7 +13,7 @@ from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qcow2 as c
-from .places import crooked
+from .places import outside, unaligned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +162,7 @@ class Header:
         return [
             (what, offset, length)
             for what, offset, length in places
-            if length and (not offset or offset + length > file_size)
+            if length and outside(offset, length, self.cluster_size, file_size)
         ]
 
 
@@ -339,13 +339,13 @@ def _tables(header: Header, name: str) -> None:
 
 
 def _aligned(header: Header, what: str, offset: int, name: str) -> None:
-    if crooked(offset, header.cluster_size):
+    if unaligned(offset, header.cluster_size):
         raise _bad(name, f"its offset {offset} is not at a cluster boundary", what)
 
 
 def _place(header: Header, what: str, offset: int, length: int, file_size: int, name: str) -> None:
     _aligned(header, what, offset, name)
-    if length and (not offset or offset + length > file_size):
+    if length and outside(offset, length, header.cluster_size, file_size):
         raise _bad(name, f"its {length} bytes at offset {offset} are not inside the file of {file_size} bytes", what)
 
 

@@ -362,26 +362,26 @@ class Mapping:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def homeless(self) -> list[Table]:
+    def unplaced(self) -> list[Table]:
         """Tables that need a place in the file, in guest order."""
         return [self._tables[index] for index in sorted(self._dirty) if not self._tables[index].offset]
 
-    def write_origins(self, homeless: Sequence[Table]) -> None:
+    def write_origins(self, unplaced: Sequence[Table]) -> None:
         """Let tables that just got their places hold what the disk has in their stead, before the L1 table names them.
 
         The changes go there afterwards. So an L2 table that nothing names and that says where data is was never left by
         a crash: it is the mark of a damaged L1 table.
         """
         try:
-            for table in homeless:
+            for table in unplaced:
                 origin = tables.filled(self.cluster_size // 8, 8) if table.origin is None else table.origin
                 self.file.event("l2_alloc_write")
                 self.file.write(table.offset, tables.to_bytes(origin, "big"))
         except BaseException:
-            for table in homeless:  # nothing may name what does not hold its origin
+            for table in unplaced:  # nothing may name what does not hold its origin
                 table.offset = 0
             raise
-        for table in homeless:
+        for table in unplaced:
             table.origin = None
 
     def link(self, indexes: Iterable[int] | None = None) -> None:
@@ -450,3 +450,18 @@ def _stretches(indexes: list[int], gap: int) -> Iterator[tuple[int, int]]:
         previous = index
     if start >= 0:
         yield start, previous + 1
+
+
+def compressed_place(cluster_bits: int, entry: int) -> tuple[int, int]:
+    """Byte offset and bytes, to the end of the last sector, that a compressed cluster descriptor names."""
+    shift = 62 - (cluster_bits - 8)
+    host = entry & ((1 << shift) - 1) & ((1 << 56) - 1)
+    sectors = (entry >> shift & ((1 << (62 - shift)) - 1)) + 1
+    return host, sectors * 512 - (host & 511)
+
+
+def compressed_entry(cluster_bits: int, host: int, stored: int) -> int:
+    """The compressed cluster descriptor for *stored* bytes at offset *host*."""
+    shift = 62 - (cluster_bits - 8)
+    sectors = (host + stored - 1) // 512 - host // 512
+    return c.COMPRESSED | sectors << shift | host

@@ -1,4 +1,4 @@
-"""Where an entry of a table may point: the one answer for reading, writing, checking and repairing.
+"""Where an entry of a table, or a field of the header, may point: the one answer for all who read and write.
 
 Clusters and tables begin at cluster boundaries inside the file. Compressed data begins inside the file, and may, since
 its length is counted in whole sectors, end behind it, by less than a cluster. Functions take single numbers as well as
@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from .header import Header
 
 
-def crooked(host: Any, cluster_size: int) -> Any:
+def unaligned(host: Any, cluster_size: int) -> Any:
     """Whether offset *host* is not at a cluster boundary."""
     return host % cluster_size != 0
 
 
 def misplaced(host: Any, cluster_size: int, file_size: int) -> Any:
     """Whether there can be no cluster, or table, at offset *host*."""
-    return crooked(host, cluster_size) | (host >= file_size)
+    return unaligned(host, cluster_size) | (host >= file_size)
+
+
+def outside(offset: int, length: int, cluster_size: int, file_size: int) -> bool:
+    """Whether there can be no table of *length* bytes at *offset*. Of no bytes it can be anywhere."""
+    return bool(unaligned(offset, cluster_size) or offset + length > file_size or length and not offset)
 
 
 def compressed_misplaced(host: Any, end: Any, cluster_size: int, file_size: int) -> Any:

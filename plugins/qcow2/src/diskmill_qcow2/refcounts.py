@@ -19,6 +19,7 @@ from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from . import c_qcow2 as c
+from .places import misplaced
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node
@@ -180,6 +181,7 @@ class Refcounts:
             self._taken.append([start, self._at])
 
     def _next_run(self) -> None:
+        """Take the next run of free clusters: freed ones first, then those that the search finds."""
         while True:
             searching = not self._spare
             try:
@@ -270,17 +272,16 @@ class Refcounts:
                 return
         self._dropped.append((cluster, count))
 
-    @property
-    def dropping(self) -> bool:
-        """Whether references wait to be removed."""
-        return bool(self._dropped)
+    def dropped(self) -> list[tuple[int, int]]:
+        """The runs of clusters that lost a reference since this was asked last: :meth:`release` removes it."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
-    def release(self) -> list[tuple[int, int]]:
-        """Remove the references that were dropped: (first, number) of the runs of clusters that became free.
+    def release(self, dropped: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Remove references that were dropped: (first, number) of the runs of clusters that became free.
 
         The caller made sure that nothing on disk points to them, and writes the blocks afterwards.
         """
-        dropped, self._dropped = self._dropped, []
         freed: list[list[int]] = []
         for start, count in dropped:
             end = start + count
@@ -372,7 +373,7 @@ class Refcounts:
         :raises ImageError: the refcount table has an impossible entry.
         """
         offset = self.table[index] & c.REFTABLE_OFFSET_MASK if index < len(self.table) else 0
-        if offset % self.cluster_size or offset >= self.file.size:
+        if misplaced(offset, self.cluster_size, self.file.size):
             raise self._misplaced(index, offset)
         return offset
 
@@ -463,6 +464,7 @@ class Refcounts:
             self._write_block(block)
 
     def _write_block(self, block: Block) -> None:
+        """Write what changed of *block*, in whole sectors."""
         if block.low >= block.high:
             return
         if block.new:

@@ -65,8 +65,8 @@ def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
     """What is new reads as zeros; the header says so last."""
     old = image.size
     image.bitmaps.resize(size)
-    image.drop_beyond(old)  # VM state that a snapshot left there, or what a disk that was once larger held
-    image.flush_tables()
+    image.placing.drop_beyond(old)  # VM state that a snapshot left there, or what a disk that was once larger held
+    image.order.flush_tables()
     _grow_l1(image, size)
     image.size = size
     try:
@@ -100,8 +100,8 @@ def _shrink(image: Qcow2Image, size: int) -> None:
     image.bitmaps.resize(size)
     _write_size(image, size)
     image.size = size
-    image.drop_beyond(size)
-    image.flush_tables()
+    image.placing.drop_beyond(size)
+    image.order.flush_tables()
     if image.external:
         if isinstance(image.data, Storage) and image.header.autoclear_features & c.RAW_EXTERNAL_DATA:
             image.data.truncate(size)
@@ -114,11 +114,12 @@ def _shrink(image: Qcow2Image, size: int) -> None:
 def _write_size(image: Qcow2Image, size: int) -> None:
     image.header.size = size
     image.barrier()
-    image.write_header()
+    image.order.write_header()
     image.barrier()
 
 
 def _grow_l1(image: Qcow2Image, size: int) -> None:
+    """Give the L1 table entries for a disk of *size* bytes: in place where there is room, else somewhere else."""
     header, mapping, refcounts = image.header, image.mapping, image.refcounts
     needed = _l1_entries(image, size)
     if needed <= header.l1_size:
@@ -130,18 +131,18 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
         start = header.l1_table_offset
     else:
         start = refcounts.allocate_together(clusters) * header.cluster_size
-    image.write_refcounts()
+    image.order.write_refcounts()
     image.file.event("l1_grow_write_table")
     image.file.write(start, tables.to_bytes(grown, "big").ljust(clusters * header.cluster_size, b"\0"))
     image.barrier()
     former = header.l1_table_offset
     header.l1_table_offset, header.l1_size = start, needed
     image.file.event("l1_grow_activate_table")
-    image.write_header()
+    image.order.write_header()
     mapping.move_l1(start, needed)
     if former != start:  # only now: what fails before leaves the image with the table that it has
         refcounts.drop_metadata(former // header.cluster_size, room)
-    image.give_back()
+    image.order.give_back()
 
 
 def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
@@ -166,7 +167,7 @@ def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
                 high = hole.end if hole.end == end else round_down(hole.end, image.unit)
                 if low >= high:
                     continue
-                image.place_table(low // image.unit)
+                image.order.place_table(low // image.unit)
                 placements = image.reserve(low, high - low)
                 for placement in placements:
                     stale = sizes[placement.node] - placement.offset
@@ -177,7 +178,7 @@ def preallocate(image: Qcow2Image, offset: int, length: int, mode: str) -> None:
                         top = max(top, placement.offset + length)
                     if mode != "metadata" and placement.node.resizable:
                         placement.node.allocate(placement.offset, placement.length, mode)
-                image.publish_places(placements)
+                image.placing.publish_places(placements)
         at = upto
     if image.file.resizable and image.file.size < top:
         image.file.truncate(top)

@@ -46,10 +46,11 @@ class Revision:
     :ivar header: the next header; callers change it.
     :ivar room: the memory for tables and for what is known of each cluster.
     :ivar l1: the active L1 table's entries as they are.
+    :ivar read: whether somebody may be reading what becomes free: it keeps a reference until they have left.
     """
 
     def __init__(self, image: Qcow2Image, refcount_order: int | None = None) -> None:
-        image.flush_tables()
+        image.order.flush_tables()
         image.store_bitmaps()
         check_refcount_table(image.header, image.file.size, image.name)
         self.image = image
@@ -61,6 +62,7 @@ class Revision:
         if refcount_order is not None:
             self.header.refcount_order = refcount_order
         self.allocator = image.new_allocator()
+        self.read = False
         self.room = Room(image.file, self.size, image.name)
         self.gained = Counts(self.room)
         self.lost = Counts(self.room)
@@ -382,7 +384,11 @@ class Revision:
             final = self._finals(first, count)
             gone = np.flatnonzero((final == 0) & (self.stored(first, count) != 0))
             runs = [(first + int(gone[low]), high - low) for low, high in stretches(gone, 1)]
-            freed += runs[: _MOST_FREED - len(freed)]
+            if self.read:
+                freed += runs
+                final[gone] = 1
+            else:
+                freed += runs[: _MOST_FREED - len(freed)]
             rows = pack(final, bits).reshape(upto - at, self.size)
             self.write_clusters(np.array([places[index] for index in indexes[at:upto]], np.uint64), rows)
             at = upto
@@ -399,10 +405,15 @@ class Revision:
         """Write the refcounts, then switch to the new revision."""
         image = self.image
         self.header.pack()  # it fits, or nothing is done
+        # Who enters from now on looks nothing up before the image's lock is free, and then finds the new revision.
+        self.read = bool(image.readers)
         freed = self._write_refcounts()
         image.barrier()
-        image.replace_header(self.header)
+        image.order.replace_header(self.header)
         image.reload()
+        if self.read:
+            image.order.retire(freed)
+            return
         for first, count in freed:
             self.file.discard(first * self.size, count * self.size)
 

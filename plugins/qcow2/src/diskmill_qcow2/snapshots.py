@@ -13,6 +13,7 @@ from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
+from .places import outside
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node
@@ -105,11 +106,7 @@ def _check(image: Qcow2Image, entry: Entry) -> int:
     header, place = image.header, f"snapshot {entry.id}"
     size = header.size if entry.disk_size is None else entry.disk_size // 512 * 512
     length = entry.l1_size * 8
-    if (
-        length > c.MAX_L1_BYTES
-        or entry.l1_table_offset % image.unit
-        or entry.l1_table_offset + length > image.file.size
-    ):
+    if length > c.MAX_L1_BYTES or outside(entry.l1_table_offset, length, image.unit, image.file.size):
         raise ImageError(
             f"its L1 table of {entry.l1_size} entries at offset {entry.l1_table_offset} cannot be",
             file=image.name,

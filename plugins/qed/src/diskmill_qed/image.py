@@ -73,13 +73,6 @@ class QedImage(TwoLevelImage):
         """Write the header's fields; what follows them stays."""
         self.file.write(0, c.HEADER.pack(self.header))
 
-    def check_place(self, block: int, count: int, entry: int, step: int) -> None:
-        """As :meth:`BlockImage.check_place`; a cluster that the file holds in part lies outside too."""
-        super().check_place(block, count, entry, step)
-        last = entry + (count - 1) * step
-        if last + self.block_size > max(self.file.size, self.end or 0):
-            raise ImageError("the file ends within it", file=self.name, place=f"block {block + count - 1}")
-
     # -- writing ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -130,30 +123,32 @@ class QedImage(TwoLevelImage):
                 self.file.write(entry + at - start, data)
 
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Clusters in the file are emptied where they are, for the format cannot give them back."""
+        """Clusters in the file are emptied where they are, for the format cannot give them back.
+
+        What shall read as zeros whatever backing image comes is written: QEMU fills what the guest leaves of a zero
+        cluster with the backing image's data.
+        """
+        if not unmap:
+            raise UnsupportedError("zeros that hide a backing image are written", file=self.name)
         self.begin()
         size = self.block_size
         for extent in list(self.extents(offset, length)):
             start, end = extent.start, extent.end
-            if extent.kind is Kind.HOLE and self.backing is None and unmap:
+            if extent.kind is Kind.HOLE and self.backing is None:
                 continue  # it reads as zeros and takes no space
-            if extent.kind is Kind.HOLE:
-                low, high = start // size, -(-end // size)
-                if self.backing is not None:  # only what is zeroed whole; of large clusters a part may be asked
-                    low, high = -(-start // size), high if end == self.size else end // size
+            if extent.kind is Kind.HOLE:  # only what is zeroed whole; of large clusters a part may be asked
+                low, high = -(-start // size), -(-end // size) if end == self.size else end // size
                 if low < high:
                     self.table.set(low, high - low, c.ZERO, 0)
-                if self.backing is None:
-                    continue
                 for first, last in ((start, min(low * size, end)), (max(high * size, start), end)):
                     if first < last:
                         self._overwrite(first, last - first)
             elif extent.kind is Kind.DATA:
-                self._overwrite(start, extent.length, unmap=unmap)
+                self._overwrite(start, extent.length)
 
-    def _overwrite(self, offset: int, length: int, *, unmap: bool = True) -> None:
+    def _overwrite(self, offset: int, length: int) -> None:
         for place in self.reserve(offset, length):
-            self.file.zero(place.offset, place.length, unmap=unmap)
+            self.file.zero(place.offset, place.length)
 
     # -- changes of the header ----------------------------------------------------------------------------------
 

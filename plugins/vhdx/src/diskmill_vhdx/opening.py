@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from diskmill.contract.references import Reference
 from diskmill.errors import ImageError
+from diskmill.kit import tables
+from diskmill.sizes import MiB
 
 from .bat import WIDTH
-from .c_vhdx import HEADER_SECTION, SIGNATURE
+from .c_vhdx import FULLY_PRESENT, HEADER_SECTION, PLACE, SIGNATURE, STATE
 from .headers import Headers
 from .image import VhdxImage
 from .log import Log, Replayed
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
 
     from . import VhdxDriver
+
+
+_GLANCE = 1 * MiB
+"""A table up to this many bytes is looked at where only metadata is asked, so that a broken-off download shows."""
 
 
 def open_vhdx(driver: VhdxDriver, request: OpenRequest) -> VhdxImage:
@@ -50,6 +56,10 @@ def open_vhdx(driver: VhdxDriver, request: OpenRequest) -> VhdxImage:
         image.cut_short = request.excuses("block allocation table")
     if regions.bat.FileOffset + room > meta.size and not image.cut_short:
         raise ImageError("it lies beyond the end of the file", file=name, place="block allocation table")
+    if request.shallow and not image.cut_short and room <= _GLANCE:
+        table = tables.read(meta, regions.bat.FileOffset, image.table.count, WIDTH, "little")
+        if any(entry & STATE >= FULLY_PRESENT and entry & PLACE >= meta.size for entry in table):
+            request.context.warn(f"'{name}' is cut short: data lies behind the end of the file")
     image.replayed = updates is not None
     if updates is not None and not request.writable:
         image.end = updates.size  # blocks can lie as far as the file would reach

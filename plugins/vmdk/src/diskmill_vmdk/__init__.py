@@ -36,7 +36,7 @@ class VmdkDriver(FormatDriver):
     name = "vmdk"
     title = "VMware virtual disks: Workstation, ESXi, OVF packages"
     capabilities = frozenset(
-        {"create", "write", "backing", "compression", "zero", "check", "repair", "resize", "stream", "pipe"}
+        {"create", "write", "backing", "compression", "zero", "check", "repair", "resize", "stream", "pipe", "forward"}
     )
     options = (
         Option("subformat", "str", "how the disk is laid out in files", default="monolithicSparse", choices=SUBFORMATS),
@@ -81,6 +81,10 @@ class VmdkDriver(FormatDriver):
         from .opening import open_vmdk
 
         return open_vmdk(self, request)
+
+    def goes_forward(self, options: Mapping[str, Any]) -> bool:
+        """As its name says."""
+        return bool(options["subformat"] == "streamOptimized")
 
     @hookimpl
     def create(self, request: CreateRequest) -> VmdkImage:

@@ -40,6 +40,8 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
     if request.backing is not None and flat:
         raise UnsupportedError(f"subformat {subformat} cannot have a backing file", file=request.name)
     file = request.output()
+    if file.forward and request.backing is not None:
+        raise UnsupportedError(f"a disk that is written to {file.one_pass} cannot have a backing file", file=file.name)
     lines = list(_lines(request, flat=flat, split=split))
     parent_cid, parent = _parent(request)
     text = compose(

@@ -137,7 +137,9 @@ def parse(raw: bytes, *, file: str, extents: bool = True) -> Descriptor:
         is embedded in, about which the extent's own header says it all.
     :raises ImageError: a line of the extent section makes no sense.
     """
-    raw = raw[:LIMIT].partition(b"\0")[0]
+    raw, _, rest = raw[:LIMIT].partition(b"\0")
+    if extents and rest.strip(b"\0") and b"ddb." not in raw.lower():  # the disk database stands behind the extents
+        raise ImageError("there are zero bytes in the middle of it", file=file, place="descriptor")
     entries: dict[str, str] = {}
     lines: list[ExtentLine] = []
     text = _decoded(raw).removeprefix("\ufeff")

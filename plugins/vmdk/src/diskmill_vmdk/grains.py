@@ -29,7 +29,7 @@ MAX_GRAIN = 1 << 30
 """The largest grain, in bytes."""
 MAX_HELD_GRAIN = 2 * MiB
 """The largest grain that may be compressed, or written: it is held in memory whole."""
-TABLE_WORK = 4
+TABLE_WORK = 16
 """Reading a table that lies alone costs as much as looking at so many extents."""
 _AT_ONCE = 1 << 15
 """Entries that are looked at together."""
@@ -129,7 +129,7 @@ class GrainPart(Part):
         """As :meth:`read_tables`, with the tables in memory before those in the file."""
         if self.changed:
             if count == 1 and first in self.changed:
-                return self.changed[first]
+                return self.changed[first][:]  # it may change while it is looked at
             result = self.read_tables(first, sector, count)
             for index in range(first, first + count):
                 table = self.changed.get(index)

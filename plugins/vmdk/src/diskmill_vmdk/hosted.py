@@ -5,6 +5,7 @@ Source: VMware, "Virtual Disk Format 5.0", "Hosted Sparse Extents" and "Stream-O
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,12 @@ class HostedPart(GrainPart):
         self._dirty: set[int] = set()
         self._placed: set[int] = set()
         self._marked = False
+        self._lock = threading.RLock()
+        """Held while tables come into memory, and leave it: who looks them up meanwhile finds the one or the other."""
+
+    def entries(self, first: int, sector: int, count: int) -> array[int]:
+        with self._lock:
+            return super().entries(first, sector, count)
 
     @property
     def redundant(self) -> array[int] | None:
@@ -194,6 +201,10 @@ class HostedPart(GrainPart):
         table = self.changed.get(index)
         if table is not None:
             return table
+        with self._lock:
+            return self._load(index)
+
+    def _load(self, index: int) -> array[int]:
         if len(self.changed) >= _KEPT:
             self.flush()
             self.changed.clear()

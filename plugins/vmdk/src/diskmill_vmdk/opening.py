@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from diskmill.contract.node import Node, Storage
 from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.sizes import MAX_SIZE, SECTOR, round_up
+from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
 from .descriptor import FLAT_TYPES, LIMIT, NO_PARENT, SPARSE_TYPES, Descriptor, parse
 from .extents import open_hosted
@@ -106,7 +106,22 @@ def _open_hosted(driver: FormatDriver, request: OpenRequest, file: Node) -> Vmdk
     )
     image.set_parts([part])
     image.cut_short = isinstance(part, MissingPart)
+    if request.shallow and not image.cut_short and file.size <= _BEGINNING:
+        _tell_missing(request, part)
     return image
+
+
+_BEGINNING = 1 * MiB
+"""What may be the first part of a download: callers take 64 KiB to learn what an image is."""
+
+
+def _tell_missing(request: OpenRequest, part: Part) -> None:
+    """Warn where the tables are all there, and what they point to is not."""
+    try:
+        for _ in part.extents(part.start, part.end - part.start):
+            pass
+    except ImageError:
+        request.context.warn(f"'{request.name}' is cut short: data lies behind the end of the file")
 
 
 def _cut_short(header: Record, file: Node, name: str) -> bool:
@@ -166,6 +181,8 @@ def _open_descriptor(
     create_type = descriptor.create_type
     if create_type is None:
         raise ImageError("not a VMDK: neither an extent nor a descriptor with a createType", file=name)
+    if not re.fullmatch(r"[A-Za-z0-9]+", create_type):
+        raise ImageError(f"no createType can be '{create_type[:40]}'", file=name, place="descriptor")
     image = VmdkImage(
         driver,
         file,

@@ -208,6 +208,10 @@ class StreamWriter(CompressedPart):
         if self._finished:
             return
         self._finished = True
+        if self._last < 0 and self.node.forward:  # what was written is a stream's header already
+            grain = StreamEncoder().encode(0, memoryview(bytes(self.unit)))
+            (placed,) = self.reserve_encoded([(0, self.unit, len(grain))])
+            self.node.write(placed.offset, grain)
         if self._last < 0:
             make_extent(self.node, self.end - self.start, compressed=True)
             return

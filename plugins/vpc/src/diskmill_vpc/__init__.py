@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.options import Option
@@ -21,7 +22,7 @@ class VpcDriver(FormatDriver):
     contract = 1
     name = "vpc"
     title = "VHD: Virtual PC, Hyper-V, XenServer and Azure"
-    capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize"})
+    capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize", "forward"})
     options = (
         Option(
             "subformat",
@@ -56,6 +57,10 @@ class VpcDriver(FormatDriver):
         from .image import open_vpc
 
         return open_vpc(self, request)
+
+    def goes_forward(self, options: Mapping[str, Any]) -> bool:
+        """A fixed one is the disk, and the footer behind it."""
+        return bool(options["subformat"] == "fixed")
 
     @hookimpl
     def create(self, request: CreateRequest) -> Image:

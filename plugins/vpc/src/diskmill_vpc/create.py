@@ -27,9 +27,10 @@ from .c_vhd import (
 from .image import FixedVpcImage, VpcImage, fill_table
 
 if TYPE_CHECKING:
-    from diskmill.contract.node import Image
+    from diskmill.contract.node import Image, Storage
     from diskmill.contract.options import Value
     from diskmill.contract.requests import CreateRequest, MeasureRequest
+    from diskmill.kit.structs import Record
 
     from . import VpcDriver
 
@@ -62,10 +63,7 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
         unique_id=os.urandom(16),
     )
     if fixed:
-        file.truncate(size)
-        file.withhold(size, SECTOR)
-        file.write(size, sealed(FOOTER, footer))
-        return FixedVpcImage(driver, file, footer, name=request.name, size=size, writable=True)
+        return _fixed(driver, request, file, footer, size)
     header = HEADER.new(
         cookie=HEADER_COOKIE,
         data_offset=_NOWHERE,
@@ -80,6 +78,18 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
     file.write(end, FOOTER.pack(footer))
     image = VpcImage(driver, file, footer, header, name=request.name, size=size, writable=True)
     image.end = end
+    return image
+
+
+def _fixed(driver: VpcDriver, request: CreateRequest, file: Storage, footer: Record, size: int) -> FixedVpcImage:
+    """The disk's bytes, and *footer* behind them; what is written forward gets it last."""
+    image = FixedVpcImage(driver, file, footer, name=request.name, size=size, writable=True)
+    file.truncate(size)
+    if file.forward:
+        image.due = sealed(FOOTER, footer)
+    else:
+        file.withhold(size, SECTOR)
+        file.write(size, sealed(FOOTER, footer))
     return image
 
 

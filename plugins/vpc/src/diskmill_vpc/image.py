@@ -70,6 +70,8 @@ class FixedVpcImage(FormatImage):
             self.window = 0
         self.preallocated = True
         self.blank = file.blank
+        self.due = b""
+        """The footer of a new image that is written forward: it comes when all else was."""
 
     def _old_footer(self) -> int | None:
         reserved = bytes(self.footer.reserved)
@@ -81,6 +83,12 @@ class FixedVpcImage(FormatImage):
         old = FOOTER.unpack(self.file.read(at, SECTOR))
         mine = old.cookie == COOKIE and old.checksum == checksum(FOOTER, old) and old.unique_id == self.footer.unique_id
         return at if mine and old.disk_type == FIXED and old.current_size == at else None
+
+    def settle(self) -> None:
+        if self.due:
+            self.file.write(self.size, self.due)
+            self.due = b""
+        super().settle()
 
     def finish(self) -> None:
         """Take away what a resize that did not end left."""

@@ -14,6 +14,18 @@ from diskmill.sizes import KiB, MiB
 from ..machine import FORMATS, Machine, fillable, formats, fragments, names, pattern, refused, variants
 from ..selection import Cases, Chosen, over
 
+__all__ = [
+    "test_compare_finds_a_byte",
+    "test_compressed",
+    "test_from_each_to_each",
+    "test_info_and_map_describe_it",
+    "test_measured_sizes_hold",
+    "test_onto_a_backing_image",
+    "test_rebase_onto_a_first_backing_image",
+    "test_the_same_input_gives_the_same_image",
+]
+"""What a test module takes."""
+
 SIZE = 3 * MiB + 512
 
 

@@ -20,6 +20,12 @@ from ..traits import traits_of
 from ..twins import Content, MemoryStorage
 from .failing_writes import check, harm
 
+__all__ = [
+    "test_a_crash_while_resizing",
+    "test_a_crash_while_writing",
+]
+"""What a test module takes."""
+
 
 def seeded(*capabilities: str) -> Cases:
     """Some cases for each chosen format that can be written and has *capabilities*, in the first of its ways to write:

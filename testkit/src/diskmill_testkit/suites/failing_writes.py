@@ -24,6 +24,19 @@ from ..machine import FORMATS, Machine, layouts
 from ..selection import over
 from ..traits import traits_of
 
+__all__ = [
+    "test_commit",
+    "test_convert_into_an_image",
+    "test_growing",
+    "test_growing_a_little",
+    "test_life_goes_on_after_a_failed_resize",
+    "test_new_blocks_are_tried_again",
+    "test_shrinking",
+    "test_what_is_tried_again_works",
+    "test_writes",
+]
+"""What a test module takes."""
+
 SIZE = 2 * MiB + 5 * SECTOR
 LARGER = 3 * MiB
 OTHER = "qcow2" if "qcow2" in FORMATS else "qcow"
@@ -89,7 +102,7 @@ def faults(machine: Machine, operation: Callable[[], object], samples: int = 8) 
 
     :param samples: at how many moments, for each manner, beside the first and the last one.
     """
-    driver = machine.context.registry.protocol("memory")
+    driver = machine.driver
     before = {name: content.copy() for name, content in machine.files.items()}
 
     def attempt(manner: str, point: int) -> int:
@@ -99,7 +112,8 @@ def faults(machine: Machine, operation: Callable[[], object], samples: int = 8) 
         driver.failures = 0
         try:
             operation()
-            return getattr(driver, manner)
+            left: int = getattr(driver, manner)
+            return left
         finally:
             driver.room = driver.broken = None
 
@@ -199,7 +213,7 @@ class Insistent:
     """Does what fails once more, when there is room again. To be asked at most once for both."""
 
     def __init__(self, machine: Machine) -> None:
-        self.driver = machine.context.registry.protocol("memory")
+        self.driver = machine.driver
         self.failure: DiskmillError | None = None
 
     def __call__(self, call: Callable[[], object], *, again: bool = True) -> None:

@@ -22,6 +22,15 @@ from ..selection import Chosen, over
 from ..traits import made_by
 from ..twins import Content
 
+__all__ = [
+    "test_a_new_image_is_taken_for_what_it_is",
+    "test_damaged_images",
+    "test_guest_data_does_not_change_what_an_image_is",
+    "test_noise",
+    "test_truncated_images",
+]
+"""What a test module takes."""
+
 SECONDS = 20
 """That one damaged image may take, on a machine that is busy with other things."""
 MEMORY = 256 * MiB
@@ -173,7 +182,7 @@ def damaged(chance: random.Random, disk: Content, places: list[tuple[int, int]])
         at -= at % width
         order = chance.choice(("big", "little"))
         value = chance.choice((*EDGES, chance.getrandbits(64), 1 << chance.randrange(64))) % 256**width
-        part = value.to_bytes(width, order)  # type: ignore[arg-type]
+        part = value.to_bytes(width, order)
         disk.write(at, part[: disk.size - at])
         done.append(f"{part.hex()} at {at}")
     return ", ".join(done)

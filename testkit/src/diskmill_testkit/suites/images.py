@@ -5,6 +5,7 @@ Each test runs over all that are installed and declare the capabilities that it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,27 @@ from hypothesis import strategies as st
 from ..machine import FORMATS, Machine, formats, fragments, merged, pattern, refused, subformats, unit_of, variants
 from ..patience import PATIENT
 from ..selection import Chosen, over
+
+__all__ = [
+    "test_a_backing_image_of_another_format",
+    "test_a_chain_reads_from_the_top",
+    "test_a_disk_grows_with_zeros",
+    "test_a_disk_grows_with_zeros_over_a_longer_backing_image",
+    "test_a_disk_that_is_open_for_reading_cannot_be_written",
+    "test_a_grown_disk_takes_random_writes",
+    "test_a_huge_disk_takes_what_is_in_it",
+    "test_an_abandoned_output_leaves_nothing",
+    "test_every_choice_of_every_option",
+    "test_every_size",
+    "test_nothing_is_written_beyond_the_end",
+    "test_random_writes",
+    "test_random_writes_over_a_backing_image",
+    "test_the_map_agrees_with_what_is_read",
+    "test_the_map_of_a_part_is_that_part_of_the_map",
+    "test_what_a_smaller_disk_lost_does_not_come_back",
+    "test_zeros_hide_the_backing_image",
+]
+"""What a test module takes."""
 
 CYLINDER = 16 * 255 * SECTOR
 """Formats that keep the disk's geometry round its size up to whole cylinders; this is the largest."""
@@ -168,11 +190,12 @@ def test_a_disk_that_is_open_for_reading_cannot_be_written(format: str) -> None:
     machine.create("disk", format, MiB)
     before = bytes(machine.files["disk"])
     with machine.open("disk", format) as image:
-        for change in (
+        changes: list[Callable[[], object]] = [
             lambda: image.write(0, b"x"),
             lambda: image.zero(0, MiB),
             lambda: image.discard(0, MiB),
-        ):
+        ]
+        for change in changes:
             with pytest.raises(DiskmillError):
                 change()
         reads_as(image, b"")

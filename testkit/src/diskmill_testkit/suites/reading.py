@@ -14,6 +14,17 @@ from diskmill.sizes import KiB, MiB
 from ..machine import FORMATS, Machine, fragments, kinds, merged, names, pattern, read_only, refused
 from ..selection import Chosen, over
 
+__all__ = [
+    "test_a_format_that_is_only_read_has_an_encoder_or_samples",
+    "test_extents_cover_the_disk_in_order",
+    "test_it_is_clean_and_described",
+    "test_it_is_converted",
+    "test_it_is_taken_for_what_it_is",
+    "test_it_reads_as_the_disk_that_was_encoded",
+    "test_writing_and_creating_are_refused",
+]
+"""What a test module takes."""
+
 SIZE = 6 * MiB + 512
 OTHER = "qcow2" if "qcow2" in FORMATS else "qcow"
 """A format with tables of its own to convert into; the kit brings the simpler one along."""

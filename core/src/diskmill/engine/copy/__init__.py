@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -66,7 +67,11 @@ def copy(
     extents = joined(sources, source_offset, target_offset, length, plan)
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
     interrupt = partial(beneath.interrupt, graphs)
-    Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
+    with ExitStack() as inside:
+        for one in sources:
+            if isinstance(one, Image) and one.writable and one is not target:
+                inside.enter_context(one.reading())
+        Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
     if reached is not None:
         reached(target_offset + sum(one.size - source_offset if length is None else length for one in sources))
 
@@ -74,7 +79,8 @@ def copy(
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
     """The one that writes all of the copy."""
     if not plan.zeroed:
-        return Overlay(target, plan, gauge) if target.sequential else InPlace(target, plan, gauge)
+        whole = target.sequential or plan.compress and plan.shared is not None  # nothing is in the target yet
+        return Overlay(target, plan, gauge) if whole else InPlace(target, plan, gauge)
     if plan.compress or target.sequential:
         return Compressed(target, plan, gauge)
     return Fresh(target, plan, gauge)
@@ -97,7 +103,8 @@ class _Copier:
         self.progress = progress
         self.limit = limit
         self.watchers = watchers
-        self.offloads = self.plan.offload and not (self.plan.compress or watchers or writer.whole)
+        # Places in a plain window need not be published.
+        self.offloads = self.plan.offload and writer.target.unit == 1 and not (self.plan.compress or watchers)
 
     def left_out(self, extent: Extent) -> None:
         """Nothing need be done for *extent*."""
@@ -129,8 +136,13 @@ class _Copier:
                 watcher.zeros(task.start, task.end - task.start)
             return
         self.limit.take(task.length)
-        if self.offloads and self.offload(task.extents):
-            return
+        if self.offloads and (len(task.extents) == 1 or not writer.whole):
+            turns.begin(turn)
+            if self.offload(task.extents):
+                turns.end()
+                return
+            if writer.whole:
+                self.offloads = False  # the next ones need not wait for their turns to be refused, too
         low, high = writer.span(task)
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
@@ -153,8 +165,6 @@ class _Copier:
     def offload(self, extents: Sequence[Extent]) -> bool:
         """Let the target's storage take *extents* in its own way; False: it cannot, or not all of them."""
         target = self.writer.target
-        if target.unit > 1:
-            return False
         for extent in extents:
             if extent.kind is not Kind.DATA or extent.node is None:
                 return False

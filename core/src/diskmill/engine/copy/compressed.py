@@ -8,6 +8,7 @@ from ...contract.extents import Placement
 from ...contract.node import Image
 from ...sizes import round_down, round_up
 from ..walk import walk
+from ..zeros import data_runs
 from .fresh import Fresh
 from .gauge import Gauge
 from .plan import CopyPlan
@@ -33,10 +34,12 @@ class Compressed(Fresh):
     def write(self, window: Window, turns: Turns) -> None:
         self.write_units(window, self.data(window), turns)
 
-    def write_units(self, window: Window, runs: Sequence[Stretch], turns: Turns) -> None:
-        """Encode, reserve and store the units of *runs*."""
+    def write_units(self, window: Window, runs: Sequence[Stretch], turns: Turns, zeros: Sequence[Stretch] = ()) -> None:
+        """Encode, reserve and store the units of *runs*; let those of *zeros* read as such."""
         units = self.encoded(window.view, window.low, runs)
         turns.wait(window.turn)
+        for start, end in zeros:
+            self.target.zero(start, end - start)
         writes = self.place(units)
         turns.passed()
         self.store_all(writes, window.low, window.view)
@@ -107,7 +110,27 @@ class Overlay(Compressed):
                 at = extents[index].end
                 index += 1
             self.complete(window, at, end)
-        self.write_units(window, window.stretches, turns)
+        if self.target.sequential:  # which has no other way to say that there are zeros
+            self.write_units(window, window.stretches, turns)
+        else:
+            data, zeros = self.told_apart(window)
+            self.write_units(window, data, turns, zeros)
+
+    def told_apart(self, window: Window) -> tuple[list[Stretch], list[Stretch]]:
+        """The units of *window* that hold data, and those of zeros."""
+        data: list[Stretch] = []
+        zeros: list[Stretch] = []
+        for start, end in window.stretches:
+            at = start
+            for offset, length in data_runs(window.buffer, start - window.low, end - window.low, self.target.unit):
+                begin = window.low + offset
+                if at < begin:
+                    zeros.append((at, begin))
+                at = begin + length
+                data.append((begin, at))
+            if at < end:
+                zeros.append((at, end))
+        return data, zeros
 
     def complete(self, window: Window, start: int, end: int) -> None:
         """Fill guest bytes *start* to *end* of *window* from the target's backing image."""
@@ -116,6 +139,9 @@ class Overlay(Compressed):
 
     def zeros(self, task: Task, turns: Turns, turn: int) -> None:
         """Put units of zeros over what the target's backing image has."""
+        if not self.target.sequential:
+            super().zeros(task, turns, turn)
+            return
         turns.wait(turn)
         self.hide(task.start, task.end)
         turns.passed()

@@ -58,9 +58,17 @@ class Turns:
     @contextmanager
     def writing(self, turn: int) -> Iterator[None]:
         """Around all that is written for one task."""
+        self.begin(turn)
+        yield
+        self.end()
+
+    def begin(self, turn: int) -> None:
+        """Wait until all is written that comes before a task, where it must be; again for the same task, too."""
         if self._whole:
             self._wait(turn)
-        yield
+
+    def end(self) -> None:
+        """All is written of the task that has begun."""
         if self._whole:
             self._passed()
 

@@ -49,6 +49,7 @@ class FileDriver(ProtocolDriver):
             when=("open",),
             runtime=True,
         ),
+        Option("aio-max-batch", "int", "without effect: how many requests QEMU gathers", when=("open",), runtime=True),
         Option("pr-manager", "str", "without effect: who makes persistent reservations", when=("open",), runtime=True),
         Option("drop-cache", "bool", "without effect: what happens to the page cache", when=("open",), runtime=True),
         Option("x-check-cache-dropped", "bool", "without effect", when=("open",), runtime=True),

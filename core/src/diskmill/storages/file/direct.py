@@ -87,26 +87,13 @@ class DirectStorage(FileStorage):
                 raise
             return 0
 
-    def write(self, offset: int, data: ReadBuffer) -> None:
+    def _write_whole(self, offset: int, data: ReadBuffer) -> None:
         view = memoryview(data)
-        end = offset + len(view)
-        grows = (end > self.size or self._used is not None) and len(view) > 0
-        if grows:
-            self._grow(offset, end)
-        try:
-            if (offset | len(view)) % self._align == 0:
-                self._write_fitting(offset, view)
-            elif len(view):
-                with self._partial:
-                    self._write_partial(offset, view)
-        except (OSError, OverflowError) as error:
-            self._fell_short(end)
-            raise self._error(error, f"write at offset {offset}") from None
-        finally:
-            if grows:
-                self._reaching.remove(end)
-            self._known = None
-            self._change = object()
+        if (offset | len(view)) % self._align == 0:
+            self._write_fitting(offset, view)
+        elif len(view):
+            with self._partial:
+                self._write_partial(offset, view)
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         self.write(offset, buffers[0] if len(buffers) == 1 else b"".join(buffers))

@@ -8,8 +8,8 @@ import os
 import stat
 import threading
 import warnings  # not when it is needed: that may be while Python ends, when nothing can be imported any more
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from ...contract.extents import Extent, Kind
 from ...contract.node import Buffer, Node, ReadBuffer, Storage
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...contract.drivers import ProtocolDriver
     from .output import Output
 
+_Data = TypeVar("_Data")
 _IOV_MAX = 1024
 SYNC = ("writethrough", "directsync")
 """Cache modes in which each write waits for the disk."""
@@ -126,50 +127,61 @@ class FileStorage(Storage):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: ReadBuffer) -> None:
-        end = offset + len(data)
-        grows = (end > self.size or self._used is not None) and len(data) > 0
-        if grows:
-            self._grow(offset, end)
-        try:
-            if self._ahead and len(data) >= _AHEAD:
-                self._take_space(offset, len(data))
-            count = os.pwrite(self._fd, data, offset)
-            while offset + count < end:
-                more = os.pwrite(self._fd, memoryview(data)[count:], offset + count)
-                if more == 0:
-                    raise OSError(errno.EIO, "nothing more was written")
-                count += more
-        except (OSError, OverflowError) as error:
-            self._fell_short(end)
-            raise self._error(error, f"write at offset {offset}") from None
-        finally:
-            if grows:
-                self._reaching.remove(end)
-            self._known = None
-            self._change = object()
+        self._change_up_to(offset, offset + len(data), "write", self._write_whole, data)
 
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         for at in range(0, len(buffers), _IOV_MAX):
             group = buffers[at : at + _IOV_MAX]
             end = offset + sum(map(len, group))
-            grows = (end > self.size or self._used is not None) and end > offset
-            if grows:
-                self._grow(offset, end)
-            try:
-                if self._ahead and end - offset >= _AHEAD:
-                    self._take_space(offset, end - offset)
-                count = os.pwritev(self._fd, group, offset)
-            except (OSError, OverflowError) as error:
-                self._fell_short(end)
-                raise self._error(error, f"write at offset {offset}") from None
-            finally:
-                if grows:
-                    self._reaching.remove(end)
-                self._known = None
-                self._change = object()
-            if offset + count < end:
-                self._write_rest(offset, group, count)
+            self._change_up_to(offset, end, "write", self._write_group, group)
             offset = end
+
+    def _change_up_to(
+        self, offset: int, end: int, what: str, change: Callable[[int, _Data], None], data: _Data
+    ) -> None:
+        """Let *change* put *data* at *offset*, up to *end*, keeping the books of the file's size meanwhile.
+
+        :param what: what it does, in the error where it fails.
+        """
+        grows = (end > self.size or self._used is not None) and end > offset
+        if grows:
+            self._grow(offset, end)
+        try:
+            change(offset, data)
+        except (OSError, OverflowError) as error:
+            self._fell_short(end)
+            if isinstance(error, StorageError):  # of what was put in smaller parts
+                raise
+            raise self._error(error, f"{what} at offset {offset}") from None
+        finally:
+            if grows:
+                self._reaching.remove(end)
+            self._changed()
+
+    def _changed(self) -> None:
+        """What is remembered of the file's holes may be old."""
+        # In this order: who looked before, and remembers it only now, finds the change or is forgotten.
+        self._change = object()
+        self._known = None
+
+    def _write_whole(self, offset: int, data: ReadBuffer) -> None:
+        end = offset + len(data)
+        if self._ahead and len(data) >= _AHEAD:
+            self._take_space(offset, len(data))
+        count = os.pwrite(self._fd, data, offset)
+        while offset + count < end:
+            more = os.pwrite(self._fd, memoryview(data)[count:], offset + count)
+            if more == 0:
+                raise OSError(errno.EIO, "nothing more was written")
+            count += more
+
+    def _write_group(self, offset: int, group: Sequence[ReadBuffer]) -> None:
+        length = sum(map(len, group))
+        if self._ahead and length >= _AHEAD:
+            self._take_space(offset, length)
+        count = os.pwritev(self._fd, group, offset)
+        if count < length:
+            self._write_rest(offset, group, count)
 
     def _write_rest(self, offset: int, group: Sequence[ReadBuffer], done: int) -> None:
         """What a write that stopped after *done* bytes left over."""
@@ -187,11 +199,11 @@ class FileStorage(Storage):
             return False
         from . import space
 
-        self._known, self._change = None, object()
+        self._changed()
         try:
             return space.copy_range(source._fd, start, self._fd, offset, length)
         finally:
-            self._known, self._change = None, object()
+            self._changed()
 
     def _take_space(self, offset: int, length: int) -> None:
         """Let the file have blocks for a write that is about to come.
@@ -264,8 +276,7 @@ class FileStorage(Storage):
         except (OSError, OverflowError) as error:
             raise self._error(error, f"zero {length} bytes at offset {offset}") from None
         finally:
-            self._known = None
-            self._change = object()
+            self._changed()
 
     def _zero_device(self, offset: int, end: int) -> None:
         from . import space
@@ -308,8 +319,7 @@ class FileStorage(Storage):
         except (OSError, OverflowError) as error:
             raise self._error(error, f"discard {length} bytes at offset {offset}") from None
         finally:
-            self._known = None
-            self._change = object()
+            self._changed()
 
     def truncate(self, size: int) -> None:
         if self.is_device:
@@ -329,8 +339,7 @@ class FileStorage(Storage):
         except (OSError, OverflowError) as error:
             raise self._error(error, f"set the size to {size} bytes") from None
         finally:
-            self._known = None
-            self._change = object()
+            self._changed()
 
     def _extend(self, end: int) -> None:
         """Let the file reach *end* at least."""
@@ -353,18 +362,11 @@ class FileStorage(Storage):
             if self._used is not None:
                 self.truncate(max(self.size, offset + length))
             return  # its space is there
-        end = offset + length
-        self._grow(offset, end)
-        try:
-            os.posix_fallocate(self._fd, offset, length)
-            self._synchronise()
-        except (OSError, OverflowError) as error:
-            self._fell_short(end)
-            raise self._error(error, f"allocate {length} bytes at offset {offset}") from None
-        finally:
-            self._reaching.remove(end)
-            self._known = None
-            self._change = object()
+        self._change_up_to(offset, offset + length, f"allocate {length} bytes", self._claim, length)
+
+    def _claim(self, offset: int, length: int) -> None:
+        os.posix_fallocate(self._fd, offset, length)
+        self._synchronise()
 
     def _synchronise(self) -> None:
         """In the cache modes where each write waits for the disk: wait for changes that are no writes, too."""

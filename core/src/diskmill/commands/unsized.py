@@ -1,0 +1,74 @@
+"""Copies of raw disks that come through a pipe, whose size nobody knows before their end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import cast
+
+from ..contract.node import Image
+from ..engine.copy import CopyPlan, copy
+from ..engine.progress import Progress, RateLimit
+from ..errors import UnsupportedError
+from ..kit.forward import ForwardStorage, needs_copy
+from ..opening.context import Context
+from ..sizes import MAX_SIZE, SECTOR, MiB, round_up
+from .resize import set_size
+
+FIRST = 64 * MiB
+"""Bytes that the output has at first, and that are copied at once: what is too much is cut off at the end."""
+
+
+def is_unsized(image: Image) -> bool:
+    """Whether nobody knows how large *image* is."""
+    return image.window == 0 and isinstance(image.file, ForwardStorage) and image.size >= MAX_SIZE - SECTOR
+
+
+def refuse(images: Sequence[Image], more: bool) -> None:
+    """Refuse what needs the size of the source, which has none.
+
+    :param more: something was asked for that needs it.
+    """
+    image = images[0]
+    if len(images) > 1 or more:
+        text = f"what was asked for needs to know the disk's size, and nobody does before its end: {needs_copy()}"
+        raise UnsupportedError(text, file=image.name)
+
+
+def copy_unsized(
+    image: Image,
+    target: Image,
+    plan: CopyPlan,
+    context: Context,
+    progress: Progress,
+    limit: RateLimit,
+    cancel: threading.Event | None,
+) -> None:
+    """Copy *image* into *target*, a new one, which grows as it comes.
+
+    :raises UnsupportedError: the target's format cannot grow and be cut; nothing was read.
+    """
+    if not {"resize", "shrink"} <= target.driver.capabilities:
+        text = f"format '{target.driver.name}' has to know the disk's size beforehand: {needs_copy()}"
+        raise UnsupportedError(text, file=image.name)
+    storage = cast("ForwardStorage", image.file)  # as is_unsized has found
+    at = 0
+    while storage.end is None or at < storage.end:  # probing may have seen the end of a small one
+        if target.size < at + FIRST:
+            set_size(target, max(at + FIRST, 2 * at) if target.unit > 1 else at + FIRST, context)
+        progress.expect(FIRST)
+        copy(
+            image,
+            target,
+            plan,
+            source_offset=at,
+            target_offset=at,
+            length=FIRST if storage.end is None else round_up(storage.end, SECTOR) - at,
+            progress=progress,
+            limit=limit,
+            cancel=cancel,
+        )
+        at += FIRST
+    size = round_up(storage.end, SECTOR)
+    if size != target.size:
+        set_size(target, size, context)

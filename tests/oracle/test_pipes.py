@@ -1,0 +1,140 @@
+"""Images that come through standard input and go through standard output."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diskmill
+import pytest
+from diskmill.sizes import KiB, MiB
+from tools import qemu_img
+
+COMMAND = Path(sys.executable).with_name("diskmill")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A disk whose data has a hole of more than a copy's first stretch, and ends in an odd sector."""
+    file = tmp_path / "disk.raw"
+    with file.open("wb") as out:
+        out.write(os.urandom(MiB))
+        out.seek(70 * MiB)
+        out.write(os.urandom(5 * MiB + 512))
+    return file
+
+
+def piped(image: Path, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
+    with subprocess.Popen(["cat", image], stdout=subprocess.PIPE) as cat:
+        return subprocess.run([COMMAND, "convert", *words], stdin=cat.stdout, capture_output=True)
+
+
+def test_a_raw_disk_of_unknown_size_becomes_any_image_that_grows(raw: Path, tmp_path: Path) -> None:
+    for format in ("raw", "qcow2"):
+        out = tmp_path / f"out.{format}"
+        done = piped(raw, "-f", "raw", "-O", format, "-", out)
+        assert done.returncode == 0, done.stderr
+        qemu_img("compare", "-f", "raw", "-F", format, raw, out)
+        with diskmill.open(out, format) as image:
+            assert image.size == raw.stat().st_size
+    qemu_img("check", tmp_path / "out.qcow2")
+
+
+@pytest.mark.parametrize("options", [(), ("-c",), ("-o", "cluster_size=16k")], ids=["plain", "compressed", "small"])
+def test_qcow2_through_both_pipes_is_whole_or_refused(raw: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    image = tmp_path / "disk.qcow2"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, raw, image)
+    done = piped(image, "-O", "raw", "-", "-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == raw.read_bytes()
+
+
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("vmdk", "subformat=streamOptimized"), ("vpc", "subformat=fixed,force_size=on"), ("raw", "")],
+)
+def test_formats_that_are_written_forward_go_into_a_pipe(
+    format: str, options: str, data: bool, raw: Path, tmp_path: Path
+) -> None:
+    if not data:
+        raw.write_bytes(b"")
+        os.truncate(raw, 10 * MiB)
+    words = () if format == "raw" else ("-o", options)
+    done = subprocess.run([COMMAND, "convert", "-f", "raw", "-O", format, *words, raw, "-"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    out.write_bytes(done.stdout)
+    qemu_img("compare", "-f", "raw", "-F", format, raw, out)
+
+
+def test_results_do_not_go_where_the_image_does(raw: Path) -> None:
+    words = (COMMAND, "convert", "-f", "raw", "-O", "raw", raw, "-")
+    done = subprocess.run([*words, "--output=json"], capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+    done = subprocess.run([*words, "--digest"], capture_output=True)
+    assert done.stdout == raw.read_bytes() and done.stderr.strip().decode() == diskmill.digest(raw, format="raw")
+
+
+def test_what_one_pass_cannot_do_is_refused_before_a_byte_and_done_with_a_spool(raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "disk.vdi"
+    qemu_img("convert", "-f", "raw", "-O", "vdi", raw, image)
+    for words in (("-O", "raw"), ("-f", "raw", "-O", "qcow2")):
+        done = piped(image, *words, "-", "-")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"--spool" in done.stderr
+    spools = tmp_path / "spools"
+    spools.mkdir()
+    done = piped(image, f"--spool={spools}", "-O", "qcow2", "-", "-")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "back.qcow2").write_bytes(done.stdout)
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, tmp_path / "back.qcow2")
+    assert not list(spools.iterdir())
+
+
+def test_metadata_behind_data_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    qemu_img("create", "-f", "qcow2", image, "200M")
+    subprocess.run(["qemu-io", "-c", "write 150M 40M", "-c", "write 0 40M", image], check=True, capture_output=True)
+    with image.open("r+b") as file:  # the L1 table goes to the end
+        head = file.read(KiB)
+        at = int.from_bytes(head[40:48], "big")
+        file.seek(at)
+        table = file.read(64 * KiB)
+        end = file.seek(0, 2)
+        file.write(table)
+        file.seek(40)
+        file.write(end.to_bytes(8, "big"))
+    done = piped(image, "-O", "raw", "-", tmp_path / "out.raw")
+    assert done.returncode == 1
+    assert b"cannot be read backwards" in done.stderr and b"--spool" in done.stderr
+    assert not (tmp_path / "out.raw").exists()
+
+
+def test_a_reader_that_goes_away_is_one_line(raw: Path) -> None:
+    with subprocess.Popen(
+        [COMMAND, "convert", "-f", "raw", "-O", "raw", raw, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read().count(b"\n") <= 1
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize("packer", ["gzip", "xz", "bzip2"])
+def test_compressed_files_are_read_as_what_is_inside(packer: str, raw: Path, tmp_path: Path) -> None:
+    image, packed = tmp_path / "disk.qcow2", tmp_path / "packed"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, image)
+    data = subprocess.run([packer, "-1c", image], check=True, capture_output=True).stdout
+    packed.write_bytes(data)
+    out = tmp_path / "out.raw"
+    subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], check=True)
+    assert out.read_bytes() == raw.read_bytes()
+    assert piped(packed, "-O", "raw", "-", "-").stdout == raw.read_bytes()
+    packed.write_bytes(data[: len(data) // 2])
+    out.unlink()
+    done = subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], capture_output=True)
+    assert done.returncode == 1 and f"{packer} data breaks off".encode() in done.stderr
+    assert not out.exists()

@@ -1,0 +1,180 @@
+"""Images in a real object store: read as from files, and written so that the vendor's client has them;
+nothing of an output is there before it is whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import diskmill
+import pytest
+from commands import images
+from diskmill.errors import DiskmillError
+from s3_server import BUCKET, S3, SECRET, seaweedfs, url
+from samples import MiB
+from served import IMAGES, like_the_file
+from tools import diskmill as command
+from tools import qemu_img
+
+KILLS = int(os.environ.get("DISKMILL_S3_KILLS", "3"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    images.build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with seaweedfs(tmp_path_factory.mktemp("s3") / "state") as s3:
+        for path in folder.iterdir():
+            if path.is_file():
+                s3.put(f"images/{path.name}", path)
+        yield s3
+
+
+@pytest.fixture(autouse=True)
+def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 MiB, of which 3 stretches are zeros: several parts of an upload."""
+    path = tmp_path_factory.mktemp("disk") / "disk.raw"
+    rng = random.Random(7)
+    path.write_bytes(b"".join(bytes(2 * MiB) if at in (3, 9, 19) else rng.randbytes(2 * MiB) for at in range(20)))
+    return path
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_format_reads_as_from_a_file(name: str, folder: Path, tmp_path: Path) -> None:
+    """A backing image, an extent and a data file that lie beside it come from the same bucket."""
+    like_the_file(name, folder, url("images"), tmp_path)
+
+
+def test_what_is_written_is_what_the_vendors_client_reads(s3: S3, disk: Path, tmp_path: Path) -> None:
+    command("convert", "-m", "4", "-f", "raw", "-O", "raw", disk, url("w/out.raw"))
+    assert s3.get("w/out.raw") == disk.read_bytes()
+    assert "-" in s3.client.head_object(Bucket=BUCKET, Key="w/out.raw")["ETag"], "it came in parts"
+    small = tmp_path / "small.raw"
+    small.write_bytes(b"abc" * 1000)
+    command("convert", "-f", "raw", "-O", "raw", small, url("w/out.raw"))  # in its place
+    assert s3.get("w/out.raw")[:3000] == small.read_bytes()
+    empty = tmp_path / "empty.raw"
+    empty.touch()
+    command("convert", "-f", "raw", "-O", "raw", empty, url("w/empty.raw"))
+    assert s3.get("w/empty.raw") == b""
+
+
+def test_the_service_copies_within_a_bucket(s3: S3, disk: Path) -> None:
+    """Only where the whole object becomes the same; what is asked for is all the same otherwise, too."""
+    s3.client.upload_file(str(disk), BUCKET, "copy/a.raw")
+    command("convert", "-C", "-f", "raw", "-O", "raw", url("copy/a.raw"), url("copy/b.raw"))
+    assert s3.get("copy/b.raw") == disk.read_bytes()
+    command("convert", "-C", "-f", "raw", "-O", "raw", url("copy/a.raw"), url("copy/a.raw"), url("copy/twice.raw"))
+    assert s3.get("copy/twice.raw") == disk.read_bytes() * 2
+
+
+def test_an_object_that_changes_is_an_error(s3: S3, disk: Path, tmp_path: Path) -> None:
+    s3.put("changing.raw", disk)
+    with diskmill.open(url("changing.raw"), "raw") as image:
+        assert image.read(0, MiB) == disk.read_bytes()[:MiB]
+        s3.client.put_object(Bucket=BUCKET, Key="changing.raw", Body=bytes(40 * MiB))
+        with pytest.raises(DiskmillError, match="it changed on the server"):
+            image.read(20 * MiB, MiB)
+
+
+def refused(*words: str | Path, **env: str) -> str:
+    """The one line with which the command *words* fails."""
+    done = command(*words, check=False, env=env or None, timeout=60)
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert SECRET not in done.stderr
+    return done.stderr
+
+
+def test_credentials(folder: Path, tmp_path: Path, s3: S3) -> None:
+    """The environment's, a profile's, a secret's; none is shown."""
+    place = url("images/img.qcow2")
+    assert "denies access" in refused("info", place, AWS_SECRET_ACCESS_KEY="wrong")
+    profile = tmp_path / "credentials"
+    profile.write_text(f"[here]\naws_access_key_id = AKIDTEST\naws_secret_access_key = {SECRET}\n")
+    without = {**s3.env, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    told = command("info", place, env={**without, "AWS_PROFILE": "here", "AWS_SHARED_CREDENTIALS_FILE": str(profile)})
+    assert "file format: qcow2" in told.stdout
+    assert "no profile 'other'" in refused("info", place, **{**without, "AWS_PROFILE": "other"})
+    words = f"driver=qcow2,file.driver=s3,file.filename={place},file.access-key-id=AKIDTEST,file.key-secret=k"
+    for output in ("human", "json"):
+        shown = command(
+            "info", f"--output={output}", "--object", f"secret,id=k,data={SECRET}", "--image-opts", words, env=without
+        ).stdout
+        assert SECRET not in shown
+        assert place in shown
+
+
+def test_what_an_image_may_name(folder: Path, tmp_path: Path, s3: S3) -> None:
+    """As with any URL: nothing, unless it lies in a folder that is trusted."""
+    base = tmp_path / "base.raw"
+    base.write_bytes(random.Random(1).randbytes(MiB))
+    s3.put("trusted/base.raw", base)
+    top = tmp_path / "top.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", url("trusted/base.raw"), "-F", "raw", top, "1M")
+    assert "protocol 's3' is not trusted" in refused("compare", top, base)
+    assert "outside the trusted" in refused("compare", f"--trust={url('trust')}", f"--trust={tmp_path}", top, base)
+    command("compare", f"--trust={url('trusted/')}", f"--trust={tmp_path}", top, base)
+    sly = tmp_path / "sly.qcow2"
+    reference = f'json:{{"driver":"s3","filename":"{url("trusted/base.raw")}","endpoint":"http://127.0.0.1:1"}}'
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", reference, "-F", "raw", sly, "1M")
+    assert "outside the trusted" in refused("compare", f"--trust={url('trusted')}", sly, base)
+
+
+def test_what_cannot_be(tmp_path: Path, disk: Path) -> None:
+    assert "No such file" in refused("info", url("images/gone.raw"))
+    assert "no such bucket" in refused("info", "s3://nowhere/x.raw")
+    assert "no possible bucket" in refused("info", "s3://a@b:secret/x")
+    assert "cannot be changed" in refused("resize", "-f", "raw", url("images/long.raw"), "+1M")
+    assert "possible key" in refused("info", f"s3://{BUCKET}/")
+
+
+def test_a_killed_upload_has_no_name(s3: S3, disk: Path) -> None:
+    """Ended at any moment, with no time to tidy up. `DISKMILL_S3_KILLS` says how often."""
+    words = [Path(sys.executable).with_name("diskmill"), "convert", "-r", "60M", "-f", "raw", "-O", "raw", disk]
+    for number in range(KILLS):
+        key = f"killed/{number}.raw"
+        process = subprocess.Popen([*words, url(key)], stderr=subprocess.DEVNULL)
+        time.sleep(0.3 + 0.4 * number / KILLS)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert key not in s3.objects()
+
+
+def test_a_failed_output_is_forgotten(s3: S3, disk: Path, tmp_path: Path) -> None:
+    """So is what was sent of it: it costs nothing, unseen."""
+    image = tmp_path / "damaged.qcow2"
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", disk, image)
+    with image.open("r+b") as file:
+        file.truncate(image.stat().st_size - 10 * MiB)
+    assert "damaged.qcow2" in refused("convert", "-O", "raw", image, url("failed.raw"))
+    assert "failed.raw" not in s3.objects()
+    assert "failed.raw" not in s3.uploads()
+
+
+def test_parts_suffice() -> None:
+    """An upload has at most 10,000 parts, whatever the disk's size."""
+    from diskmill_object.upload import MOST_PARTS, part_size
+
+    for size in (0, 1, 80 << 30, 1 << 40, 5 << 40):
+        assert part_size(size) * MOST_PARTS > size * 1.02
