@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 
-from .selection import MARK, chosen
+from .selection import MARK, Chosen, Everything, chosen
 
 pytest.register_assert_rewrite("diskmill_testkit")
 _NOTHING = "diskmill_nothing"
@@ -20,11 +21,26 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for mark in metafunc.definition.iter_markers(MARK):
         arguments, cases = mark.args
-        found = list(cases(chosen(metafunc.module)))
+        drivers = chosen(metafunc.module)
+        _expect_installed(drivers)
+        found = list(cases(drivers))
         if not found:  # parametrize would make of that a test that is skipped
             nothing = [None] * len(arguments.split(","))
             found = [pytest.param(*nothing, marks=getattr(pytest.mark, _NOTHING))]
         metafunc.parametrize(arguments, found)
+
+
+def _expect_installed(drivers: Chosen) -> None:
+    """Fail where one of the chosen drivers is not there: no test would run, and that would look like success."""
+    if isinstance(drivers, Everything):
+        return
+    from diskmill.contract.drivers import FilterDriver, FormatDriver
+
+    from .machine import REGISTRY
+
+    for name in cast("Sequence[str]", drivers):
+        if not any(REGISTRY.has(kind.group, name) for kind in (FormatDriver, FilterDriver)):
+            pytest.fail(f"DRIVERS names '{name}', and no driver of that name is installed", pytrace=False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
