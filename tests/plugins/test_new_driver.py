@@ -91,7 +91,7 @@ def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Co
     done = installed("pytest", *words, *folder.glob("*/tests"), timeout=200)
     for name in ("format", "plain"):
         assert f"test_damaged_images[acme-{name}]" in done.stdout
-    for test in ("held_is_read[filtered]", "below_it[acme-filter]", "test_it_forbids", "test_it_runs"):
+    for test in ("at_any_offset[filtered]", "below_it[acme-filter]", "test_it_forbids", "test_it_runs"):
         assert test in done.stdout
     assert not {"SKIPPED", "XFAIL", "XPASS"} & set(done.stdout.split())
 
