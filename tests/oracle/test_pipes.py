@@ -63,6 +63,10 @@ def test_formats_that_are_written_forward_go_into_a_pipe(
     if not data:
         raw.write_bytes(b"")
         os.truncate(raw, 10 * MiB)
+    else:  # over the borders of tables
+        with raw.open("r+b") as file:
+            file.seek(28 * MiB)
+            file.write(os.urandom(8 * MiB))
     words = () if format == "raw" else ("-o", options)
     done = subprocess.run([COMMAND, "convert", "-f", "raw", "-O", format, *words, raw, "-"], capture_output=True)
     assert done.returncode == 0, done.stderr
