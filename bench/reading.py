@@ -37,8 +37,8 @@ def with_dissect(path: Path) -> int:
 
 
 def _opened(path: Path, file: Any) -> Any:
-    from dissect.hypervisor import vdi, vhd, vhdx, vmdk  # type: ignore[import-not-found]
-    from dissect.hypervisor.disk import qcow2  # type: ignore[import-not-found]
+    from dissect.hypervisor import vdi, vhd, vhdx, vmdk  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from dissect.hypervisor.disk import qcow2  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     readers: dict[str, Callable[[], Any]] = {
         "qcow2": lambda: qcow2.QCow2(file).open(),

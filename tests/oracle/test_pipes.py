@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import diskmill
 import pytest
 from diskmill.sizes import KiB, MiB
-from tools import qemu_img
+from tools import qemu_img, qemu_io
 
 COMMAND = Path(sys.executable).with_name("diskmill")
 
@@ -62,12 +63,53 @@ def test_formats_that_are_written_forward_go_into_a_pipe(
     if not data:
         raw.write_bytes(b"")
         os.truncate(raw, 10 * MiB)
+    else:  # over the borders of tables
+        with raw.open("r+b") as file:
+            file.seek(28 * MiB)
+            file.write(os.urandom(8 * MiB))
     words = () if format == "raw" else ("-o", options)
     done = subprocess.run([COMMAND, "convert", "-f", "raw", "-O", format, *words, raw, "-"], capture_output=True)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     out.write_bytes(done.stdout)
     qemu_img("compare", "-f", "raw", "-F", format, raw, out)
+
+
+def test_qcow2_is_laid_out_before_its_first_byte(tmp_path: Path) -> None:
+    """Random disks, of several formats, by every width of refcounts and size of clusters: as QEMU reads and checks."""
+    chance = random.Random(16)
+    for number in range(24):
+        source, out = tmp_path / f"disk{number}", tmp_path / f"out{number}"
+        format = chance.choice(["raw", "qcow2", "vmdk", "vdi"])
+        size = chance.choice([0, 512, 65536, 3 * MiB + 512, 70 * MiB, 5 << 30]) if format != "vmdk" else 70 * MiB
+        qemu_img("create", "-q", "-f", format, source, str(size))
+        writes = []
+        for _ in range(chance.randrange(6) if size else 0):
+            at = chance.randrange(0, size, 512)
+            length = min(chance.choice([512, 4096, 65536, 300 * 512, 3 * MiB]), size - at)
+            writes.append(f"write -P {chance.choice([0, 1, 2])} {at} {length}")
+        if writes:
+            qemu_io(source, *writes, format=format)
+        bits, cluster = chance.choice([1, 2, 4, 8, 16, 32, 64]), chance.choice(["512", "4k", "64k", "2M"])
+        options = f"refcount_bits={bits},cluster_size={cluster}"
+        words = [COMMAND, "convert", "-f", format, "-O", "qcow2", "-o", options, source, "-"]
+        done = subprocess.run(words, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        out.write_bytes(done.stdout)
+        qemu_img("compare", "-f", format, "-F", "qcow2", source, out)
+        qemu_img("check", "-f", "qcow2", out)
+        assert subprocess.run([COMMAND, "check", "-q", out]).returncode == 0
+        out.unlink()
+        source.unlink()
+
+
+@pytest.mark.parametrize("words", [("-c",), ("-o", "preallocation=metadata"), ("-o", "extended_l2=on")], ids=str)
+def test_qcow2_that_cannot_be_laid_out_says_so_before_a_byte(words: tuple[str, ...], raw: Path) -> None:
+    done = subprocess.run([COMMAND, "convert", "-f", "raw", "-O", "qcow2", *words, raw, "-"], capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"--spool" in done.stderr
+    done = piped(raw, "-f", "raw", "-O", "qcow2", "-", "-")
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_results_do_not_go_where_the_image_does(raw: Path) -> None:

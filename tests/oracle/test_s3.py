@@ -79,6 +79,27 @@ def test_what_is_written_is_what_the_vendors_client_reads(s3: S3, disk: Path, tm
     assert s3.get("w/empty.raw") == b""
 
 
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("qcow2", "cluster_size=64k"), ("vmdk", "subformat=streamOptimized"), ("vpc", "subformat=fixed,force_size=on")],
+)
+def test_every_format_that_is_written_forward(s3: S3, disk: Path, tmp_path: Path, format: str, options: str) -> None:
+    command("convert", "-m", "4", "-f", "raw", "-O", format, "-o", options, disk, url(f"w/out.{format}"))
+    (tmp_path / "out").write_bytes(s3.get(f"w/out.{format}"))
+    qemu_img("compare", "-f", "raw", "-F", format, disk, tmp_path / "out")
+    command("convert", "-O", "raw", "-f", format, url(f"w/out.{format}"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["vdi", "vhdx", "parallels", "qed"])
+def test_other_formats_go_by_way_of_a_spool(s3: S3, disk: Path, tmp_path: Path, format: str) -> None:
+    words = ("convert", "-f", "raw", "-O", format, disk, url(f"w/out.{format}"))
+    assert "--spool" in refused(*words)
+    command(*words, f"--spool={tmp_path}")
+    (tmp_path / "out").write_bytes(s3.get(f"w/out.{format}"))
+    qemu_img("compare", "-f", "raw", "-F", format, disk, tmp_path / "out")
+
+
 def test_the_service_copies_within_a_bucket(s3: S3, disk: Path) -> None:
     """Only where the whole object becomes the same; what is asked for is all the same otherwise, too."""
     s3.client.upload_file(str(disk), BUCKET, "copy/a.raw")

@@ -17,6 +17,7 @@ from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
+from ..engine.walk import walk
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.creation import create_image
@@ -309,11 +310,29 @@ class _Work:
                 base.details(),
             ),
             compressed=self.asked.compress,
+            layout=self._layout if self._foreseen() else None,
             inputs=identities([*self.images, *([base] if base is not None else ())]),
         )
         if base is not None:  # what a unit of the target holds beside the source's data comes from there
             target.attach(Reference("backing", str(self.backing)), base)
         return target
+
+    def _foreseen(self) -> bool:
+        """Whether the sources can be looked through beforehand, and are all that the target will have."""
+        return self.backing is None and not self.bitmaps and not any(one.forward for one in self._leaves())
+
+    def _leaves(self) -> Iterator[Storage]:
+        for image in self.images:
+            yield from image.leaves()
+
+    def _layout(self) -> Iterator[tuple[int, int]]:
+        """The ranges of the target that will be written."""
+        at = 0
+        for image in self.images:
+            for extent in walk(image, 0, image.size):
+                if not extent.reads_as_zeros:
+                    yield at + extent.start, extent.length
+            at += image.size
 
     def plan(self, target: Image, salvage: Callable[[int, int, DiskmillError], None] | None) -> CopyPlan:
         """How to copy into *target*, once nothing speaks against it; and what the copy will not have is told."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from ..contract import calls
 from ..contract.extents import Extent, Kind
@@ -100,14 +100,19 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
             elif image is None:
                 raise AssertionError("only what lies beyond an image comes without one")
             elif extent.kind is Kind.HOLE:
-                backing = image.backing
-                assert backing is not None
-                inside = max(min(extent.end, backing.size), extent.start)
                 stack.append(level)
+                backing, down = cast("Image", image.backing), depth + 1
+                while (
+                    backing.backing is not None
+                    and extent.end <= backing.size
+                    and backing.vacant(extent.start, extent.length)
+                ):
+                    backing, down, work = backing.backing, down + 1, work + 1
+                inside = max(min(extent.end, backing.size), extent.start)
                 if inside < extent.end:
                     hole = Extent(inside, extent.end - inside, Kind.HOLE)
-                    stack.append(_Level(iter((hole,)), None, depth, shift, False))
-                level = look(backing, extent.start, inside, depth + 1, shift)
+                    stack.append(_Level(iter((hole,)), None, down - 1, shift, False))
+                level = look(backing, extent.start, inside, down, shift)
                 break
             elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
                 stack.append(level)

@@ -113,9 +113,13 @@ class FormatDriver(Driver):
         """Most formats have nothing to add to what the image answers."""
         return image.extents(offset, length)
 
-    def goes_forward(self, options: Mapping[str, Any]) -> bool:
+    def goes_forward(self, options: Mapping[str, Any], *, foreseen: bool) -> bool:
         """Whether a new image with these ``create`` options is written from its first byte to its last, once, so that
-        it can go into a pipe. A driver with the capability ``forward`` says so here where it depends on them."""
+        it can go into a pipe. A driver with the capability ``forward`` says so here where it depends on them.
+
+        :param foreseen: whether what will be written is known beforehand (``CreateRequest.layout``), and is stored as
+            it is.
+        """
         return "forward" in self.capabilities
 
 

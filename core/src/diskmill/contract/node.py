@@ -424,6 +424,11 @@ class Image(Node):
         waited for."""
         return all(_is_swift(child) for child in self.children() if child is not self.backing)
 
+    def vacant(self, offset: int, length: int) -> bool:
+        """Whether it shows at once that the range, which is not empty, is one ``HOLE``: in a long chain that is what
+        most images are asked. False is always a fair answer, and the default."""
+        return False
+
     # -- writing: two phases ------------------------------------------------------------------------------------
 
     def reserve(self, offset: int, length: int) -> list[Placement]:

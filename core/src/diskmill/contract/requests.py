@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,8 @@ class CreateRequest:
         name that the finished file will have. Asked for before anything is written.
     :param header: as *sibling*, for the file that will have the header in place of ``file``.
     :param compressed: whether all data will be stored compressed (``convert -c``).
+    :param layout: gives the guest ranges (offset, length) that will be written, in order, for a format that has to lay
+        them out before the first of them is: where ``file`` goes forward. None: nobody knows them.
     :param place: for a protocol driver, where the new bytes are to be.
     :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
         may bear the name now, or when the new one gets it.
@@ -111,6 +113,7 @@ class CreateRequest:
     sibling: Callable[[str], Storage] | None = None
     header: Callable[[str], Storage] | None = None
     compressed: bool = False
+    layout: Callable[[], Iterator[tuple[int, int]]] | None = None
     like: Storage | None = None
     place: Place | None = None
 

@@ -68,18 +68,22 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
                     level = _level(child, extent.offset, extent.length, sparse, moved, depth, under, None)
                     break
             elif kind is Kind.HOLE and image.backing is not None:
-                base = image.backing
+                base, depth = image.backing, depth + 1
                 stack.append(level)
+                while base.backing is not None and base is not above and extent.end <= base.size:
+                    if not base.vacant(extent.start, extent.length):
+                        break
+                    base, depth, work = base.backing, depth + 1, work + 1
                 beyond = max(extent.start, base.size)
                 if beyond < extent.end:
                     zeros = Extent(beyond, extent.end - beyond, Kind.ZERO)
-                    stack.append(_Level(iter((zeros,)), None, shift, depth + 1, below, None))
+                    stack.append(_Level(iter((zeros,)), None, shift, depth, below, None))
                 inside = max(min(extent.end, base.size) - extent.start, 0)
                 if base is above or not inside:  # a hole that begins behind its end is nothing to ask it for
                     left = (Extent(extent.start, inside, Kind.HOLE),) if inside else ()
-                    level = _Level(iter(left), None, shift, depth + 1, below, None)
+                    level = _Level(iter(left), None, shift, depth, below, None)
                 else:
-                    level = _level(base, extent.start, inside, sparse, shift, depth + 1, below, above)
+                    level = _level(base, extent.start, inside, sparse, shift, depth, below, above)
                 break
             elif kind is Kind.HOLE and above is not None:  # nothing is behind it: it is no hole onto *above*
                 extent = extent._replace(kind=Kind.ZERO)

@@ -105,7 +105,7 @@ class BlockTable:
             del self._pages[old]
 
     def _tell(self) -> None:
-        self.node.account.hold(self, len(self._pages) * self.page * self.width)
+        self.node.account.hold(self, min(len(self._pages) * self.page, self.count) * self.width)
 
     def shrink(self) -> None:
         """See :class:`diskmill.contract.limits.Cache`."""
@@ -273,6 +273,11 @@ class BlockImage(FormatImage):
             held = extent
         if held is not None:
             yield held
+
+    def vacant(self, offset: int, length: int) -> bool:
+        """As :meth:`Image.vacant`, of what lies in one block."""
+        first, last = offset // self.block_size, (offset + length - 1) // self.block_size
+        return first == last and self.empty.get(self.table.get(first)) is Kind.HOLE
 
     def _located(self, first: int, end: int) -> Iterator[tuple[int, int, Kind, int]]:
         """(first block, count, kind, file offset) for stretches of blocks *first* to *end - 1*.

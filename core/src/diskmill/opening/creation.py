@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ def create_image(
     context: Context,
     backing: Backing | None = None,
     compressed: bool = False,
+    layout: Callable[[], Iterator[tuple[int, int]]] | None = None,
     inputs: Iterable[object] = (),
 ) -> Image:
     """A new, empty image, open for writing, whose files do not have their names yet.
@@ -38,6 +39,7 @@ def create_image(
 
     :param size: the guest disk's size in bytes; it is rounded up to whole sectors.
     :param options: the format's and the protocol's ``create`` options, as typed or as values.
+    :param layout: as in :class:`~diskmill.contract.requests.CreateRequest`.
     :param inputs: identities (:meth:`Storage.identity`) of files that are read for it, which no output may replace.
     :raises UsageError: an output is one of those, or two outputs would be one file.
     """
@@ -84,7 +86,8 @@ def create_image(
     try:
         storage = output(place)
         settled = validate(driver.options, own, when="create", driver=format)
-        if storage.forward and not driver.goes_forward(settled):
+        foreseen = layout is not None and not compressed
+        if storage.forward and not driver.goes_forward(settled, foreseen=foreseen):
             if context.spool is None:
                 raise UnsupportedError(
                     f"format '{format}' cannot be written to {storage.one_pass} so: {needs_copy()}", file=name
@@ -108,6 +111,7 @@ def create_image(
             sibling=beside,
             header=partial(beside, leads=True),
             compressed=compressed,
+            layout=layout,
         )
         image = calls.create_image(registry, driver, request)
     except BaseException:

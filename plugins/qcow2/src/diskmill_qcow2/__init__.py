@@ -13,6 +13,7 @@ from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
+    from diskmill.contract.node import Image
     from diskmill.contract.options import Value
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.contract.results import Bitmap, CheckResult, Measurement, Snapshot
@@ -72,6 +73,7 @@ class Qcow2Driver(FormatDriver):
             "snapshots",
             "bitmaps",
             "pipe",
+            "forward",
         }
     )
     options = (
@@ -131,8 +133,13 @@ class Qcow2Driver(FormatDriver):
 
         return open_image(self, request)
 
+    def goes_forward(self, options: Mapping[str, Any], *, foreseen: bool) -> bool:
+        """All tables come before the data, so each cluster must have its place beforehand."""
+        plain = options["preallocation"] == "off" and not options["extended_l2"]
+        return foreseen and plain and "data_file" not in options and "encrypt.format" not in options
+
     @hookimpl
-    def create(self, request: CreateRequest) -> Qcow2Image:
+    def create(self, request: CreateRequest) -> Image:
         """A new image."""
         from .create import create
 

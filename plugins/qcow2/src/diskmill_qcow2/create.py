@@ -21,10 +21,11 @@ from .refcounts import FIRST_FREE, Refcounts
 
 if TYPE_CHECKING:
     from diskmill.contract.drivers import FormatDriver
+    from diskmill.contract.node import Image
     from diskmill.contract.requests import CreateRequest
 
 
-def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
+def create(driver: FormatDriver, request: CreateRequest) -> Image:
     """The image that *request* asks for, with its header written and nothing allocated but what is preallocated."""
     file = request.output()
     options = dict(request.options)
@@ -39,6 +40,11 @@ def create(driver: FormatDriver, request: CreateRequest) -> Qcow2Image:
     if method and request.compressed:
         raise UsageError("an encrypted image has no compressed clusters", file=request.name)
     header = _header(chosen, size)
+    if file.forward:
+        from .forward import create_forward
+
+        header.l1_size = chosen.l1_entries(size)
+        return create_forward(driver, request, header)
     header.crypt_method = method
     first = start = _lay_out(header, chosen, size)
     if volume is not None and volume.header:

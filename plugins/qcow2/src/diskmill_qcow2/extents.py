@@ -35,8 +35,18 @@ class Extents:
     def of(self, offset: int, length: int) -> Iterator[Extent]:
         """As :meth:`Node.extents`: neighbouring clusters that are neighbours in the file come as one."""
         end = offset + length
+        first, behind = offset // self.unit, -(-end // self.unit)
+        clusters: Iterable[Extent]
+        with self.lock:  # for looking up, and not while the caller reads
+            single = self.image.mapping.within(first, behind)
+        if single is None:
+            clusters = self._batches(first, behind)
+        elif single[0] is None or not any(single[0]):
+            clusters = iter((Extent(offset, length, Kind.HOLE),))
+        else:
+            clusters = self._meant_by(first, behind - first, single[0])
         last: Extent | None = None
-        for extent in self._extents(offset, end):
+        for extent in clusters:
             if extent.start < offset or extent.end > end:
                 if extent.end <= offset or extent.start >= end:
                     continue  # other subclusters of the first or last cluster
@@ -51,17 +61,16 @@ class Extents:
         if last is not None:
             yield last
 
-    def _extents(self, offset: int, end: int) -> Iterator[Extent]:
-        """As :meth:`of`, but whole clusters, not yet joined. The lock is held for looking up, not while the caller
-        reads."""
-        size = self.unit
-        first, last = offset // size, -(-end // size)
+    def vacant(self, offset: int, length: int) -> bool:
+        """As :meth:`Image.vacant`, of what one L2 table says."""
         with self.lock:
-            single = self.image.mapping.within(first, last)
+            single = self.image.mapping.within(offset // self.unit, -(-(offset + length) // self.unit))
+        return single is not None and (single[0] is None or not any(single[0]))
+
+    def _batches(self, first: int, last: int) -> Iterator[Extent]:
+        """As :meth:`of`, but whole guest clusters, from *first* to before *last*, and not yet joined."""
+        with self.lock:
             batches = self.image.mapping.batches(first, last)
-        if single is not None:
-            yield from self._meant_by(first, last - first, single[0])
-            return
         while True:
             with self.lock:
                 batch = next(batches, None)
@@ -72,7 +81,7 @@ class Extents:
             if times == 1:
                 yield from told
             else:
-                yield from _repeated(list(told), count * size, times)
+                yield from _repeated(list(told), count * self.unit, times)
 
     def _meant_by(self, cluster: int, count: int, words: array[int] | None) -> Iterable[Extent]:
         """The extents of *count* guest clusters from *cluster* on, whose entries are *words*."""

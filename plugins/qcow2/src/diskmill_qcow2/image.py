@@ -171,6 +171,9 @@ class Qcow2Image(FormatImage):
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         return self.guest.of(offset, length)
 
+    def vacant(self, offset: int, length: int) -> bool:
+        return self.guest.vacant(offset, length)
+
     def reserve(self, offset: int, length: int) -> list[Placement]:
         return self.placing.reserve(offset, length)
 

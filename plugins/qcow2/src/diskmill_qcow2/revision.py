@@ -84,6 +84,10 @@ class Revision:
         :raises ImageError: an L1 entry is impossible.
         """
         offsets = l1 & np.uint64(c.OFFSET_MASK)
+        count = int(np.count_nonzero(offsets))
+        if count > self.file.size // self.size:  # before memory is taken for each
+            cause = f"it names {count} L2 tables, and the file has no room for as many: check it"
+            raise ImageError(cause, file=self.image.name, place="L1 table")
         used = np.flatnonzero(offsets)
         used = used[np.argsort(offsets[used], kind="stable")]
         offsets = offsets[used]

@@ -82,7 +82,7 @@ class VmdkDriver(FormatDriver):
 
         return open_vmdk(self, request)
 
-    def goes_forward(self, options: Mapping[str, Any]) -> bool:
+    def goes_forward(self, options: Mapping[str, Any], *, foreseen: bool) -> bool:
         """As its name says."""
         return bool(options["subformat"] == "streamOptimized")
 

@@ -58,7 +58,7 @@ class VpcDriver(FormatDriver):
 
         return open_vpc(self, request)
 
-    def goes_forward(self, options: Mapping[str, Any]) -> bool:
+    def goes_forward(self, options: Mapping[str, Any], *, foreseen: bool) -> bool:
         """A fixed one is the disk, and the footer behind it."""
         return bool(options["subformat"] == "fixed")
 

@@ -40,6 +40,10 @@ class Compressed(Fresh):
         turns.wait(window.turn)
         for start, end in zeros:
             self.target.zero(start, end - start)
+        if self.whole:  # what a format puts between units when it reserves, a table, say, comes after those before
+            for unit in units:
+                self.store_all(self.place([unit]), window.low, window.view)
+            return
         writes = self.place(units)
         turns.passed()
         self.store_all(writes, window.low, window.view)
