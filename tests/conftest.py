@@ -4,8 +4,10 @@ hypothesis can use them too: each is the same for the whole session and keeps no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import oracles
 import pytest
 import samples
 import ssh_server as ssh
@@ -58,6 +60,12 @@ def diskmill_json() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def ext4_image() -> Callable[..., Any]:
     return samples.ext4_image
+
+
+@pytest.fixture
+def oracle(tmp_path: Path) -> Callable[..., None]:
+    """For the kit's suites: qemu-img agrees with what an image holds."""
+    return lambda machine, format, options: oracles.agreed(machine, format, options, tmp_path)
 
 
 @pytest.fixture(scope="session")

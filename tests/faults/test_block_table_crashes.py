@@ -1,24 +1,19 @@
-"""VDI, VHD, VHDX, Parallels, QED and qcow images after a crash at any write.
-
-What was flushed is there, and nothing that never was. A check may find lost space; of Parallels and VHDX images, that
-nobody closed them; of VHDX, that a header is torn.
-"""
+"""VDI, VHD, VHDX, Parallels, QED and qcow images after a crash: what the kit does not know of it."""
 
 from __future__ import annotations
 
 import random
 import struct
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from crashes import Workload, apply, crash_states, random_workload
 from diskmill.contract.node import Image
-from diskmill.contract.results import CheckResult
 from diskmill.opening.graph import open_image
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Workload, crash_states
+from diskmill_testkit.suites.crashes import examine
 from formats import Machine
-from twins import Content, MemoryStorage
+from twins import MemoryStorage
 
 FORMATS = {
     "vdi": {"cluster_size": 16 * KiB},
@@ -28,33 +23,9 @@ FORMATS = {
     "qed": {"cluster_size": 16 * KiB, "table_size": 2},
     "qcow": {},
 }
-CHECKED = [format for format in FORMATS if format != "qcow"]
-"""Those that have a check."""
 SIZE = 3 * MiB
 SIZES = {"vhdx": 8 * MiB + 512, "vpc": 16 * MiB}
 """Larger ones, so that some blocks are not there yet after the first writes."""
-
-
-def check(machine: Machine, name: str, format: str, repair: str = "") -> Any:
-    if format not in CHECKED:
-        return CheckResult()
-    with machine.open(name, format, writable=bool(repair)) as image:
-        return machine.context.registry.call(image.driver, "check", image=image, repair=repair)
-
-
-def unclean(result: CheckResult) -> int:
-    """How many of the corruptions a crash may leave: each is mended, or does no harm."""
-    known = ("not closed properly", "footer", "headers", "region table")
-    return sum(one.kind == "corruption" and any(word in one.text for word in known) for one in result.findings)
-
-
-def examine(machine: Machine, format: str, state: Content) -> bytes:
-    """What the guest disk in *state* holds; its tables are sound."""
-    machine.files["state"] = state
-    result = check(machine, "state", format)
-    assert result.corruptions == unclean(result) and not result.check_errors, result.findings
-    with machine.open("state", format) as image:
-        return image.read(0, image.size)
 
 
 def start(machine: Machine, format: str, chance: random.Random) -> tuple[Image, bytearray]:
@@ -69,34 +40,6 @@ def start(machine: Machine, format: str, chance: random.Random) -> tuple[Image, 
             image.write(at, data)
             model[at : at + len(data)] = data
     return machine.open("disk", format, writable=True), model
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_crash_while_writing(format: str, seed: int) -> None:
-    chance = random.Random(seed)
-    machine = Machine()
-    image, model = start(machine, format, chance)
-    load = Workload(image, model)
-    random_workload(load, chance, steps=40, longest=60 * KiB)
-    load.flush()
-    image.close()
-    states = list(crash_states(load.before, load.journal, chance, 60))
-    for point, state in states:
-        load.verify(point, examine(machine, format, state))
-    # Life goes on with what a crash left: nothing of it comes up where nothing was written.
-    for _, state in chance.sample(states, 10):
-        machine.files["state"] = state
-        check(machine, "state", format, repair="all")
-        disk = bytearray(examine(machine, format, machine.files["state"]))
-        with machine.open("state", format, writable=True) as again:
-            for _ in range(10):
-                at = chance.randrange(len(disk) // 512) * 512
-                again.write(at, b"new!" * 128)
-                disk[at : at + 512] = b"new!" * 128
-        assert check(machine, "state", format).findings == []
-        with machine.open("state", format) as again:
-            assert again.read(0, len(disk)) == disk
 
 
 @pytest.mark.parametrize("format", [*FORMATS, "qcow2"])
@@ -115,36 +58,6 @@ def test_what_lies_behind_an_image_in_a_window_never_comes_up(format: str) -> No
             model[at : at + 512] = b"here" * 128
     with open_image({"file": file}, format, context=machine.context) as image:
         assert image.read(0, size) == model
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("format", CHECKED)
-def test_a_crash_while_resizing(format: str, seed: int) -> None:
-    chance = random.Random(seed)
-    machine = Machine()
-    image, model = start(machine, format, chance)
-    storage = image.file
-    assert isinstance(storage, MemoryStorage)
-    # A table that has no room to grow: the first blocks must go out of its way.
-    size = {"vdi": 6 << 30, "vpc": 6 << 30, "vhdx": 130 << 30, "parallels": 200 * MiB, "qed": 6 << 30}[format]
-    before = storage.content.copy()
-    storage.journal = []
-    assert machine.context.registry.call(image.driver, "resize", image=image, size=size, preallocation="off")
-    image.close()
-    done = before.copy()
-    for change in storage.journal:
-        apply(done, change)
-    seen = set()
-    for _, state in [*crash_states(before, storage.journal, chance, 150), (0, before), (0, done)]:
-        machine.files["state"] = state
-        result = check(machine, "state", format)
-        assert result.corruptions == unclean(result) and not result.check_errors, result.findings
-        with machine.open("state", format) as again:
-            assert again.size in (len(model), size)
-            seen.add(again.size)
-            assert again.read(0, len(model)) == model
-            assert not any(again.read(again.size - 64 * KiB, 64 * KiB)) or again.size == len(model)
-    assert seen == {len(model), size}
 
 
 def write_guid(data: bytes) -> bytes:

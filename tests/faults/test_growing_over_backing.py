@@ -6,10 +6,10 @@ import random
 from typing import Any
 
 import pytest
-from crashes import apply, crash_states
 from diskmill.commands.resize import set_size
 from diskmill.errors import DiskmillError
 from diskmill.sizes import SECTOR, KiB, MiB
+from diskmill_testkit.journals import apply, crash_states
 from formats import Machine, formats
 from twins import MemoryStorage
 

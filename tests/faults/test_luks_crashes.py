@@ -6,10 +6,10 @@ import random
 from typing import Any
 
 import pytest
-from crashes import Change, crash_states
 from diskmill.contract.node import Image
 from diskmill.errors import DiskmillError, SecretError
 from diskmill.opening.graph import open_image
+from diskmill_testkit.journals import Change, crash_states
 from formats import Machine
 from twins import Content, MemoryStorage
 

@@ -9,10 +9,10 @@ import random
 from collections.abc import Callable
 
 import pytest
-from crashes import crash_of_several
 from diskmill.commands.check import check
 from diskmill.commands.commit import commit
 from diskmill.commands.rebase import rebase
+from diskmill_testkit.journals import crash_of_several
 from formats import Machine
 
 KiB = 1024

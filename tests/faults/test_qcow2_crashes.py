@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from crashes import crash_of_several
 from diskmill.commands.amend import amend
 from diskmill.commands.commit import commit
 from diskmill.commands.rebase import rebase
@@ -22,6 +21,7 @@ from diskmill.commands.snapshot import snapshot
 from diskmill.engine.copy import CopyPlan, copy
 from diskmill.errors import DiskmillError, ImageError
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import crash_of_several
 from formats import Machine
 from mutations import bounded
 from twins import Content, memory

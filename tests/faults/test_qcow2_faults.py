@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable
 
 import pytest
-from crashes import Workload, crash_states, random_workload
 from diskmill.commands.resize import set_size
 from diskmill.contract import calls
 from diskmill.contract.node import Image
 from diskmill.errors import ImageError
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Workload, crash_states, random_workload
 from formats import REGISTRY, Machine
 from mutations import mutants, withstand
 from qcow2_damage import Anatomy

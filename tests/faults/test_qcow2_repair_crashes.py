@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import Change, Workload, apply, crash_states, random_workload
 from diskmill.contract.node import Image
 from diskmill.contract.results import Bitmap, CheckResult
 from diskmill.errors import ImageError
 from diskmill.opening.graph import open_image
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Change, Workload, apply, crash_states, random_workload
 from formats import Machine
 from qcow2_damage import LAYOUTS, Anatomy, sample
 from tools import assert_clean

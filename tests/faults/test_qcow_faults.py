@@ -6,9 +6,9 @@ import random
 import struct
 
 import pytest
-from crashes import Workload, crash_states, random_workload
 from diskmill.engine.copy import CopyPlan, copy
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Workload, crash_states, random_workload
 from formats import Machine
 from mutations import mutants, withstand
 

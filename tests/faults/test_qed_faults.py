@@ -11,9 +11,9 @@ from typing import Any
 
 import diskmill
 import pytest
-from crashes import Change, Workload, crash_of_several, crash_states, random_workload
 from diskmill.commands.rebase import rebase
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Change, Workload, crash_of_several, crash_states, random_workload
 from formats import Machine
 from mutations import bounded, mutants, withstand
 from twins import MemoryStorage

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from crashes import Workload, apply, crash_states, random_workload
 from diskmill.contract.node import Image
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Workload, apply, crash_states, random_workload
 from formats import Machine
 from twins import MemoryDriver
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import diskmill
 import pytest
-from crashes import Change, Workload, apply, crash_of_several, crash_states, random_workload
 from diskmill.contract.node import Image
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.journals import Change, Workload, apply, crash_of_several, crash_states, random_workload
 from formats import Machine, refused
 from twins import Content, MemoryDriver, MemoryStorage
 

@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable
 
 import pytest
-from crashes import Change, crash_states, spoilt_states
 from diskmill.contract.node import Image
 from diskmill.opening.graph import open_image
 from diskmill.sizes import SECTOR, MiB
+from diskmill_testkit.journals import Change, crash_states, spoilt_states
 from formats import Machine
 from twins import Content, MemoryStorage
 

@@ -12,8 +12,9 @@ import diskmill.commands.snapshot
 import esx
 import vhdx_samples
 from diskmill.sizes import KiB, MiB
+from diskmill_testkit.traits import made_by
 from encoders import bochs, cloop, dmg, in_memory
-from formats import ENCODERS, FORMATS, Machine, layouts
+from formats import FORMATS, Machine, subformats
 from twins import Content
 
 from .mutant import Mutant
@@ -66,10 +67,11 @@ def seeds(machine: Machine, format: str) -> Iterator[Content]:
     if maker is not None:
         yield from map(Content, maker())
         return
-    if format in ENCODERS:
-        yield from (Content(make(disk())) for make in ENCODERS[format].values())
+    encoders = made_by(format)
+    if encoders:
+        yield from (Content(make(disk())[0]) for make in encoders.values())
         return
-    choices = [one.values[1] for one in layouts("create") if one.values[0] == format] or [{}]
+    choices = [one.values[1] for one in subformats("create") if one.values[0] == format] or [{}]
     for number, options in enumerate((*choices, *MORE.get(format, ()))):
         yield _made(machine, f"seed{number}", format, options)
     if "compression" in FORMATS[format].capabilities and format != "vmdk":  # which has a layout for it

@@ -67,7 +67,8 @@ class Content:
                     self.blocks.pop(index, None)
                 elif not unmap or index in self.blocks:
                     self.blocks.setdefault(index, bytearray(BLOCK))[skip : skip + end - start] = bytes(end - start)
-            self.size = max(self.size, offset + length)
+            if length:
+                self.size = max(self.size, offset + length)
 
     def truncate(self, size: int) -> None:
         with self.lock:
@@ -117,6 +118,8 @@ class MemoryStorage(Storage):
         self.writable = writable
         self._held = False
         self._new = False
+        self._careful = False
+        self._replaced: Content | None = None
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -191,7 +194,11 @@ class MemoryStorage(Storage):
     def settle(self, others: Sequence[Storage] = ()) -> None:
         super().settle(others)
         if self._new:
-            self.driver.files[self.place.key] = self.content
+            with self.driver.naming:
+                there = self.driver.files.get(self.place.key)
+                if self._careful and there is not None and there is not self._replaced:
+                    raise _exists(self.place)
+                self.driver.files[self.place.key] = self.content
             self._new = False
 
     @property
@@ -205,9 +212,12 @@ class MemoryStorage(Storage):
     def places(self) -> frozenset[object]:
         return frozenset([self.place.identity()]) if self._new else frozenset()
 
-    def begin(self) -> None:
-        """It is a new output, which gets its name when it is whole."""
-        self._new = True
+    def begin(self, *, careful: bool, replaced: Content | None) -> None:
+        """It is a new output, which gets its name when it is whole.
+
+        :param careful: of what bears that name then, it replaces *replaced* alone, if anything.
+        """
+        self._new, self._careful, self._replaced = True, careful, replaced
 
     def remove(self) -> None:
         key = self.place.key
@@ -267,6 +277,10 @@ class MemoryPlace(NamedPlace):
         return self.driver.name, self.key
 
 
+def _exists(place: Place) -> StorageError:
+    return StorageError.from_os(OSError(errno.EEXIST, os.strerror(errno.EEXIST)), place.display())
+
+
 class MemoryDriver(ProtocolDriver):
     """``memory``, shipped with the core. Its files belong to the driver object."""
 
@@ -280,6 +294,7 @@ class MemoryDriver(ProtocolDriver):
 
     def __init__(self) -> None:
         self.files: dict[str, Content] = {}
+        self.naming = threading.Lock()
 
     def place(self, options: Mapping[str, Any]) -> MemoryPlace:
         return MemoryPlace(self, str(options.get("filename", "")))
@@ -302,12 +317,14 @@ class MemoryDriver(ProtocolDriver):
         place = cast("MemoryPlace", request.place)
         there = self.files.get(place.key)
         like = request.like
-        expected = like.content if isinstance(like, MemoryStorage) else None
-        if there is not None and (request.context.overwrite == "refuse" or like is not None and there is not expected):
-            raise StorageError.from_os(OSError(errno.EEXIST, os.strerror(errno.EEXIST)), place.display())
+        refused = request.context.overwrite == "refuse"
+        expected = like.content if isinstance(like, MemoryStorage) and not refused else None
+        careful = refused or like is not None
+        if careful and there is not None and there is not expected:
+            raise _exists(place)
         storage = MemoryStorage(self, place, Content(), writable=True)
         storage.hold(share=False)
-        storage.begin()
+        storage.begin(careful=careful, replaced=expected)
         return storage
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diskmill.contract.node import Image
-from twins import Content, MemoryStorage
+
+from .twins import Content, MemoryStorage
 
 SECTOR = 512
 

@@ -10,7 +10,21 @@ import pytest
 from diskmill.contract.extents import Kind
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.sizes import KiB, MiB
-from formats import FORMATS, Machine, fillable, formats, fragments, pattern, refused, variants
+
+from ..machine import FORMATS, Machine, fillable, formats, fragments, names, pattern, refused, variants
+from ..selection import Cases, Chosen, over
+
+__all__ = [
+    "test_compare_finds_a_byte",
+    "test_compressed",
+    "test_from_each_to_each",
+    "test_info_and_map_describe_it",
+    "test_measured_sizes_hold",
+    "test_onto_a_backing_image",
+    "test_rebase_onto_a_first_backing_image",
+    "test_the_same_input_gives_the_same_image",
+]
+"""What a test module takes."""
 
 SIZE = 3 * MiB + 512
 
@@ -58,17 +72,27 @@ def plain(format: str) -> bool:
     return not any(option.name == "key-secret" for option in FORMATS[format].options)
 
 
-@pytest.mark.parametrize("target", formats("create"))
-@pytest.mark.parametrize("source", [name for name in fillable() if plain(name)])
+def keyless(*capabilities: str) -> Cases:
+    """A case for each chosen format with *capabilities* that needs no key."""
+    return lambda chosen: [name for name in formats(*capabilities)(chosen) if plain(name)]
+
+
+def pairs(chosen: Chosen) -> list[tuple[str, str]]:
+    """Each source with each target, where one of them was chosen."""
+    sources = [name for name in fillable() if plain(name)]
+    every = [(source, target) for source in sources for target in names("create")]
+    return [(source, target) for source, target in every if source in chosen or target in chosen]
+
+
+@over("source,target", pairs)
 def test_from_each_to_each(source: str, target: str) -> None:
     machine = Machine()
-    data = disk()
-    machine.fill("one", source, data)
+    data = machine.fill("one", source, disk())
     convert(machine, "one", source, "two", target)
     holds(machine, "two", target, data)
 
 
-@pytest.mark.parametrize("format", formats("create"))
+@over("format", formats("create"))
 def test_the_same_input_gives_the_same_image(format: str) -> None:
     """Threads race; what they write does not depend on who wins. Random identifiers aside, which formats have."""
     sizes = set()
@@ -81,7 +105,7 @@ def test_the_same_input_gives_the_same_image(format: str) -> None:
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("format", formats("create", "compression"))
+@over("format", formats("create", "compression"))
 def test_compressed(format: str) -> None:
     """In every variant of the format that can: it is smaller. One that cannot says so, and one can."""
     data = (b"nothing new under the sun " * 100000)[: 2 * MiB] + pattern(4, MiB) + bytes(MiB) + b"tail" * 128
@@ -104,7 +128,7 @@ def test_compressed(format: str) -> None:
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+@over("format", formats("create", "write", "backing"))
 def test_onto_a_backing_image(format: str, compress: bool) -> None:
     """What the source left to its backing image stays there, however large the units of either are."""
     if compress and "compression" not in FORMATS[format].capabilities:
@@ -128,7 +152,7 @@ def test_onto_a_backing_image(format: str, compress: bool) -> None:
 
 
 @pytest.mark.parametrize("unsafe", [False, True])
-@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+@over("format", formats("create", "write", "backing"))
 def test_rebase_onto_a_first_backing_image(format: str, unsafe: bool) -> None:
     """What read as zeros goes on doing so, unless the user vouches that it need not."""
     machine = Machine()
@@ -155,7 +179,7 @@ def test_rebase_onto_a_first_backing_image(format: str, unsafe: bool) -> None:
     holds(machine, "disk", format, bytes(model))
 
 
-@pytest.mark.parametrize("format", [name for name in formats("create", "write") if plain(name)])
+@over("format", keyless("create", "write"))
 def test_compare_finds_a_byte(format: str) -> None:
     machine = Machine()
     machine.put("raw", disk())
@@ -171,7 +195,7 @@ def test_compare_finds_a_byte(format: str) -> None:
     assert found.offset <= MiB + 77777 < found.offset + 64 * KiB
 
 
-@pytest.mark.parametrize("format", [name for name in formats("create") if plain(name)])
+@over("format", keyless("create"))
 def test_measured_sizes_hold(format: str) -> None:
     machine = Machine()
     machine.put("raw", disk())
@@ -184,7 +208,7 @@ def test_measured_sizes_hold(format: str) -> None:
     assert machine.files["out"].size <= measured.fully_allocated
 
 
-@pytest.mark.parametrize("format", [name for name in formats("create") if plain(name)])
+@over("format", keyless("create"))
 def test_info_and_map_describe_it(format: str) -> None:
     machine = Machine()
     machine.put("raw", disk())

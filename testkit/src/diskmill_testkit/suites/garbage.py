@@ -16,15 +16,26 @@ from diskmill.errors import DiskmillError
 from diskmill.opening.graph import open_image
 from diskmill.opening.known import recognise
 from diskmill.sizes import KiB, MiB
-from formats import ENCODERS, FORMATS, Machine, formats, fragments, unit_of, variants
-from twins import Content
+
+from ..machine import FORMATS, Machine, formats, fragments, names, read_only, unit_of, variants
+from ..selection import Chosen, over
+from ..traits import made_by
+from ..twins import Content
+
+__all__ = [
+    "test_a_new_image_is_taken_for_what_it_is",
+    "test_damaged_images",
+    "test_guest_data_does_not_change_what_an_image_is",
+    "test_noise",
+    "test_truncated_images",
+]
+"""What a test module takes."""
 
 SECONDS = 20
 """That one damaged image may take, on a machine that is busy with other things."""
 MEMORY = 256 * MiB
 """That one damaged image may take."""
 MUTATIONS = 2000
-READABLE = [*formats("create"), *(name for name in FORMATS if name in ENCODERS)]
 
 EDGES = [
     0,
@@ -46,6 +57,11 @@ EDGES = [
     2**63,
     2**64 - 1,
 ]
+
+
+def readable(chosen: Chosen) -> list[str]:
+    """A case for each chosen format of which there are images here."""
+    return [name for name in dict.fromkeys([*names("create"), *read_only()]) if name in chosen]
 
 
 @contextmanager
@@ -107,13 +123,14 @@ def use(machine: Machine, format: str) -> bool:
 def samples(machine: Machine, format: str) -> list[dict[str, Content]]:
     """Small good images, one of each variant of the format: all the files that one consists of."""
     made = []
-    if format in ENCODERS:
-        for variant, make in ENCODERS[format].items():
+    encoders = made_by(format)
+    if encoders:
+        for kind, make in encoders.items():
             # Large chunks are more than what is decoded at once.
-            disk = bytearray(2 * MiB + 64 * KiB if "large" in variant else 96 * KiB)
+            disk = bytearray(2 * MiB + 64 * KiB if "large" in kind else 96 * KiB)
             for offset, data in fragments(1, len(disk), 64 * KiB)[:4]:
                 disk[offset : offset + len(data)] = data
-            made.append({"disk": Content(make(bytes(disk)))})
+            made.append({"disk": Content(make(bytes(disk))[0])})
         return made
     chosen = [{}, *({option.name: value} for option, value in variants(FORMATS[format]) if option.choices)]
     for options in chosen:
@@ -165,13 +182,13 @@ def damaged(chance: random.Random, disk: Content, places: list[tuple[int, int]])
         at -= at % width
         order = chance.choice(("big", "little"))
         value = chance.choice((*EDGES, chance.getrandbits(64), 1 << chance.randrange(64))) % 256**width
-        part = value.to_bytes(width, order)  # type: ignore[arg-type]
+        part = value.to_bytes(width, order)
         disk.write(at, part[: disk.size - at])
         done.append(f"{part.hex()} at {at}")
     return ", ".join(done)
 
 
-@pytest.mark.parametrize("format", READABLE)
+@over("format", readable)
 def test_damaged_images(format: str) -> None:
     machine = Machine()
     originals = samples(machine, format)
@@ -213,7 +230,7 @@ def cuts(length: int) -> list[int]:
     return sorted(cut for cut in found if 0 <= cut < length)
 
 
-@pytest.mark.parametrize("format", READABLE)
+@over("format", readable)
 def test_truncated_images(format: str) -> None:
     machine = Machine()
     original = samples(machine, format)[0]
@@ -235,7 +252,7 @@ def beginnings(format: str) -> list[bytes]:
     return [b"", *(bytes(offset) + magic for name, offset, magic in _MAGICS if name == format)]
 
 
-@pytest.mark.parametrize("format", list(FORMATS))
+@over("format", formats())
 def test_noise(format: str) -> None:
     machine = Machine()
     for number in range(300):
@@ -266,7 +283,7 @@ def probed(machine: Machine) -> str:
         return image.driver.name
 
 
-@pytest.mark.parametrize("format", formats("create"))
+@over("format", formats("create"))
 def test_a_new_image_is_taken_for_what_it_is(format: str) -> None:
     machine = Machine()
     machine.create("disk", format, 4 * MiB)
@@ -281,14 +298,14 @@ def test_a_new_image_is_taken_for_what_it_is(format: str) -> None:
     assert not machine.warnings
 
 
-@pytest.mark.parametrize("format", formats("create", "write"))
+@over("format", formats("create", "write"))
 def test_guest_data_does_not_change_what_an_image_is(format: str) -> None:
     machine = Machine()
     machine.create("disk", format, 4 * MiB)
     with machine.open("disk", format) as image:
         if image.window is not None:
             return  # its first bytes are the guest's: nobody can tell
-    for other in formats("create"):
+    for other in names("create"):
         guest = Machine()
         guest.create("disk", other, 4 * MiB)
         header = head(guest)

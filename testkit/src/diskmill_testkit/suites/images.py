@@ -5,6 +5,7 @@ Each test runs over all that are installed and declare the capabilities that it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +15,33 @@ from diskmill.contract.node import Image
 from diskmill.engine.walk import walk
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
 from diskmill.sizes import SECTOR, GiB, KiB, MiB, round_up
-from formats import FORMATS, Machine, formats, fragments, layouts, merged, pattern, refused, unit_of, variants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ..machine import FORMATS, Machine, formats, fragments, merged, pattern, refused, subformats, unit_of, variants
+from ..patience import PATIENT
+from ..selection import Chosen, over
+
+__all__ = [
+    "test_a_backing_image_of_another_format",
+    "test_a_chain_reads_from_the_top",
+    "test_a_disk_grows_with_zeros",
+    "test_a_disk_grows_with_zeros_over_a_longer_backing_image",
+    "test_a_disk_that_is_open_for_reading_cannot_be_written",
+    "test_a_grown_disk_takes_random_writes",
+    "test_a_huge_disk_takes_what_is_in_it",
+    "test_an_abandoned_output_leaves_nothing",
+    "test_every_choice_of_every_option",
+    "test_every_size",
+    "test_nothing_is_written_beyond_the_end",
+    "test_random_writes",
+    "test_random_writes_over_a_backing_image",
+    "test_the_map_agrees_with_what_is_read",
+    "test_the_map_of_a_part_is_that_part_of_the_map",
+    "test_what_a_smaller_disk_lost_does_not_come_back",
+    "test_zeros_hide_the_backing_image",
+]
+"""What a test module takes."""
 
 CYLINDER = 16 * 255 * SECTOR
 """Formats that keep the disk's geometry round its size up to whole cylinders; this is the largest."""
@@ -49,7 +74,7 @@ def covers(extents: list[Extent], start: int, end: int) -> None:
 
 @pytest.mark.parametrize("units", [0, 1, 2, 33])
 @pytest.mark.parametrize("more", [-512, -1, 0, 1, 512, 700])
-@pytest.mark.parametrize("format", WRITABLE)
+@over("format", WRITABLE)
 def test_every_size(format: str, units: int, more: int) -> None:
     machine = Machine()
     asked = units * unit_of(machine, format) + more
@@ -77,7 +102,7 @@ def test_every_size(format: str, units: int, more: int) -> None:
     machine.check("disk", format)
 
 
-@pytest.mark.parametrize("format", formats("create", "write", blank=True))
+@over("format", formats("create", "write", blank=True))
 def test_a_huge_disk_takes_what_is_in_it(format: str) -> None:
     machine = Machine()
     size = 100 * GiB
@@ -148,8 +173,8 @@ def play(machine: Machine, format: str, steps: list[tuple[str, int, int]], model
     machine.check("disk", format)
 
 
-@pytest.mark.parametrize("format", WRITABLE)
-@settings(max_examples=40)
+@over("format", WRITABLE)
+@settings(PATIENT, max_examples=40)
 @given(data=st.data())
 def test_random_writes(format: str, data: st.DataObject) -> None:
     machine = Machine()
@@ -159,24 +184,25 @@ def test_random_writes(format: str, data: st.DataObject) -> None:
     play(machine, format, data.draw(operations(size, unit)), bytearray(size))
 
 
-@pytest.mark.parametrize("format", WRITABLE)
+@over("format", WRITABLE)
 def test_a_disk_that_is_open_for_reading_cannot_be_written(format: str) -> None:
     machine = Machine()
     machine.create("disk", format, MiB)
     before = bytes(machine.files["disk"])
     with machine.open("disk", format) as image:
-        for change in (
+        changes: list[Callable[[], object]] = [
             lambda: image.write(0, b"x"),
             lambda: image.zero(0, MiB),
             lambda: image.discard(0, MiB),
-        ):
+        ]
+        for change in changes:
             with pytest.raises(DiskmillError):
                 change()
         reads_as(image, b"")
     assert bytes(machine.files["disk"]) == before
 
 
-@pytest.mark.parametrize("format", WRITABLE)
+@over("format", WRITABLE)
 def test_nothing_is_written_beyond_the_end(format: str) -> None:
     machine = Machine()
     machine.create("disk", format, MiB)
@@ -187,7 +213,7 @@ def test_nothing_is_written_beyond_the_end(format: str) -> None:
         assert image.read(image.size - 1, 3) == bytes(3)
 
 
-@pytest.mark.parametrize("format", WRITABLE)
+@over("format", WRITABLE)
 def test_an_abandoned_output_leaves_nothing(format: str) -> None:
     from diskmill.opening.creation import create_image
 
@@ -216,7 +242,7 @@ def fragmented(machine: Machine, format: str) -> bytearray:
     return model
 
 
-@pytest.mark.parametrize("format", WRITABLE)
+@over("format", WRITABLE)
 def test_the_map_agrees_with_what_is_read(format: str) -> None:
     machine = Machine()
     model = fragmented(machine, format)
@@ -232,14 +258,14 @@ def test_the_map_agrees_with_what_is_read(format: str) -> None:
                 assert extent.node.read(extent.offset, extent.length) == model[extent.start : extent.end]
 
 
-@pytest.mark.parametrize("format", WRITABLE)
+@over("format", WRITABLE)
 def test_the_map_of_a_part_is_that_part_of_the_map(format: str) -> None:
     machine = Machine()
     fragmented(machine, format)
     with machine.open("disk", format) as image:
         whole = list(image.extents(0, image.size))
 
-        @settings(max_examples=100)
+        @settings(PATIENT, max_examples=100)
         @given(st.data())
         def parts(data: st.DataObject) -> None:
             offset = data.draw(st.integers(0, image.size - 1))
@@ -256,10 +282,16 @@ def test_the_map_of_a_part_is_that_part_of_the_map(format: str) -> None:
 # -- options --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("format", "name", "value"),
-    [(format, option.name, value) for format in formats("create") for option, value in variants(FORMATS[format])],
-)
+def choices(chosen: Chosen) -> list[tuple[str, str, Any]]:
+    """A case for each value of each option."""
+    return [
+        (format, option.name, value)
+        for format in formats("create")(chosen)
+        for option, value in variants(FORMATS[format])
+    ]
+
+
+@over("format,name,value", choices)
 def test_every_choice_of_every_option(format: str, name: str, value: Any) -> None:
     machine = Machine()
     given: dict[str, Any] = {name: value}
@@ -306,8 +338,8 @@ def overlay(machine: Machine, format: str, size: int, base: int) -> bytearray:
 
 
 @pytest.mark.parametrize("length", ["shorter", "as long", "longer", "tiny"])
-@pytest.mark.parametrize("format", formats("create", "write", "backing"))
-@settings(max_examples=15)
+@over("format", formats("create", "write", "backing"))
+@settings(PATIENT, max_examples=15)
 @given(data=st.data())
 def test_random_writes_over_a_backing_image(format: str, length: str, data: st.DataObject) -> None:
     machine = Machine()
@@ -322,7 +354,7 @@ def test_random_writes_over_a_backing_image(format: str, length: str, data: st.D
     assert bytes(machine.files["base"]) == before
 
 
-@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+@over("format", formats("create", "write", "backing"))
 def test_a_chain_reads_from_the_top(format: str) -> None:
     machine = Machine()
     unit = min(unit_of(machine, format), 256 * KiB)
@@ -343,7 +375,7 @@ def test_a_chain_reads_from_the_top(format: str) -> None:
         assert len({extent.depth for extent in found}) > 1
 
 
-@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+@over("format", formats("create", "write", "backing"))
 def test_a_backing_image_of_another_format(format: str) -> None:
     machine = Machine()
     size = 2 * unit_of(machine, format)
@@ -357,7 +389,7 @@ def test_a_backing_image_of_another_format(format: str) -> None:
         reads_as(image, pattern(5, size))
 
 
-@pytest.mark.parametrize("format", formats("create", "write", "backing"))
+@over("format", formats("create", "write", "backing"))
 def test_zeros_hide_the_backing_image(format: str) -> None:
     machine = Machine()
     size = 4 * unit_of(machine, format)
@@ -379,7 +411,7 @@ def resize(machine: Machine, format: str, size: int) -> None:
         assert image.size >= size
 
 
-@pytest.mark.parametrize(("format", "options"), layouts("create", "write", "resize"))
+@over("format,options", subformats("create", "write", "resize"))
 def test_a_disk_grows_with_zeros(format: str, options: dict[str, str]) -> None:
     machine = Machine()
     unit = min(unit_of(machine, format), 256 * KiB)
@@ -408,7 +440,7 @@ def test_a_disk_grows_with_zeros(format: str, options: dict[str, str]) -> None:
     machine.check("disk", format)
 
 
-@pytest.mark.parametrize("format", formats("create", "write", "backing", "resize"))
+@over("format", formats("create", "write", "backing", "resize"))
 def test_a_disk_grows_with_zeros_over_a_longer_backing_image(format: str) -> None:
     machine = Machine()
     unit = min(unit_of(machine, format), 256 * KiB)
@@ -421,7 +453,7 @@ def test_a_disk_grows_with_zeros_over_a_longer_backing_image(format: str) -> Non
     machine.check("disk", format)
 
 
-@pytest.mark.parametrize("format", formats("create", "write", "resize", "shrink", blank=True))
+@over("format", formats("create", "write", "resize", "shrink", blank=True))
 def test_what_a_smaller_disk_lost_does_not_come_back(format: str) -> None:
     machine = Machine()
     unit = min(unit_of(machine, format), 256 * KiB)
@@ -441,7 +473,7 @@ def test_what_a_smaller_disk_lost_does_not_come_back(format: str) -> None:
     machine.check("disk", format)
 
 
-@pytest.mark.parametrize("format", formats("create", "write", "resize", blank=True))
+@over("format", formats("create", "write", "resize", blank=True))
 def test_a_grown_disk_takes_random_writes(format: str) -> None:
     machine = Machine()
     unit = min(unit_of(machine, format), 256 * KiB)

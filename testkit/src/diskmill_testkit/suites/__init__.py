@@ -1,0 +1,1 @@
+"""The conformance suites: tests that hold for every driver of a kind."""

@@ -1,0 +1,131 @@
+"""A stranger's path: ``diskmill new-driver``, an edit, a wheel, the kit, the driver in use, and without it again.
+
+One environment of its own gets the packages; what they need it finds where these tests run.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from diskmill_testkit.new_driver import KINDS
+from tools import run
+
+Command = Callable[..., CompletedProcess[str]]
+NAMES = [(kind, f"acme-{kind}") for kind in KINDS] + [("format", "acme-plain")]
+"""The last one is left as it is."""
+PATCH = """\
+--- a/src/diskmill_acme_format/__init__.py
++++ b/src/diskmill_acme_format/__init__.py
+@@ -23,4 +23,5 @@
+     def extents(self, offset: int, length: int) -> Iterator[Extent]:
+-        # FILL IN: where the bytes of the guest disk lie; Kind.ZERO where it reads as zeros.
+-        if length:
+-            yield Extent(offset, length, Kind.DATA, self.file, SECTOR + offset)
++        # The sectors lie in pairs that are exchanged.
++        for start in range(offset // SECTOR * SECTOR, offset + length, SECTOR):
++            place = SECTOR + (start ^ SECTOR if start ^ SECTOR < self.size else start)
++            yield Extent(start, SECTOR, Kind.DATA, self.file, place).clip(offset, offset + length)
+"""
+"""What the stranger makes of the format."""
+ENCODE = """
+def encode(disk):
+    sectors = [disk[at : at + 512] for at in range(0, len(disk), 512)]
+    for at in range(0, len(sectors) - 1, 2):
+        sectors[at : at + 2] = sectors[at + 1], sectors[at]
+    return HEADER.pack(HEADER.new(magic=MAGIC, size=len(disk))).ljust(512, b"\\0") + b"".join(sectors)
+
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stranger works: it has a new package of each kind, the format edited."""
+    folder = tmp_path_factory.mktemp("stranger")
+    for kind, name in NAMES:
+        run(sys.executable, "-m", "diskmill_cli", "new-driver", kind, name, cwd=folder)
+    project = folder / "diskmill-acme-format"
+    subprocess.run(["git", "apply", "--unidiff-zero", "-"], input=PATCH, text=True, cwd=project, check=True)
+    tests = project / "tests" / "test_conformance.py"
+    before, _, rest = tests.read_text().partition("\ndef encode")
+    tests.write_text(before + ENCODE + rest[rest.index("\nDRIVERS") :])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(folder: Path) -> Command:
+    """Runs a module of Python where the packages are installed, as wheels."""
+    projects = [folder / f"diskmill-{name}" for _, name in NAMES]
+    pip = (sys.executable, "-m", "pip")
+    run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "wheels", *projects, timeout=200)
+    environment = folder / "environment"
+    venv.create(environment)
+    paths = {"base": str(environment), "platbase": str(environment)}
+    here, there = sysconfig.get_path("purelib"), Path(sysconfig.get_path("purelib", vars=paths))
+    (there / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    python = environment / "bin" / "python"
+    wheels = sorted((folder / "wheels").iterdir())
+    run(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", *wheels, timeout=200)
+
+    def command(module: str, *words: Any, **options: Any) -> CompletedProcess[str]:
+        return run(python, "-m", module, *words, cwd=folder, **options)
+
+    return command
+
+
+def test_what_it_writes_passes_mypy(folder: Path) -> None:
+    sources = sorted(folder.glob("diskmill-acme-*/src/*/__init__.py"))
+    assert len(sources) == len(NAMES)
+    run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", folder / "cache", *sources, cwd=folder, timeout=200)
+
+
+def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Command, folder: Path) -> None:
+    words = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder)
+    words += ("-k", "not acme-plain or encoded")  # of what is left as it is, only that it reads
+    done = installed("pytest", *words, *folder.glob("*/tests"), timeout=200)
+    for test in ("test_damaged_images[acme-format]", "was_encoded[acme-plain-plain]"):
+        assert test in done.stdout
+    for test in ("at_any_offset[filtered]", "below_it[acme-filter]", "test_it_forbids", "test_it_runs"):
+        assert test in done.stdout
+    assert not {"SKIPPED", "XFAIL", "XPASS"} & set(done.stdout.split())
+
+    disk = b"".join(bytes([number]) * 512 for number in range(1, 6))
+    swapped = b"".join(bytes([number]) * 512 for number in (2, 1, 4, 3, 5))
+    header = b"acme-format".ljust(32, b"\0") + len(disk).to_bytes(8, "little")
+    (folder / "disk").write_bytes(header.ljust(512, b"\0") + swapped)
+    installed("diskmill_cli", "convert", "-O", "raw", "disk", "disk.raw")
+    assert (folder / "disk.raw").read_bytes() == disk
+    installed("diskmill_cli", "convert", "-f", "raw", "-O", "raw", "acme-protocol:disk.raw", "copy.raw")
+    assert (folder / "copy.raw").read_bytes() == disk
+    filtered = "driver=raw,file.driver=acme-filter,file.file.filename=disk.raw"
+    assert f"({len(disk)} bytes)" in installed("diskmill_cli", "info", "--image-opts", filtered).stdout
+    assert installed("diskmill_cli", "acme-command", "disk").stdout == f"{len(disk)} bytes\n"
+    assert "acme-plugin" in installed("diskmill_cli", "drivers").stdout
+
+    pip = (sys.executable, "-m", "pip", "--python", folder / "environment" / "bin" / "python")
+    run(*pip, "uninstall", "-q", "-y", "diskmill-acme-format", timeout=100)
+    missing = installed("diskmill_cli", "info", "-f", "acme-format", "disk", check=False)
+    assert missing.returncode == 1
+    assert "acme-format" in missing.stderr
+    assert missing.stderr.count("\n") == 1
+
+
+def test_a_name_that_is_none_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:
+    def refused(*words: str) -> str:
+        done = run(sys.executable, "-m", "diskmill_cli", "new-driver", *words, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        return done.stderr
+
+    assert "no name of a driver" in refused("format", "../evil")
+    assert "unknown kind 'formats'" in refused("formats", "acme").replace("did you", "")
+    assert "a kind" in refused("format")
+    (tmp_path / "diskmill-acme").mkdir()
+    assert "File exists" in refused("format", "acme")
+    assert list((tmp_path / "diskmill-acme").iterdir()) == []
