@@ -52,6 +52,28 @@ def test_qcow2_through_both_pipes_is_whole_or_refused(raw: Path, tmp_path: Path,
     assert done.stdout == raw.read_bytes()
 
 
+@pytest.mark.parametrize("words", [("-c",), ("-o", "cluster_size=4k")], ids=["compressed", "small"])
+@pytest.mark.parametrize("writer", [COMMAND, "qemu-img"], ids=["ours", "theirs"])
+def test_tables_come_before_their_clusters(writer: str | Path, words: tuple[str, ...], tmp_path: Path) -> None:
+    """More data than is kept for reading backwards, by tables that lie between."""
+    raw, image = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
+    raw.write_bytes(os.urandom(48 * MiB))
+    subprocess.run([writer, "convert", "-f", "raw", "-O", "qcow2", *words, raw, image], check=True)
+    with image.open("rb") as file:
+        done = subprocess.run([COMMAND, "convert", "-O", "raw", "-", "-"], stdin=file, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == raw.read_bytes()
+    qemu_img("check", "-f", "qcow2", image)
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 3000, 65536 + 512])
+def test_a_small_disk_from_a_pipe(size: int, tmp_path: Path) -> None:
+    raw, out = tmp_path / "disk.raw", tmp_path / "out.qcow2"
+    raw.write_bytes(os.urandom(size))
+    assert piped(raw, "-f", "raw", "-O", "qcow2", "-", out).returncode == 0
+    qemu_img("compare", "-s" if not size % 512 else "-q", "-f", "raw", "-F", "qcow2", raw, out)
+
+
 @pytest.mark.parametrize("data", [True, False])
 @pytest.mark.parametrize(
     ("format", "options"),
@@ -165,7 +187,7 @@ def test_a_reader_that_goes_away_is_one_line(raw: Path) -> None:
     assert process.returncode != 0
 
 
-@pytest.mark.parametrize("packer", ["gzip", "xz", "bzip2"])
+@pytest.mark.parametrize("packer", ["gzip", "xz", "bzip2", "zstd", "lz4"])
 def test_compressed_files_are_read_as_what_is_inside(packer: str, raw: Path, tmp_path: Path) -> None:
     image, packed = tmp_path / "disk.qcow2", tmp_path / "packed"
     qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, image)
@@ -180,3 +202,18 @@ def test_compressed_files_are_read_as_what_is_inside(packer: str, raw: Path, tmp
     done = subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], capture_output=True)
     assert done.returncode == 1 and f"{packer} data breaks off".encode() in done.stderr
     assert not out.exists()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    packed.write_bytes(flipped)
+    done = subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], capture_output=True)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1) and f"{packer} data cannot be".encode() in done.stderr
+    assert not out.exists()
+
+
+def test_a_dictionary_that_needs_too_much_memory_is_refused(raw: Path, tmp_path: Path) -> None:
+    packed, out = tmp_path / "packed", tmp_path / "out.raw"
+    for words in (["xz", "--lzma2=dict=256MiB", "-c"], ["zstd", "-q", "--long=28", "-c"]):
+        packed.write_bytes(subprocess.run([*words], stdin=raw.open("rb"), check=True, capture_output=True).stdout)
+        done = subprocess.run([COMMAND, "convert", "-O", "raw", packed, out], capture_output=True)
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done.stderr
+        assert b"emory" in done.stderr and not out.exists()

@@ -10,6 +10,7 @@ from ..contract.results import Comparison
 from ..engine.compare import first_data, first_difference
 from ..engine.progress import Progress, Report
 from ..errors import CancelledError, DiskmillError
+from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
@@ -73,6 +74,8 @@ def _compared(left: Image, right: Image, strict: bool, counter: Progress, cancel
         offset = first_data(left if left.size > right.size else right, common, progress=counter)
     if offset is not None:
         return Comparison(False, f"Content mismatch at offset {offset}!", offset, size_differs=differs, common=common)
+    for image in (left, right):
+        drain(image)
     return Comparison(True, "Images are identical.", size_differs=differs, common=common)
 
 

@@ -19,6 +19,7 @@ from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
+from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
@@ -169,6 +170,8 @@ def perform(
                     cancel=cancel,
                     watchers=watched.watchers,
                 )
+            for image in work.images:
+                drain(image)
             made = watched.found
             if asked.verify:
                 watched.verify(target, counter, cancel)

@@ -9,6 +9,7 @@ from typing import Any
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
 from ..errors import UsageError
+from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import open_image
@@ -54,6 +55,7 @@ def dd(
         try:
             plan = CopyPlan(zeroed=target.blank)
             copy(image, target, plan, source_offset=start, length=length, progress=counter, cancel=cancel)
+            drain(image)
             target.settle()
         except BaseException:
             target.abandon()

@@ -9,6 +9,7 @@ from ..contract.node import Image
 from ..engine.digest import BLOCK, Digester, scan
 from ..engine.progress import Progress, Report
 from ..errors import ImageError, UsageError
+from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
@@ -47,6 +48,7 @@ def digest(
         if block_digests is not None:
             digester = Digester(image.size, algorithm, block_size, BlockFile(block_digests, digester.zero).put)
         scan(image, [digester], granule=block_size, threads=threads, progress=counter, cancel=cancel)
+        drain(image)
         return digester.hexdigest()
 
 

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import deque
 
 from ..contract.drivers import Driver
-from ..contract.node import Buffer, ReadBuffer, Requests, Storage
+from ..contract.node import Buffer, Image, ReadBuffer, Requests, Storage
 from ..errors import StorageError, said
 from ..sizes import MAX_SIZE, KiB, MiB
 
@@ -37,6 +37,8 @@ class ForwardStorage(Storage):
         """Where the next byte that comes belongs."""
         self.end: int | None = None
         """Where the bytes ended, once that was seen."""
+        self.drained = False
+        """Whether only its end tells that all that was read is right."""
         self._head = bytearray()
         self._window: deque[tuple[int, bytes]] = deque()
         self._lock = threading.Lock()
@@ -102,11 +104,32 @@ class ForwardStorage(Storage):
             self._window.popleft()
         return data
 
+    def drain(self) -> None:
+        """Read what is left and let it go. A driver whose bytes can be checked only at their end asks for that by
+        ``drained``.
+
+        :raises DiskmillError: what came was damaged, all of it included that was read before.
+        """
+        with self._lock:
+            while self._next(MiB):
+                pass
+
     def read_into(self, offset: int, buffer: Buffer) -> None:
         view = memoryview(buffer)
         data = self.read_some(offset, len(view))
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
+
+
+def drain(image: Image) -> None:
+    """See that what was read of *image* is right, where its files tell that at their end only, behind all that an image
+    needs of them: the checksum of a compressed file.
+
+    :raises DiskmillError: it is not.
+    """
+    for storage in image.leaves():
+        if isinstance(storage, ForwardStorage) and storage.drained:
+            storage.drain()
 
 
 _HELD = 4096

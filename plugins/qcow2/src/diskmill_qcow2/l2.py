@@ -226,7 +226,8 @@ class Mapping:
 
         :raises LimitError: more is to be read than the tables that the file can hold.
         """
-        most = max(_READ_BYTES // self.cluster_size, 1)
+        # What comes once has data between its tables, and looking ahead would pass that by.
+        most = 1 if self.file.forward else max(_READ_BYTES // self.cluster_size, 1)
         if first >= last:
             return
         index, end = first // self.count, -(-last // self.count)

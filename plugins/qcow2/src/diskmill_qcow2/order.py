@@ -92,7 +92,7 @@ class WriteOrder:
 
     def place_table(self, at: int) -> None:
         """In a new image, give the L2 table of guest cluster *at* its place now, ahead of the clusters that it names:
-        so QEMU lays out what is preallocated."""
+        so that who reads the image once, from its first byte to its last, knows where each of them belongs."""
         if self.image.fresh:
             mapping = self.image.mapping
             index = at // mapping.count

@@ -52,6 +52,7 @@ class Placing:
         while at < last:
             index, entry = divmod(at, mapping.count)
             count = min(last - at, mapping.count - entry)
+            self.image.order.place_table(at)
             table = mapping.get(index)
             if table is None:
                 self._new(result, at, count, *self._around(offset, offset + length), part=self.subunit)
@@ -158,6 +159,7 @@ class Placing:
         """Places for compressed clusters, packed one behind the other."""
         for start, length, _ in units:
             self.image.changing(start, length)
+            self.image.order.place_table(start // self.unit)
         offsets = self.image.refcounts.allocate_bytes([stored for _, _, stored in units])
         return [
             Placement(start, self.unit, self.file, offset, fresh=True, stored=stored)
