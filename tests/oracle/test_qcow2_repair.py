@@ -63,7 +63,7 @@ def test_random_damage(tmp_path: Path, layout: str) -> None:
     anatomy = Anatomy(base.read_bytes())
     chance = random.Random(layout)
     cases = refused = compared = intact = 0
-    while cases < 150:
+    while cases < 100:
         data, done = anatomy.damaged(chance)
         if data == anatomy.data:
             continue
@@ -90,7 +90,7 @@ def test_random_damage(tmp_path: Path, layout: str) -> None:
             ]
             assert not worse, (done, worse)
             compared += 1
-    assert intact > 8 and refused < 80, (intact, refused, compared)
+    assert intact > 5 and refused < 54, (intact, refused, compared)
 
 
 def poke(image: Path, offset: int, data: bytes) -> None:
