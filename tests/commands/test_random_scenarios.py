@@ -47,7 +47,7 @@ REFUSED = (
 )
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = (
-    r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID|"
+    r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|(link|parent) UUID|"
     r"Too much extra metadata|(Reference count|Snapshot) table offset invalid|extent without a descriptor|"
     r"invalid VPC image"
 )
