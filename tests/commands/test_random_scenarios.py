@@ -44,7 +44,7 @@ TALLY: Counter[str] = Counter()
 REFUSED = (
     r"end of the file|file ends within|outside the data area|not inside the file|of \d+$|the data cannot begin|"
     r"not all inside the file|in no L1 table|in the middle of it|cannot be at offset|a descriptor with a createType|"
-    r"transferred as text"
+    r"transferred as text|belongs to the metadata"
 )
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = (

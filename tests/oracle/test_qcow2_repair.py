@@ -105,6 +105,15 @@ def made(image: Path) -> Anatomy:
     return Anatomy(image.read_bytes())
 
 
+def test_an_entry_with_a_flag_and_no_table(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    poke(image, int.from_bytes(image.read_bytes()[40:48], "big"), (1 << 63).to_bytes(8, "big"))
+    assert qemu_img("check", image, check=False).returncode == command("check", image, check=False).returncode == 2
+    assert command("check", "-r", "all", image).returncode == 0
+    qemu_img("check", image)
+
+
 @pytest.mark.parametrize("how", ["leaks", "all"])
 def test_a_zeroed_l1_table_is_not_the_end(tmp_path: Path, how: str) -> None:
     """qemu-img exits with 0 here, and punches all data out."""
