@@ -83,6 +83,8 @@ def run(arguments: Arguments, session: Session) -> int:
         skip_broken=arguments.has("skip_broken"),
         digest=digest,
         verify=arguments.has("verify"),
+        resume=(arguments.one("resume") or "") if arguments.has("resume") else None,
+        mark_every=arguments.size("mark_every", "distance of marks") if arguments.has("mark_every") else None,
     )
     damage: list[tuple[int, int, DiskmillError]] = []
 
@@ -157,6 +159,8 @@ COMMAND = Command(
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
         Option("digest", ("--digest",), "Print the disk's digest, made out of the copy.", "NAME", (), True, _COPY),
         Option("verify", ("--verify",), "Read the output back before it gets its name.", panel=_COPY),
+        Option("resume", ("--resume",), "Keep what is unfinished, and go on with it.", "FILE", (), True, _COPY),
+        Option("mark_every", ("--mark-every",), "Data between marks to go on from.", "SIZE", (), False, _COPY, "252M"),
         Option("spool", ("--spool",), "Make a temporary copy of what comes or goes once.", "DIR", (), True, _COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
         common.CACHE._replace(flags=("-t", "--target-cache"), default="unsafe"),

@@ -88,6 +88,9 @@ class Conversion:
     :param bitmaps: also copy the persistent bitmaps of the one source; *skip_broken*: but for inconsistent ones.
     :param digest: the algorithm of the digest that is made out of the copy; None: there is none.
     :param verify: read the output back before it gets its name.
+    :param resume: leave an output that is not finished, with a journal, and go on with it if it is there: the
+        journal's name; empty: beside the output, whose name it has with ``.part.journal``; None: do not.
+    :param mark_every: bytes of data after which the journal is written anew; None: 252 MiB.
     """
 
     sources: tuple[Source, ...]
@@ -103,8 +106,14 @@ class Conversion:
     skip_broken: bool = False
     digest: str | None = None
     verify: bool = False
+    resume: str | None = None
+    mark_every: int | None = None
 
     def __post_init__(self) -> None:
+        if self.mark_every is not None:
+            object.__setattr__(self, "mark_every", whole(self.mark_every, "mark_every", 1))
+            if self.resume is None:
+                raise UsageError(said("mark_every requires resume", "--mark-every requires --resume"))
         object.__setattr__(self, "sources", tuple(self.sources))
         object.__setattr__(self, "rate", whole(self.rate, "rate"))
         if self.threads is not None:

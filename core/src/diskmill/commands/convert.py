@@ -32,6 +32,7 @@ from .conversion import Conversion, Converted, Source, Target
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
+    from .resumption import Resumption
 
 PIPE = "pipe:-"
 """What ``-`` stands for: standard input, or standard output."""
@@ -66,6 +67,8 @@ def convert(
     cancel: threading.Event | None = None,
     digest: str | None = None,
     verify: bool = False,
+    resume: str | bool | None = None,
+    mark_every: int | None = None,
 ) -> str | None:
     """Copy the guest disks of *sources*, one after the other, into *output*.
 
@@ -92,6 +95,8 @@ def convert(
     :param cancel: set it to stop.
     :param digest: make the digest of the guest disk out of the copy: the algorithm, see :func:`diskmill.digest`.
     :param verify: read the output back, and compare it with what was read, before it gets its name.
+    :param resume: what is left unfinished stays, and the same call goes on with it: True, or the name of the journal;
+        see :class:`~diskmill.commands.conversion.Conversion`, as for *mark_every*.
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
@@ -123,6 +128,8 @@ def convert(
         skip_broken=skip_broken,
         digest=digest,
         verify=verify,
+        resume=("" if resume else None) if isinstance(resume, bool) else resume,
+        mark_every=mark_every,
     )
     return perform(asked, context, target_context, progress=progress, cancel=cancel, damaged=salvage).digest
 
@@ -148,6 +155,11 @@ def perform(
     with ExitStack() as stack:
         work = _Work(asked, context, target_context, stack)
         counter.expect(work.size if work.endless is None else 0)
+        resumption = work.resumption
+        if resumption is not None and resumption.finished():
+            counter.advance(work.size)
+            resumption.end()
+            return Converted(asked.target.format, work.size)
         target = work.existing() if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
@@ -160,6 +172,8 @@ def perform(
                 from .unsized import copy_unsized
 
                 copy_unsized(work.endless, target, plan, target_context, counter, limit, cancel)
+            elif resumption is not None:
+                resumption.copy(target, plan, progress=counter, limit=limit, cancel=cancel, watchers=watched.watchers)
             else:
                 copy(
                     work.images,
@@ -192,6 +206,8 @@ def perform(
                 target.abandon()
             raise
         target.close()
+        if resumption is not None:
+            resumption.end()
         return Converted(target.driver.name, work.size, made)
 
 
@@ -218,6 +234,11 @@ class _Work:
         self.shared: Image | None = None  # by default everything is copied
         self.shared_size: int | None = None
         self.size = sum(image.size for image in self.images)
+        self.resumption: Resumption | None = None
+        if asked.resume is not None:
+            from .resumption import Resumption
+
+            self.resumption = Resumption(asked, self.images, context, target_context)
         self.endless = self._endless() if any(image.file.forward for image in self.images) else None
 
     def _endless(self) -> Image | None:
@@ -298,12 +319,13 @@ class _Work:
         base = _backing(self.stack, self.backing, self.backing_format, asked.name, self.context)
         if base is not None:
             self.shared, self.shared_size = _shared(self.images[0], base, self.snapshot), base.size
+        resumption = self.resumption
         target = create_image(
             asked.name,
             asked.format,
             self.size,
             self.options,
-            context=self.target_context,
+            context=self.target_context if resumption is None else resumption.context,
             backing=None
             if base is None
             else Backing(
@@ -315,6 +337,7 @@ class _Work:
             compressed=self.asked.compress,
             layout=self._layout if self._foreseen() else None,
             inputs=identities([*self.images, *([base] if base is not None else ())]),
+            unfinished=None if resumption is None else resumption.make,
         )
         if base is not None:  # what a unit of the target holds beside the source's data comes from there
             target.attach(Reference("backing", str(self.backing)), base)
