@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..contract import calls
 from ..contract.extents import Kind
 from ..contract.node import Image, Node, Storage
-from ..contract.options import split
 from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
@@ -28,10 +27,12 @@ from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
+from .snapshot import load_snapshot
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
+    from .changes import Ranges
     from .resumption import Resumption
 
 PIPE = "pipe:-"
@@ -69,6 +70,7 @@ def convert(
     verify: bool = False,
     resume: str | bool | None = None,
     mark_every: int | None = None,
+    since: str | None = None,
 ) -> str | None:
     """Copy the guest disks of *sources*, one after the other, into *output*.
 
@@ -96,7 +98,7 @@ def convert(
     :param digest: make the digest of the guest disk out of the copy: the algorithm, see :func:`diskmill.digest`.
     :param verify: read the output back, and compare it with what was read, before it gets its name.
     :param resume: what is left unfinished stays, and the same call goes on with it: True, or the name of the journal;
-        see :class:`~diskmill.commands.conversion.Conversion`, as for *mark_every*.
+        see :class:`~diskmill.commands.conversion.Conversion`, as for *mark_every* and *since*.
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
@@ -130,6 +132,7 @@ def convert(
         verify=verify,
         resume=("" if resume else None) if isinstance(resume, bool) else resume,
         mark_every=mark_every,
+        since=since,
     )
     return perform(asked, context, target_context, progress=progress, cancel=cancel, damaged=salvage).digest
 
@@ -154,7 +157,8 @@ def perform(
     counter = Progress(progress)
     with ExitStack() as stack:
         work = _Work(asked, context, target_context, stack)
-        counter.expect(work.size if work.endless is None else 0)
+        ranges = None if asked.since is None else work.changed(asked.since, counter)
+        counter.expect(0 if work.endless is not None else work.size if ranges is None else sum(n for _, n in ranges()))
         resumption = work.resumption
         if resumption is not None and resumption.finished():
             counter.advance(work.size)
@@ -183,6 +187,7 @@ def perform(
                     limit=limit,
                     cancel=cancel,
                     watchers=watched.watchers,
+                    ranges=None if ranges is None else ranges(),
                 )
             for image in work.images:
                 drain(image)
@@ -267,6 +272,12 @@ class _Work:
         if source.snapshot is not None:
             load_snapshot(image, source.snapshot, self.context)
         return image
+
+    def changed(self, since: str, counter: Progress) -> Ranges:
+        """The ranges of the source that have changed *since* then."""
+        from .changes import changed_since
+
+        return changed_since(since, self.images[0], self.asked.sources[0], self.context, self.stack, counter)
 
     def _bitmaps(self) -> list[Bitmap]:
         """The bitmaps of the source that are copied."""
@@ -538,33 +549,6 @@ def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> N
     """Empty bitmaps in *target*, which record nothing."""
     for one in copied:
         calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
-
-
-def load_snapshot(image: Image, name: str, context: Context) -> None:
-    """Let *image* read as its internal snapshot *name*: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
-
-    :raises UnsupportedError: the format has no internal snapshots.
-    :raises UsageError: there is no such snapshot.
-    """
-    if "snapshots" not in image.driver.capabilities:
-        raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
-    if image.lent:
-        raise UsageError("an image that is open reads as it does: open its snapshot", file=image.name)
-    if name.startswith("snapshot."):
-        name = _snapshot_id(image, name, context)
-    calls.snapshot(context.registry, image, "load", name)
-
-
-def _snapshot_id(image: Image, text: str, context: Context) -> str:
-    """The id of the snapshot that has all that *text* says."""
-    wanted = dict(split(text))
-    unknown = sorted(set(wanted) - {"snapshot.id", "snapshot.name"})
-    if unknown:
-        raise UsageError(f"invalid snapshot '{text}': there is no '{unknown[0]}'")
-    for one in calls.snapshots(context.registry, image):
-        if wanted.get("snapshot.id", one.id) == one.id and wanted.get("snapshot.name", one.name) == one.name:
-            return str(one.id)
-    raise UsageError(f"there is no snapshot '{text}'", file=image.name)
 
 
 def _backing(stack: ExitStack, name: str | None, format: str | None, output: str, context: Context) -> Image | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO
 
 from ..contract.node import Image
@@ -67,19 +69,17 @@ class BlockFile:
         for at in range(0, count, 1 << 14):
             self.file.write((digest or self.zero) * min(1 << 14, count - at))
 
-    def expect(self, first: int, count: int, digest: bytes | None) -> int | None:
-        """The first of *count* blocks from block *first* on that the file has another digest for."""
+    def unlike(self, first: int, count: int, digest: bytes | None) -> Iterator[int]:
+        """Those of *count* blocks from block *first* on that the file has another digest for."""
         length = len(self.zero)
         for at in range(0, count, 1 << 14):
             many = min(1 << 14, count - at)
-            wanted = (digest or self.zero) * many
-            there = self.file.read(len(wanted))
-            if there != wanted:
-                differs = next(
-                    one for one in range(many) if there[one * length :][:length] != wanted[one * length :][:length]
-                )
-                return first + at + differs
-        return None
+            wanted = digest or self.zero
+            there = self.file.read(many * length)
+            if there != wanted * many:
+                for one in range(many):
+                    if there[one * length :][:length] != wanted:
+                        yield first + at + one
 
 
 def verify(
@@ -99,8 +99,7 @@ def verify(
     wrong: list[int] = []
 
     def look(first: int, count: int, digest: bytes | None) -> None:
-        if not wrong and (differs := blocks.expect(first, count, digest)) is not None:
-            wrong.append(differs)
+        wrong.extend(islice(blocks.unlike(first, count, digest), 1 - len(wrong)))
 
     digester = Digester(size, algorithm, block_size, look)
     blocks = BlockFile(recorded, digester.zero)

@@ -264,9 +264,12 @@ class Resumption:
             file=self._storage,
             options=options,
             writable=True,
-            repair="all",  # that it says that somebody writes it is no surprise
+            repair="all",
         )
-        return calls.open_image(self.context.registry, driver, again)
+        image = calls.open_image(self.context.registry, driver, again)
+        if image.dirty and "repair" in driver.capabilities:  # it says that somebody writes it, which takes it back
+            calls.check(self.context.registry, image, "all")
+        return image
 
     def copy(
         self,

@@ -1,4 +1,4 @@
-"""Outputs that can be gone on with: storage that at any moment is what it was at its last mark, but for what came later.
+"""Outputs that can be gone on with: at any moment what they were at their last mark, but for what came later.
 
 What the marked state needs is not touched between marks: writes behind its end go to the file, and writes into it (to
 tables, mostly) are held in memory. A mark is a journal, which replaces the one before in one step, with what is held;
