@@ -86,6 +86,7 @@ def run(arguments: Arguments, session: Session) -> int:
         resume=(arguments.one("resume") or "") if arguments.has("resume") else None,
         mark_every=arguments.size("mark_every", "distance of marks") if arguments.has("mark_every") else None,
         since=arguments.one("since"),
+        deterministic=(arguments.one("deterministic") or "") if arguments.has("deterministic") else None,
     )
     damage: list[tuple[int, int, DiskmillError]] = []
 
@@ -143,6 +144,7 @@ COMMAND = Command(
         common.BACKING_FORMAT,
         Option("existing", ("-n", "--no-create"), "Write into an image that exists.", panel=_TARGET),
         Option("target_zero", ("--target-is-zero",), "That image reads as zeros throughout.", panel=_TARGET),
+        Option("deterministic", ("--deterministic",), "The same disk makes the same file.", "TEXT", (), True, _TARGET),
         Option("since", ("--since",), "The copy is as of this bitmap, snapshot or digests.", "WHAT", panel=_TARGET),
         *common.OVERWRITE,
         Option("bitmaps", ("--bitmaps",), "Copy the persistent bitmaps, too.", panel=_TARGET),

@@ -88,6 +88,9 @@ class Conversion:
     :param bitmaps: also copy the persistent bitmaps of the one source; *skip_broken*: but for inconsistent ones.
     :param digest: the algorithm of the digest that is made out of the copy; None: there is none.
     :param verify: read the output back before it gets its name.
+    :param deterministic: the same disk makes the same file, whatever made it and when: ids follow from this text, or,
+        where it is empty, from the disk's digest, for which the source is read beforehand. The time is that of the
+        environment's ``SOURCE_DATE_EPOCH``, or 1970. None: ids are random.
     :param since: the existing target is a copy as the source was then: write only what has changed since. The name of a
         bitmap or a snapshot of the source, or of a file with the digests of its blocks then; ``bitmap:``,
         ``snapshot:`` or ``digests:`` before it says which.
@@ -112,6 +115,7 @@ class Conversion:
     resume: str | None = None
     mark_every: int | None = None
     since: str | None = None
+    deterministic: str | None = None
 
     def __post_init__(self) -> None:
         if self.mark_every is not None:
@@ -133,12 +137,22 @@ class Conversion:
         self._refuse_offload()
         self._refuse_several()
         self._refuse_since()
+        self._refuse_random()
         if self.target.backing is not None and self.digest is not None:
             base = said("backing", "-B")
             raise UsageError(f"no digest can be made of a copy that leaves data to a backing image ({base})")
         if self.target.backing is not None and self.verify:
             base = said("backing", "-B")
             raise UsageError(f"a copy that leaves data to a backing image ({base}) is verified with compare")
+
+    def _refuse_random(self) -> None:
+        if self.deterministic is None:
+            return
+        deterministic = said("deterministic", "--deterministic")
+        if not self.in_order:
+            raise UsageError(f"{deterministic} does not go with {said('in_order=False', '-W')}")
+        if self.target.existing or self.resume is not None:
+            raise UsageError(f"{deterministic} is for images that are made anew, in one go")
 
     def _refuse_since(self) -> None:
         since = said("since", "--since")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
 from ..contract.extents import Kind
+from ..contract.ids import derived
 from ..contract.node import Image, Node, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
@@ -71,6 +73,7 @@ def convert(
     resume: str | bool | None = None,
     mark_every: int | None = None,
     since: str | None = None,
+    deterministic: str | bool | None = None,
 ) -> str | None:
     """Copy the guest disks of *sources*, one after the other, into *output*.
 
@@ -98,7 +101,8 @@ def convert(
     :param digest: make the digest of the guest disk out of the copy: the algorithm, see :func:`diskmill.digest`.
     :param verify: read the output back, and compare it with what was read, before it gets its name.
     :param resume: what is left unfinished stays, and the same call goes on with it: True, or the name of the journal;
-        see :class:`~diskmill.commands.conversion.Conversion`, as for *mark_every* and *since*.
+        see :class:`~diskmill.commands.conversion.Conversion`, as for *mark_every*, *since*
+        and *deterministic* (True: by the disk's digest).
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
@@ -133,6 +137,7 @@ def convert(
         resume=("" if resume else None) if isinstance(resume, bool) else resume,
         mark_every=mark_every,
         since=since,
+        deterministic=("" if deterministic else None) if isinstance(deterministic, bool) else deterministic,
     )
     return perform(asked, context, target_context, progress=progress, cancel=cancel, damaged=salvage).digest
 
@@ -164,6 +169,8 @@ def perform(
             counter.advance(work.size)
             resumption.end()
             return Converted(asked.target.format, work.size)
+        if asked.deterministic is not None:
+            stack.enter_context(derived(work.seed(counter, cancel), _epoch()))
         target = work.existing() if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
@@ -272,6 +279,21 @@ class _Work:
         if source.snapshot is not None:
             load_snapshot(image, source.snapshot, self.context)
         return image
+
+    def seed(self, counter: Progress, cancel: threading.Event | None) -> bytes:
+        """What ids follow from: a text that was given, or the digest of the disk."""
+        if self.asked.deterministic:
+            return self.asked.deterministic.encode()
+        if any(one.forward for one in self._leaves()):
+            given = said("deterministic=TEXT", "--deterministic=TEXT")
+            text = f"its digest cannot be known beforehand: give a text for ids ({given})"
+            raise UsageError(text, file=self.images[0].name)
+        from ..engine.digest import Digester, scan
+
+        counter.expect(self.size)
+        digester = Digester(self.size)
+        scan(self.images, [digester], progress=counter, cancel=cancel)
+        return bytes.fromhex(digester.hexdigest())
 
     def changed(self, since: str, counter: Progress) -> Ranges:
         """The ranges of the source that have changed *since* then."""
@@ -395,6 +417,14 @@ class _Work:
     def _in_turn(self) -> bool:
         """Whether a source is best read by one thread: what comes in order, in that order."""
         return any(one.file.forward and "stream" not in one.driver.capabilities for one in self.images)
+
+
+def _epoch() -> int:
+    """What ``SOURCE_DATE_EPOCH`` says (https://reproducible-builds.org/specs/source-date-epoch/), or 1970."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "0")
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise UsageError(f"SOURCE_DATE_EPOCH is a number of seconds after 1970, not '{text}'")
+    return int(text)
 
 
 def _untold(offset: int, length: int, error: DiskmillError) -> None:
