@@ -29,7 +29,6 @@ PACKAGES = {
     "sparseimage": "diskmill-sparseimage",
     "vma": "diskmill-vma",
     "ova": "diskmill-ova",
-    "ovf": "diskmill-ova",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
     **dict.fromkeys(

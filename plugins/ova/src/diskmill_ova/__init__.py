@@ -12,31 +12,34 @@ if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.contract.results import CheckResult, Measurement
 
-    from .image import OvaImage
-
-_DISK = Option("disk", "str", "which of several disks: the name of its file, or its number from 1 on", when=("open",))
-
 
 class OvaDriver(FormatDriver):
-    """``ova``: a tar file with a disk in it, read in place, and written with a descriptor and a manifest."""
+    """``ova``: a tar file with a disk in it, read in place, and written with a descriptor and a manifest; and a
+    descriptor whose disk lies beside it."""
 
     contract = 1
     name = "ova"
-    title = "OVA packages, and disks in tar archives (read, create)"
+    title = "OVA packages, OVF descriptors, disks in tar archives (read, create)"
     capabilities = frozenset({"create", "check", "zero", "pipe"})
-    options = (_DISK,)
+    options = (
+        Option("disk", "str", "which of several disks: the name of its file, or its number from 1 on", when=("open",)),
+    )
 
     @hookimpl
     def probe(self, data: bytes, name: str) -> int:
-        """By tar's magic, which stands behind the name of the first file."""
-        return 80 if data[257:262] == b"ustar" else 0
+        """By tar's magic, which stands behind the name of the first file; of a descriptor, by its namespace."""
+        if data[257:262] == b"ustar":
+            return 80
+        return 90 if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"/ovf/envelope" in data else 0
 
     @hookimpl
-    def open(self, request: OpenRequest) -> OvaImage:
-        """The disk in an archive."""
+    def open(self, request: OpenRequest) -> Image:
+        """The disk in an archive, or beside a descriptor."""
+        from .archive import is_archive
+        from .described import open_ovf
         from .image import open_ova
 
-        return open_ova(self, request)
+        return (open_ova if is_archive(request.below()) else open_ovf)(self, request)
 
     @hookimpl
     def create(self, request: CreateRequest) -> Image:
@@ -60,26 +63,4 @@ class OvaDriver(FormatDriver):
         return measure_ova(request)
 
 
-class OvfDriver(FormatDriver):
-    """``ovf``: a descriptor, whose disk lies beside it."""
-
-    contract = 1
-    name = "ovf"
-    title = "OVF descriptors, with the disk beside them (read)"
-    options = (_DISK,)
-
-    @hookimpl
-    def probe(self, data: bytes, name: str) -> int:
-        """By the root element, and the namespace that it has."""
-        return 90 if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"/ovf/envelope" in data else 0
-
-    @hookimpl
-    def open(self, request: OpenRequest) -> Image:
-        """The disk that the descriptor names."""
-        from .described import open_ovf
-
-        return open_ovf(self, request)
-
-
-ova = OvaDriver()
-ovf = OvfDriver()
+driver = OvaDriver()

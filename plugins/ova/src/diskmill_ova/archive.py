@@ -26,6 +26,12 @@ class Entry(NamedTuple):
     size: int
 
 
+def is_archive(file: Node) -> bool:
+    """Whether *file* begins as an archive does, or as nothing that is text."""
+    head = file.read_some(0, SECTOR)
+    return head[257:262] == b"ustar" or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+
+
 def entries(file: Node, name: str) -> Iterator[Entry]:
     """The regular files of the archive in *file*, as they come.
 

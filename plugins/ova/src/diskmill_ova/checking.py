@@ -10,7 +10,7 @@ from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError
 from diskmill.sizes import MiB
 
-from .archive import Entry, entries
+from .archive import Entry, entries, is_archive
 
 _LINE = re.compile(r"(SHA1|SHA256|SHA512) ?\((.+)\) ?= ?([0-9a-fA-F]+)")
 _MOST = MiB
@@ -19,6 +19,8 @@ _MOST = MiB
 def check_ova(image: Image) -> CheckResult:
     """Hold each file against the manifest; without one there is nothing to be found."""
     result = CheckResult()
+    if not is_archive(image.file):
+        return result
     found = {entry.name: entry for entry in entries(image.file, image.name)}
     manifest = next((entry for name, entry in found.items() if name.endswith(".mf")), None)
     if manifest is None:

@@ -16,13 +16,13 @@ from .envelope import MOST, chosen, disks_of
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
 
-    from . import OvfDriver
+    from . import OvaDriver
 
 
 class OvfImage(FormatImage):
     """The disk in the file called *disk*."""
 
-    def __init__(self, driver: OvfDriver, file: Node, disk: str, *, name: str) -> None:
+    def __init__(self, driver: OvaDriver, file: Node, disk: str, *, name: str) -> None:
         super().__init__(driver, file, name=name, size=0, writable=False)
         self.references = [Reference("extent", disk if disk.startswith("/") else f"./{disk}")]
         self.inner: Image | None = None
@@ -45,11 +45,13 @@ class OvfImage(FormatImage):
             yield self.inner
 
 
-def open_ovf(driver: OvfDriver, request: OpenRequest) -> OvfImage:
+def open_ovf(driver: OvaDriver, request: OpenRequest) -> OvfImage:
     """The disk of the descriptor in ``request.file`` that is wanted."""
     file, name = request.below(), request.name
     if request.writable:
         raise UnsupportedError("a descriptor can only be read; its disks can be written one by one", file=name)
+    if file.forward:
+        raise UnsupportedError("a descriptor that comes through a pipe has no disks beside it", file=name)
     if file.size > MOST:
         raise ImageError(f"a descriptor of {file.size} bytes", file=name)
     disks = disks_of(file.read(0, file.size), name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskmill.contract import calls
 from diskmill.contract.drivers import PROBE_BYTES, Driver
-from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.extents import Extent
 from diskmill.contract.node import Image, Node, Storage
 from diskmill.contract.options import validate
 from diskmill.contract.requests import OpenRequest
@@ -34,8 +34,7 @@ class OvaImage(FormatImage):
         self.sector_size = inner.sector_size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        if length:
-            yield Extent(offset, length, Kind.DATA, self.inner, offset)
+        yield from self.inner.extents(offset, length)
 
     def details(self) -> dict[str, Any] | None:
         return {"disk": self.inner.name, "format": self.inner.driver.name}
@@ -101,7 +100,7 @@ def _opened(member: Member, request: OpenRequest) -> Image:
     """The image in *member*, by the driver that knows it."""
     registry = request.context.registry
     driver = registry.probe(member.read_some(0, min(PROBE_BYTES, member.size)), member.name)
-    if driver is None or driver.name in ("ova", "ovf"):
+    if driver is None or driver.name == "ova":
         raise UnsupportedError(f"the format of its disk '{member.name}' is not known", file=request.name)
     if member.forward and "pipe" not in driver.capabilities:
         text = f"its disk '{member.name}' is {driver.name}, which cannot be read from {member.one_pass}"
