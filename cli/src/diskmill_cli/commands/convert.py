@@ -22,7 +22,8 @@ _COPY = "The copying"
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
     from diskmill.commands.conversion import MOST_THREADS, Conversion, Source, Target
-    from diskmill.commands.convert import PIPE, perform
+    from diskmill.commands.convert import perform
+    from diskmill.commands.unsized import PIPE
     from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
 

@@ -30,15 +30,13 @@ from ..opening.registry import Registry
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
 from .snapshot import load_snapshot
+from .unsized import PIPE
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
     from .changes import Ranges
     from .resumption import Resumption
-
-PIPE = "pipe:-"
-"""What ``-`` stands for: standard input, or standard output."""
 
 
 def convert(
@@ -255,13 +253,14 @@ class _Work:
 
     def _endless(self) -> Image | None:
         """The source whose size nobody knows; the target then is begun with what is copied first."""
-        from .unsized import FIRST, is_unsized, refuse
+        from .unsized import FIRST, expect_growing, is_unsized, refuse
 
         endless = next((image for image in self.images if is_unsized(image)), None)
         if endless is not None:
             asked = self.asked
             beforehand = asked.target.existing or self.backing is not None or asked.digest is not None or asked.verify
             refuse(self.images, beforehand)
+            expect_growing(self.context.registry.format(asked.target.format), endless)
             self.size = FIRST
         return endless
 
