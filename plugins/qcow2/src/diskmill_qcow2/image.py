@@ -255,7 +255,8 @@ class Qcow2Image(FormatImage):
 
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
-        assert not self.writable
+        if self.writable:
+            raise RuntimeError("a snapshot is loaded for reading only")
         self.mapping_read = self._mapping_of(l1_offset, l1_size)
         self.size = size
 

@@ -233,7 +233,7 @@ class VhdxImage(BlockImage):
         if self.differencing:
             raise UnsupportedError("a differencing image can only be read", file=self.name)
         if not self.begun:
-            assert self.log.capacity
+            self.log.require()
             self.headers.update_both(DataWriteGuid=fresh(16), LogGuid=NO_GUID)
             self.begun = True
 

@@ -150,6 +150,9 @@ class Replayed(Node):
 class Log:
     """The log that *headers* tell of."""
 
+    capacity = _BATCH
+    """Sectors that can be committed together."""
+
     def __init__(self, file: Node, headers: Headers, name: str) -> None:
         self.file = file
         self.headers = headers
@@ -308,15 +311,10 @@ class Log:
             self.headers.update_both(LogGuid=NO_GUID)
             self._announced = ()
 
-    @property
-    def capacity(self) -> int:
-        """Sectors that can be committed together.
-
-        :raises UnsupportedError: the log has no room.
-        """
+    def require(self) -> None:
+        """:raises UnsupportedError: there is no room for a log in the file."""
         if not self.length:
             raise UnsupportedError("it has no log, so it can only be read", file=self.name)
-        return _BATCH
 
     def _packed(self, changes: Sequence[tuple[int, bytes]], name: bytes, last: int) -> bytes:
         sequence = 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from diskmill.contract.ids import fresh, now
 from diskmill.contract.results import Measurement
 from diskmill.errors import UnsupportedError
+from diskmill.kit.forward import foretell
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_vhd import (
@@ -83,6 +84,8 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
 def _fixed(driver: VpcDriver, request: CreateRequest, file: Storage, footer: Record, size: int) -> FixedVpcImage:
     """The disk's bytes, and *footer* behind them; what is written forward gets it last."""
     image = FixedVpcImage(driver, file, footer, name=request.name, size=size, writable=True)
+    if request.layout is not None:
+        foretell(file, size + SECTOR)
     file.truncate(size)
     if file.forward:
         image.due = sealed(FOOTER, footer)
