@@ -153,6 +153,11 @@ class Node(ABC):
         """Equal for two nodes of the same file, whatever their names; None where nobody knows: of images, say."""
         return None
 
+    def state(self) -> str | None:
+        """Another text whenever its bytes may have changed, or it is another file: for who comes back later, in another
+        process. None: nobody knows that without reading them."""
+        return None
+
     def event(self, name: str) -> None:
         """The format above is about to do what QEMU calls *name* (``l2_update``, say; see ``BlkdebugEvent`` in QEMU's
         ``qapi/block-core.json``). Nobody listens but filters that are there to disturb it, and their neighbours, which
@@ -306,6 +311,11 @@ class Storage(Node):
 
         Where the file has no name before it is whole, that is given. The first 64 KiB need not be named.
         """
+
+    def go_on(self, size: int) -> None:
+        """Of an output that was left unfinished (``CreateRequest.unfinished``): it is what its first *size* bytes are,
+        and zeros behind them; 0: it begins anew. Nothing was written to it since it was opened."""
+        self.truncate(size)
 
     def remove(self) -> None:
         """Take its name away, so that nothing is left once it is closed."""

@@ -7,12 +7,12 @@ that bring data. The last entry of a sequence says where the sequence begins; th
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.ids import fresh
 from diskmill.contract.node import Buffer, Node, ReadBuffer
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MiB, TiB, round_down, round_up
@@ -296,7 +296,7 @@ class Log:
         Its entry is on disk before a header tells of it, and so is all that was written before.
         """
         self.settle()
-        name = os.urandom(16)
+        name = fresh(16)
         self.file.write(self.offset, self._packed(changes, name, last))
         self.file.barrier()
         self.headers.update(LogGuid=name)
