@@ -49,7 +49,7 @@ REFUSED = (
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = (
     r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|(link|parent) UUID|"
-    r"Too much extra metadata|(Reference count|Snapshot) table offset invalid|extent without a descriptor|"
+    r"Too much extra metadata|(Reference count|[Ss]napshot) table offset invalid|extent without a descriptor|"
     r"invalid VPC image"
 )
 """What qemu-img refuses, and the drop-in opens: see docs/differences.md, vpc-checksums, cut-short and damaged."""
