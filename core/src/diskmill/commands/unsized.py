@@ -21,7 +21,12 @@ FIRST = 64 * MiB
 
 def is_unsized(image: Image) -> bool:
     """Whether nobody knows how large *image* is."""
-    return image.window == 0 and isinstance(image.file, ForwardStorage) and image.size >= MAX_SIZE - SECTOR
+    return (
+        image.window == 0
+        and isinstance(image.file, ForwardStorage)
+        and image.file.unsized
+        and image.size >= MAX_SIZE - SECTOR
+    )
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:
