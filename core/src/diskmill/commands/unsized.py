@@ -31,7 +31,12 @@ def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
 
 def is_unsized(image: Image) -> bool:
     """Whether nobody knows how large *image* is."""
-    return image.window == 0 and isinstance(image.file, ForwardStorage) and image.size >= MAX_SIZE - SECTOR
+    return (
+        image.window == 0
+        and isinstance(image.file, ForwardStorage)
+        and image.file.unsized
+        and image.size >= MAX_SIZE - SECTOR
+    )
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:

@@ -30,7 +30,6 @@ from ..errors import (
     said_raw,
 )
 from ..kit.forward import needs_copy
-from ..sizes import MAX_SIZE
 from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
@@ -354,7 +353,7 @@ class _Opener:
         if file.forward and "pipe" not in driver.capabilities:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        unknown = file.forward and file.size == MAX_SIZE and "size" not in options
+        unknown = file.unsized and "size" not in options
         if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
             text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)

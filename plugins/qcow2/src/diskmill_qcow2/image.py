@@ -299,7 +299,7 @@ class Qcow2Image(FormatImage):
         if kept != header.autoclear_features:
             header.autoclear_features = kept
             self.order.write_header()
-            self.barrier()
+            self.order_files()
         if header.autoclear_features & c.BITMAPS:
             self.bitmaps.begin()
 
@@ -328,8 +328,9 @@ class Qcow2Image(FormatImage):
         """The next change begins anew: bitmaps are in use again."""
         self.begun = False
 
-    def barrier(self) -> None:
-        self.order.barrier()
+    def order_files(self) -> None:
+        """See :meth:`WriteOrder.order_files`."""
+        self.order.order_files()
 
     def flush(self) -> None:
         """Everything published so far reaches the disk."""
