@@ -18,6 +18,8 @@ from typing import Any
 import diskmill
 import pytest
 from diskmill.sizes import MiB
+from diskmill_fleet.manifest import Line
+from diskmill_fleet.schedule import Limit, Schedule
 from http_servers import free_port
 from tools import diskmill as command
 from tools import qemu_img, qemu_io
@@ -207,6 +209,11 @@ def test_limits_and_deadline(fleet: Path, tmp_path: Path) -> None:
         ('{"source": "a", "to": "b", "sorce": 1}', "did you mean 'source'"),
         ('{"source": "a", "to": "b", "compress": 3}', "'compress' cannot be 3"),
         ('{"source": "a", "to": "b"}\n{"source": "c", "to": "./b"}', "write the same file"),
+        ('{"source": "a", "to": "b"}\n{"source": "c", "to": "here/b"}', "write the same file"),
+        ('{"source": "a", "to": "b"}\n{"source": "b", "to": "c"}', "one of them must need the other"),
+        ('{"source": "a", "to": "b"}\n{"job": "digest", "source": "here/b"}', "one of them must need the other"),
+        ('{"source": "a", "to": "b"}\n{"source": "c", "to": "d", "backing": "b"}', "one of them must need the other"),
+        ('{"job": "digest", "source": "-"}', "names a standard stream"),
         ('{"source": "a", "to": "b", "needs": ["c"]}', "which is no line"),
         ('{"source": "a", "to": "b", "id": "x", "needs": ["x"]}', "waits for itself"),
         ('{"source": "a", "to": "b"', "line 1 is not JSON"),
@@ -215,10 +222,36 @@ def test_limits_and_deadline(fleet: Path, tmp_path: Path) -> None:
 )
 def test_a_manifest_that_makes_no_sense(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text(text)
-    done = command("batch", "run", tmp_path / "jobs", check=False)
+    (tmp_path / "here").symlink_to(".")
+    done = command("batch", "run", tmp_path / "jobs", check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_jobs_in_a_row_and_orders_that_nobody_else_reads(tmp_path: Path) -> None:
+    """One that reads what another wrote comes after it, as it says; and a worker's standard input is empty."""
+    (tmp_path / "a").write_bytes(bytes(1024) + b"a" * 1024)
+    lines: list[dict[str, Any]] = [
+        {"job": "compare", "source": "c", "other": "a", "needs": ["c"], "id": "same"},
+        {"source": "b", "format": "raw", "to": "c", "needs": ["b"]},
+        {"source": "a", "format": "raw", "to": "b"},
+        {"job": "digest", "source": "/dev/stdin", "format": "raw"},
+    ]
+    (tmp_path / "jobs").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = command("batch", "run", "jobs", "-j", "1", check=False, cwd=tmp_path, timeout=30)
+    assert done.stdout == "done: 3, done before: 0, failed: 1, not begun: 0\n"
+    assert "/dev/stdin" in done.stderr
+
+
+def test_a_busy_store_holds_up_no_other() -> None:
+    many = [Line(f"a{number}", f"/a/{number}", job="info", size=9) for number in range(1500)]
+    schedule = Schedule([*many, Line("b", "/b/0", job="info", size=1)], set(), [Limit.parse("/a=1")])
+    begun = [found and found[0].id for found in (schedule.next(), schedule.next(), schedule.next())]
+    assert begun == ["a0", "b", None]
+    schedule.ended(many[0], done=True)
+    following = schedule.next()
+    assert following is not None and following[0].id == "a1"
 
 
 def test_csv_and_a_torn_journal(fleet: Path, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class Line:
 _FIELDS = {one.name: one for one in fields(Line)}
 _MEANT = tuple(name for name in _FIELDS if name not in ("id", "needs", "size"))
 _BOOLS = ("compress", "verify")
+_STREAMS = ("-", "pipe:-")
 
 
 def read(path: str) -> list[Line]:
@@ -145,6 +146,9 @@ def _line(given: dict[str, Any], path: str, number: int) -> Line:
             raise wrong(f"job '{job}' has no field '{name}'")
         if job not in of and name in values:
             raise wrong(f"job '{job}' takes no field '{name}'")
+    for name in ("source", "to", "other"):
+        if values.get(name) in _STREAMS:
+            raise wrong(f"the field '{name}' names a standard stream, and workers have none of yours")
     values.setdefault("id", values.get("to") or f"{job} {values['source']}")
     return Line(**values)
 
@@ -183,13 +187,7 @@ def _agree(lines: list[Line], path: str) -> None:
         seen: set[str] = set()
         twice = next(line.id for line in lines if line.id in seen or seen.add(line.id))  # type: ignore[func-returns-value]
         raise UsageError(f"two lines have the id '{twice}'", file=path)
-    outputs: dict[str, str] = {}
     for line in lines:
-        if line.to is not None:
-            output = line.to if "://" in line.to else os.path.abspath(line.to)
-            if output in outputs:
-                raise UsageError(f"'{line.id}' and '{outputs[output]}' write the same file", file=path)
-            outputs[output] = line.id
         for one in line.needs:
             if one not in ids:
                 raise UsageError(f"'{line.id}' needs '{one}', which is no line", file=path)
@@ -200,3 +198,63 @@ def _agree(lines: list[Line], path: str) -> None:
             del left[id]
     if left:
         raise UsageError(f"'{next(iter(left))}' waits for itself, by what it needs", file=path)
+    _expect_apart(lines, path)
+
+
+def _expect_apart(lines: list[Line], path: str) -> None:
+    """Refuse two lines that write the same file, and one that reads what another writes, unless ``needs`` say which of
+    them comes first: else chance would decide which disk is read."""
+    located = _Located()
+    writers: dict[str, Line] = {}
+    for line in lines:
+        if line.to is not None:
+            other = writers.setdefault(located(line.to), line)
+            if other is not line:
+                raise UsageError(f"'{line.id}' and '{other.id}' write the same file", file=path)
+    needs = {line.id: line.needs for line in lines if line.needs}
+    for line in lines:
+        for name in _inputs(line):
+            writer = writers.get(located(name))
+            if writer is None or writer is line:  # its own output the job itself refuses to read
+                continue
+            if not (_comes_after(line.id, writer.id, needs) or _comes_after(writer.id, line.id, needs)):
+                text = f"'{line.id}' reads '{name}', which '{writer.id}' writes: one of them must need the other"
+                raise UsageError(text, file=path)
+
+
+def _inputs(line: Line) -> Iterator[str]:
+    yield line.source
+    if line.other is not None:
+        yield line.other
+    if line.backing is not None and line.to is not None:  # it lies where the output says that it does
+        there = "://" in line.backing or "://" in line.to
+        yield line.backing if there else os.path.join(os.path.dirname(line.to), line.backing)
+
+
+def _comes_after(late: str, early: str, needs: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether the job *late* waits for *early*, by way of others or not."""
+    seen, left = {late}, [late]
+    while left:
+        for one in needs.get(left.pop(), ()):
+            if one == early:
+                return True
+            if one not in seen:
+                seen.add(one)
+                left.append(one)
+    return False
+
+
+class _Located:
+    """Where names really lead, each folder looked up once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        if "://" in name:
+            return name
+        folder, base = os.path.split(name.removeprefix("file:"))
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        found = os.path.join(self._folders[folder], base)
+        return os.path.realpath(found) if base in ("", ".", "..") or os.path.islink(found) else found

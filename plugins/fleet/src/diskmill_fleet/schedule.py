@@ -15,6 +15,9 @@ from diskmill.sizes import parse_size
 
 from .manifest import Line
 
+_LOOKED_AT = 100
+"""Jobs that are looked at for one that the disk has room for."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -63,7 +66,8 @@ class Schedule:
         self._running: dict[str, Line] = {}
         self._waiting = {line.id: {one for one in line.needs if one not in done} for line in lines if line.needs}
         self._after: defaultdict[str, list[Line]] = defaultdict(list)
-        self._ready: list[tuple[int, int, Line]] = []
+        self._ready: defaultdict[tuple[Limit, ...], list[tuple[int, int, Line]]] = defaultdict(list)
+        """By the limits that hold for them, so that those of a store that is busy are passed over at once."""
         self._order = 0
         self.failed_before: list[tuple[Line, str]] = []
         """Those that cannot be done, and the job that they needed."""
@@ -78,31 +82,45 @@ class Schedule:
 
     def _push(self, line: Line) -> None:
         self._order += 1
-        heapq.heappush(self._ready, (-(line.size or _size(line.source)), self._order, line))
+        item = (-(line.size or _size(line.source)), self._order, line)
+        heapq.heappush(self._ready[self._limits_of(line)], item)
+
+    def _limits_of(self, line: Line) -> tuple[Limit, ...]:
+        return tuple(limit for limit in self._limits if any(map(limit.holds_for, _names(line))))
 
     @property
     def waiting(self) -> bool:
         """Whether there are jobs that may begin, now or later."""
-        return bool(self._ready)
+        return any(self._ready.values())
 
     def next(self) -> tuple[Line, int] | None:
         """A job to begin, and the bytes a second that it may read; None: nothing may begin now."""
+        free = [
+            (ready[0], limits)
+            for limits, ready in self._ready.items()
+            if ready and all(self._used[limit] < limit.jobs for limit in limits)
+        ]
+        for _, limits in sorted(free, key=lambda one: one[0][:2]):
+            line = self._taken(self._ready[limits])
+            if line is not None:
+                self._used.update(limits)
+                self._running[line.id] = line
+                rates = [limit.rate // limit.jobs for limit in limits if limit.rate]
+                return line, max(min(rates), 1) if rates else 0
+        return None
+
+    def _taken(self, ready: list[tuple[int, int, Line]]) -> Line | None:
+        """The largest of *ready* for which there is room, taken out; of very many only the first are looked at."""
         passed: list[tuple[int, int, Line]] = []
-        found: tuple[Line, int] | None = None
-        while self._ready and len(passed) < 1000:
-            item = heapq.heappop(self._ready)
-            line = item[2]
-            limits = [limit for limit in self._limits if any(map(limit.holds_for, _names(line)))]
-            if any(self._used[limit] >= limit.jobs for limit in limits) or not self._fits(line):
+        found: Line | None = None
+        while ready and found is None and len(passed) < _LOOKED_AT:
+            item = heapq.heappop(ready)
+            if self._fits(item[2]):
+                found = item[2]
+            else:
                 passed.append(item)
-                continue
-            self._used.update(limits)
-            self._running[line.id] = line
-            rates = [limit.rate // limit.jobs for limit in limits if limit.rate]
-            found = line, max(min(rates), 1) if rates else 0
-            break
         for item in passed:
-            heapq.heappush(self._ready, item)
+            heapq.heappush(ready, item)
         return found
 
     def _fits(self, line: Line) -> bool:
@@ -146,7 +164,7 @@ class Schedule:
 
     def _put_back(self, line: Line) -> None:
         del self._running[line.id]
-        self._used.subtract(limit for limit in self._limits if any(map(limit.holds_for, _names(line))))
+        self._used.subtract(self._limits_of(line))
 
 
 def _names(line: Line) -> Iterator[str]:

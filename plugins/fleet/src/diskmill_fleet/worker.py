@@ -6,7 +6,6 @@ import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -24,6 +23,10 @@ _TIDYING = 10.0
 def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anybody prints goes elsewhere
+    given = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # orders are for nobody else: neither an image that is called so, nor a program that is started
+    os.close(nothing)
 
     def answer(kind: str, value: object) -> None:
         data = pickle.dumps((kind, value))
@@ -33,12 +36,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader, whom a terminal tells too, says what is to be done
     orders: queue.Queue[Any] = queue.Queue()
     gone = threading.Event()
-    settings: Settings = pickle.load(sys.stdin.buffer)
+    settings: Settings = pickle.load(given)
 
     def listen() -> None:
         try:
             while True:
-                orders.put(pickle.load(sys.stdin.buffer))
+                orders.put(pickle.load(given))
         except (EOFError, OSError, pickle.UnpicklingError):
             gone.set()
             orders.put(None)
