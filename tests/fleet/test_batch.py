@@ -17,8 +17,10 @@ from typing import Any
 
 import diskmill
 import pytest
+from diskmill.jobs import Settings
 from diskmill.sizes import MiB
 from diskmill_fleet.manifest import Line
+from diskmill_fleet.planning import Wish, plan
 from diskmill_fleet.schedule import Limit, Schedule
 from http_servers import free_port
 from tools import diskmill as command
@@ -252,6 +254,22 @@ def test_a_busy_store_holds_up_no_other() -> None:
     schedule.ended(many[0], done=True)
     following = schedule.next()
     assert following is not None and following[0].id == "a1"
+
+
+def test_a_plan_by_several_processes_is_the_same(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = Wish(to="/out/{relative}", output_format="qcow2", backing=True)
+    alone = list(plan([str(fleet)], wish, Settings()))
+    monkeypatch.setattr("diskmill_fleet.looking._FEW", 1)
+    assert list(plan([str(fleet)], wish, Settings())) == alone
+    assert sum(bool(line.needs) for line in alone) == 3
+
+
+def test_a_template_that_gives_two_images_one_output(tmp_path: Path) -> None:
+    for name in ("disk.raw", "disk.img"):
+        (tmp_path / name).write_bytes(bytes(512))
+    done = command("batch", "plan", tmp_path, "--to", "/out/{stem}", "-m", tmp_path / "jobs", check=False)
+    assert done.returncode == 1
+    assert "would both be written to '/out/disk'" in done.stderr
 
 
 def test_csv_and_a_torn_journal(fleet: Path, tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import diskmill.jobs as jobs
-from diskmill.contract.results import ChildInfo, ImageInfo
-from diskmill.errors import DiskmillError, StorageError, UsageError
+from diskmill.errors import StorageError, UsageError
 from diskmill.jobs import Settings, Source
 
+from .looking import Seen, look
 from .manifest import Line
 
 _FIELDS = ("stem", "name", "suffix", "relative", "digest")
@@ -50,13 +50,15 @@ def plan(
     _expect_template(wish)
     found = list(_images(names, settings, skipped))
     # An extent, a data file or a base that another image names is a part of that.
-    parts = {part for one in found for part in one.parts}
-    kept = [one for one in found if os.path.realpath(one.name) not in parts]
-    lines = {}
-    for one in kept:
-        lines[os.path.realpath(one.name)] = (one, _line(one, wish, settings))
+    parts = {part for one in found if one.seen is not None for part in one.seen.parts}
+    lines: dict[str, tuple[_Image, Line]] = {}
+    for one in found:
+        real = os.path.realpath(one.name)
+        if real not in parts:
+            lines[real] = (one, _line(one, wish, settings))
+    _expect_apart(line for _, line in lines.values())
     for one, line in lines.values():
-        base = lines.get(one.base) if one.base is not None and wish.backing else None
+        base = lines.get(one.seen.base) if one.seen is not None and one.seen.base is not None and wish.backing else None
         if base is not None and wish.job == "convert":
             line = replace(
                 line,
@@ -67,6 +69,15 @@ def plan(
         yield line
 
 
+def _expect_apart(lines: Iterable[Line]) -> None:
+    """Refuse two images that the template gives the same output."""
+    sources: dict[str, str] = {}
+    for line in lines:
+        if line.to is not None and sources.setdefault(line.to, line.source) != line.source:
+            text = f"'{sources[line.to]}' and '{line.source}' would both be written to '{line.to}'"
+            raise UsageError(text, hint="tell them apart with {relative}, {name} or {suffix}")
+
+
 def _as_seen_from(overlay: str, base: str) -> str:
     """How the image *overlay* names *base*: by the way from its own folder, so that both can be moved."""
     if "://" in base or os.path.isabs(base):
@@ -74,65 +85,38 @@ def _as_seen_from(overlay: str, base: str) -> str:
     return os.path.relpath(base, os.path.dirname(overlay) or ".")
 
 
-@dataclass(frozen=True)
-class _Image:
+class _Image(NamedTuple):
+    """An image that is planned for; *seen* is None where it cannot be opened: the run tells why, and does not forget
+    it."""
+
     name: str
     relative: str
-    info: ImageInfo | None
-    base: str | None = None
-    """The real path of its backing image."""
-    parts: frozenset[str] = frozenset()
+    seen: Seen | None
 
 
 def _images(names: Sequence[str], settings: Settings, skipped: Callable[[str, str], None]) -> Iterator[_Image]:
     for name in names:
         if "://" in name:
-            yield _looked_at(name, PurePosixPath(name.partition("://")[2]).name, None)
+            yield _Image(name, PurePosixPath(name.partition("://")[2]).name, None)
         elif os.path.isdir(name):
-            for folder, folders, files in os.walk(name):
-                folders.sort()
-                for file in sorted(files):
-                    path = os.path.join(folder, file)
-                    relative = os.path.relpath(path, name)
-                    info = _info(path, settings)
-                    if not isinstance(info, ImageInfo):  # the run will say so, and not forget it
-                        yield _looked_at(path, relative, None)
-                    elif info.format != "raw" or file.lower().endswith(RAW):
-                        yield _looked_at(path, relative, info)
-                    else:
-                        skipped(path, f"left out: it is no image, or raw and not called {', '.join(RAW)}")
+            paths = list(_files_in(name))
+            for path, seen in zip(paths, look(paths, settings), strict=True):
+                if seen is not None and seen.format == "raw" and not path.lower().endswith(RAW):
+                    skipped(path, f"left out: it is no image, or raw and not called {', '.join(RAW)}")
+                else:
+                    yield _Image(path, os.path.relpath(path, name), seen)
         else:
             paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
             if not paths:
                 raise StorageError("there is no such file, folder or pattern", file=name)
-            for path in paths:
-                info = _info(path, settings)
-                yield _looked_at(path, os.path.basename(path), info if isinstance(info, ImageInfo) else None)
+            for path, seen in zip(paths, look(paths, settings), strict=True):
+                yield _Image(path, os.path.basename(path), seen)
 
 
-def _info(path: str, settings: Settings) -> ImageInfo | DiskmillError:
-    try:
-        return jobs.Info(Source(path), settings=settings).run(warn=lambda text: None)[0]
-    except DiskmillError as error:
-        return error
-
-
-def _looked_at(name: str, relative: str, info: ImageInfo | None) -> _Image:
-    if info is None:
-        return _Image(name, relative, None)
-    base = info.full_backing_filename
-    parts = {one for one in _files(info) if one != os.path.realpath(name)}
-    return _Image(name, relative, info, None if base is None else os.path.realpath(base), frozenset(parts))
-
-
-def _files(info: ImageInfo | ChildInfo) -> Iterator[str]:
-    """The files below an image, but for its backing image."""
-    for child in info.children:
-        if child.name != "backing":
-            yield os.path.realpath(child.filename)
-            yield from _files(child)
-    for extent in (getattr(info, "specific", None) or {}).get("extents", ()):
-        yield os.path.realpath(extent["filename"])
+def _files_in(folder: str) -> Iterator[str]:
+    for inner, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(inner, file) for file in sorted(files))
 
 
 def _line(image: _Image, wish: Wish, settings: Settings) -> Line:
@@ -147,13 +131,13 @@ def _line(image: _Image, wish: Wish, settings: Settings) -> Line:
         id=to or f"{wish.job} {image.name}",
         source=image.name,
         job=wish.job,
-        format=None if image.info is None else image.info.format,
+        format=None if image.seen is None else image.seen.format,
         to=to,
         output_format=wish.output_format if wish.job in ("convert", "measure") else "raw",
         options=wish.options,
         compress=wish.compress,
         verify=wish.verify,
-        size=(image.info.actual_size or 0) if image.info is not None else 0,
+        size=0 if image.seen is None else image.seen.size,
     )
 
 
