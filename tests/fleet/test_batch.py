@@ -22,21 +22,31 @@ from diskmill.sizes import MiB
 from diskmill_fleet.manifest import Line
 from diskmill_fleet.planning import Wish, plan
 from diskmill_fleet.schedule import Limit, Schedule
+from encoders import bochs, cloop, dmg, ewf, in_memory, sparseimage, vma
 from http_servers import free_port
+from samples import ext4_image
 from tools import diskmill as command
 from tools import qemu_img, qemu_io
 
 PROGRAM = Path(sys.executable).with_name("diskmill")
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels")
+OTHERS = {"bochs": bochs, "cloop": cloop, "dmg": dmg, "E01": ewf, "sparseimage": sparseimage, "vma": vma}
+"""What qemu-img writes not."""
 COUNT = int(os.environ.get("DISKMILL_FLEET", "30"))
 KILLS = int(os.environ.get("DISKMILL_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images in all formats that qemu-img writes, a chain of three among them."""
+    """A folder of images in all formats, by several tools, a chain of three among them."""
     folder = tmp_path_factory.mktemp("fleet")
-    for number in range(COUNT):
+    for number, (suffix, encoder) in enumerate(OTHERS.items()):
+        data = random.Random(suffix).randbytes(1 << 18).ljust(MiB, bytes([number + 1]))
+        (folder / f"other.{number}.{suffix}").write_bytes(in_memory(encoder.encode)(data))
+    (folder / "tree").mkdir()
+    (folder / "tree" / "readme.txt").write_text("no image")
+    ext4_image(folder / "system.img", 4 * MiB, folder / "tree")
+    for number in range(COUNT - len(OTHERS) - 1):
         format = FORMATS[number % len(FORMATS)]
         inner = folder / f"rack{number % 3}"
         inner.mkdir(exist_ok=True)
@@ -49,7 +59,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         qemu_img("create", "-q", "-f", "qcow2", "-b", below, "-F", "raw" if name == "middle" else "qcow2", image)
         qemu_io(image, f"write -P {len(name)} 6M 64k", format="qcow2")
         below = folder / "middle.qcow2"
-    (folder / "readme.txt").write_text("no image")
     return folder
 
 
