@@ -136,6 +136,6 @@ if __name__ == "__main__":
         for text in measured(64, 32 * MB):
             print(text)
     else:
-        packed = float(sys.argv[1]) * MB if len(sys.argv) > 1 else 330 * MB
+        packed = float(sys.argv[1]) * MB if len(sys.argv) > 1 else 123 * MB
         for row in table(packed):
             print("| " + " | ".join(row) + " |")
