@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class Cluster:
             from distributed import Client
         except ImportError:
             raise UsageError("Dask is not installed: pip install 'diskmill-fleet[dask]'") from None
+        _hush()
         self._address = address
         self._settings = settings
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -93,6 +95,15 @@ class Cluster:
                 future.cancel()
         with suppress(Exception):
             self._client.close(timeout=5)
+
+
+def _hush() -> None:
+    """Keep Dask's log off stderr: of a lost connection it prints tracebacks, and what a user must know of that is
+    said by an error of ours, or by the job's record."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("distributed.") and isinstance(logger, logging.Logger) and logger.level != logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)  # its configuration gives some a level of their own
 
 
 def _perform(line: Line, settings: Settings, threads: int, rate: int) -> Record:
