@@ -311,17 +311,8 @@ def test_on_a_cluster(fleet: Path, tmp_path: Path) -> None:
         return subprocess.Popen([*python, *words], **quiet)
 
     manifest, journal = manifest_of(fleet, tmp_path), tmp_path / "journal"
-    words = [
-        "batch",
-        "run",
-        str(manifest),
-        "--journal",
-        str(journal),
-        "--trust=anything",
-        "--on",
-        f"dask://127.0.0.1:{port}",
-    ]
-    words += ["--limit", "/=2,24M"]
+    words = ["batch", "run", str(manifest), "--journal", str(journal), "--trust=anything"]
+    words += ["--on", f"dask://127.0.0.1:{port}", "--limit", "/=2,24M"]
     lead, first, second = scheduler(), worker(), worker()
     try:
         for number in range(max(KILLS // 2, 1)):
