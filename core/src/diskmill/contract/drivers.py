@@ -45,6 +45,7 @@ CAPABILITIES = {
     "bitmaps": "persistent dirty bitmaps",
     "encryption": "guest data can be encrypted",
     "preallocation": "space can be claimed at creation",
+    "archive": "files of it hold an image beside others: the drop-in takes them for raw, as qemu-img does",
     "pipe": "images can be read from a pipe, from the first byte to the last",
     "writes-forward": "data is written in the order of the guest disk, whatever the user allows",
     "forward": "new images can be written to a pipe, from the first byte to the last (with some options, perhaps)",

@@ -19,8 +19,8 @@ class OvaDriver(FormatDriver):
 
     contract = 1
     name = "ova"
-    title = "OVA packages, OVF descriptors, disks in tar archives (read, create)"
-    capabilities = frozenset({"create", "check", "zero", "pipe"})
+    title = "disks in OVA, OVF and tar"
+    capabilities = frozenset({"create", "check", "zero", "pipe", "archive"})
     options = (
         Option("disk", "str", "which of several disks: the name of its file, or its number from 1 on", when=("open",)),
     )
