@@ -174,7 +174,7 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
     if driver is not None and "archive" in driver.capabilities and context.as_qemu_img:
-        driver = context.registry.get(FormatDriver.group, "raw")  # to qemu-img an archive is bytes like any others
+        driver = context.registry.format("raw")  # to qemu-img an archive is bytes like any others
     if driver is None or driver.name == "raw":
         looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
