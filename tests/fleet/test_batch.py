@@ -288,6 +288,7 @@ def test_csv_and_a_torn_journal(fleet: Path, tmp_path: Path) -> None:
     )
     journal = tmp_path / "journal"
     command("batch", "run", tmp_path / "jobs", "--journal", journal)
+    assert journal.stat().st_mode & 0o077 == 0, "names may hold passwords"
     whole = journal.read_bytes()
     journal.write_bytes(whole + whole[:20])  # the power went
     command("batch", "run", tmp_path / "jobs", "--journal", journal)

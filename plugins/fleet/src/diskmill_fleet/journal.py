@@ -25,7 +25,9 @@ class Journal:
         self.last: dict[str, Record] = {}
         """By id, what was recorded last."""
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )  # names may hold passwords
         except OSError as error:
             raise StorageError.from_os(error, path) from None
         try:
