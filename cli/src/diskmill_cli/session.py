@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -93,13 +93,16 @@ class Session:
         This is where text leaves, as :meth:`error` is: names out of images cannot command a terminal, nor make lines
         of their own. (Bytes that are not UTF-8 go on as they are, to anything but a terminal.)
         """
-        if self.quiet:
-            return
+        self.print_all(lines)
+
+    def print_all(self, lines: Iterable[str]) -> None:
+        """As :meth:`print`, of any number of lines, each written when it is there."""
         from diskmill.errors import printable
 
-        raw_bytes = not sys.stdout.isatty()
+        raw_bytes, write = not sys.stdout.isatty(), sys.stdout.write
         for line in lines:
-            sys.stdout.write(printable(line, raw_bytes=raw_bytes) + "\n")
+            if not self.quiet:
+                write(printable(line, raw_bytes=raw_bytes) + "\n")
 
     def fail(self, error: DiskmillError) -> None:
         """Write the message of *error*: for programs that asked for JSON, an object with its parts."""
