@@ -156,7 +156,7 @@ class Compressed(ForwardStorage):
                 return bytes(plain)
 
     def _charge(self, plain: bytes) -> None:
-        """What a few bytes blow up to is work; less so where the disk is empty, which takes next to nothing to store."""
+        """What a few bytes blow up to is work; less so where the disk is empty: that takes next to nothing to store."""
         self._worked += len(plain) // (_EMPTY if ZEROS.startswith(plain) else 1)
         if self._worked > self._most:
             self._most = allowed_decoding(self, self._worked, self._at)
