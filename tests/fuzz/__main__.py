@@ -28,8 +28,8 @@ PACKAGES = {"raw": "diskmill"}
 """Where a driver is, if not in `diskmill_DRIVER`."""
 _LARGEST = 256 << 10
 """Bytes of an input, which is an image without its zeros."""
-_LEG = 1000
-"""Images after which the engine is started anew: what it compares of buffers it never gives back, a megabyte an image."""
+_LEG = 500
+"""Images after which the engine is started anew: buffers that it compares it keeps for ever, 1 or 2 MiB an image."""
 
 
 def main(arguments: list[str]) -> int:
