@@ -50,7 +50,7 @@ def look(name: str | Path) -> int:
         image.write(0, b"y")
     chain = [one.backing_filename for one in diskmill.info_chain(name)]
     where = [entry.start + entry.length for entry in diskmill.map(name, start=0)]
-    told = [f"{one.kind} {one.name}" for one in diskmill.list_drivers()]
+    told = [f"{one.kind} {one.name}" for one in diskmill.list_drivers()] + list(diskmill.listing("s3://b/c/"))
     needed: int = diskmill.measure(size=1 << 30, output_format="qcow2").required
     same: bool = diskmill.compare(name, Path("b.raw"), strict=True).identical
     found = [finding.text for finding in diskmill.check(name, repair="leaks").findings]
