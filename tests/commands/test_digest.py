@@ -144,3 +144,27 @@ def test_a_flipped_bit_in_the_output_is_found_and_the_output_gets_no_name(
         with pytest.raises(ImageError, match=f"guest offset {flipped // BLOCK * BLOCK}: .*reads back differently"):
             api.convert([str(disk)], str(image), format="raw", output_format=format, verify=True)
         assert not image.exists()
+
+
+def test_a_file_of_digests_stands_for_a_disk(disk: Path, tmp_path: Path) -> None:
+    """Both kinds of files, with the first block that differs named where that is known, and what is neither refused."""
+    image, blocks, listed = tmp_path / "disk.qcow2", tmp_path / "blocks", tmp_path / "DIGESTS"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", disk, image)
+    listed.write_text(diskmill("digest", "-f", "raw", "--block-digests", blocks, disk).stdout)
+    for known in (blocks, listed):
+        done = diskmill("compare", "-f", "qcow2", image, f"digests:{known}")
+        assert done.stdout == "Digests are identical.\n"
+    assert diskmill("digest", "--check", blocks, image).stdout == f"{image}: OK\n"
+    with disk.open("r+b") as file:
+        file.seek(3 * BLOCK + 7)
+        file.write(b"changed")
+        file.seek(9 * BLOCK)
+        file.write(b"changed")
+    failed = diskmill("digest", "-f", "raw", "--check", blocks, disk, check=False)
+    assert (failed.returncode, failed.stdout) == (1, f"{disk}: FAILED (the block at offset {3 * BLOCK} differs)\n")
+    found = api.compare(disk, f"digests:{blocks}", format_a="raw")
+    assert (found.identical, found.offset) == (False, 3 * BLOCK)
+    assert not api.compare(disk, f"digests:{listed}", format_a="raw").identical
+    for wrong, text in ((image, "does not hold the sha256 of each of 49 blocks"), (tmp_path / "none", "No such file")):
+        done = diskmill("compare", "-f", "raw", disk, f"digests:{wrong}", check=False)
+        assert (done.returncode, text in done.stderr) == (2, True), done.stderr
