@@ -409,13 +409,14 @@ class _Work:
             shared=self.shared,
             shared_size=self.shared_size,
             offload=asked.offload,
-            threads=1 if self._in_turn() else asked.threads,
+            threads=1 if in_turn(self.images) else asked.threads,
             salvage=salvage,
         )
 
-    def _in_turn(self) -> bool:
-        """Whether a source is best read by one thread: what comes in order, in that order."""
-        return any(one.file.forward and "stream" not in one.driver.capabilities for one in self.images)
+
+def in_turn(images: Sequence[Image]) -> bool:
+    """Whether one of *images* is best read by one thread: what comes in order, in that order."""
+    return any(one.file.forward and "stream" not in one.driver.capabilities for one in images)
 
 
 def _epoch() -> int:
