@@ -318,7 +318,14 @@ class _Work:
         """The target, which is there, and takes what is asked."""
         asked = self.asked.target
         named = None if asked.image_opts else asked.format  # an option string names its driver itself
-        target = open_image(asked.name, named, context=self.target_context, writable=True, image_opts=asked.image_opts)
+
+        def opened(repair: str = "") -> Image:
+            context = self.target_context if self.resumption is None else self.resumption.context
+            return open_image(
+                asked.name, named, context=context, writable=True, image_opts=asked.image_opts, repair=repair
+            )
+
+        target = opened() if self.resumption is None else self.resumption.existing(opened)
         try:
             self._refuse_existing(target)
             if self.backing is not None and target.backing is not None and _empty(target):
@@ -328,7 +335,7 @@ class _Work:
                 refuse_unreadable(image, self.context)
             _refuse_compression(self.asked.compress, target)
             _refuse_bitmaps(self.asked.bitmaps, self.bitmaps, target, self.context)
-            if asked.zeroed:
+            if asked.zeroed and not (self.resumption is not None and self.resumption.begun):
                 _refuse_data(target, self.size)
         except BaseException:
             target.close()

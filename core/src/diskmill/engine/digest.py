@@ -167,8 +167,8 @@ def scan(
 ) -> None:
     """Read *source*, one node or several one after the other, and show all of it to *watchers*.
 
-    :param offset: where to begin in each; watchers are told that.
-    :param length: how many bytes of each; None: all.
+    :param offset: where to begin, in all of them; watchers are told that.
+    :param length: how many bytes; None: all.
     :param granule: bytes; tasks end at multiples of it where they can.
     :raises CancelledError: *cancel* was set.
     """

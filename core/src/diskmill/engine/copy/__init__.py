@@ -47,8 +47,8 @@ def copy(
 ) -> None:
     """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
 
-    :param source_offset: where to begin in the source (in each, where there are several).
-    :param length: how many bytes; None: up to the source's end. They fit in the target.
+    :param source_offset: where to begin in the source: in all of them, where there are several.
+    :param length: how many bytes; None: up to the (last) source's end. They fit in the target.
     :param watchers: shown all that is copied, at its guest offsets in the target.
     :param reached: told now and then, from any thread, up to which guest offset of the target everything is written and
         published: a checkpoint (which flushes it) may go on from there.
@@ -77,7 +77,7 @@ def copy(
                 inside.enter_context(one.reading())
         Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
     if reached is not None:
-        reached(target_offset + sum(one.size - source_offset if length is None else length for one in sources))
+        reached(target_offset + (sum(one.size for one in sources) - source_offset if length is None else length))
 
 
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
