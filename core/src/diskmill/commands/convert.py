@@ -16,7 +16,7 @@ from ..contract.node import Image, Node, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
-from ..engine.copy import CopyPlan, copy
+from ..engine.copy import CopyPlan, Watcher, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
@@ -27,6 +27,7 @@ from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
+from ..sizes import MiB
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
 from .snapshot import load_snapshot
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from ..engine.digest import Digester
     from .changes import Ranges
     from .resumption import Resumption
+
+
+BEHIND = 32 * MiB
+"""Bytes of data after which what was written is sent to the disk, where it will be read back."""
 
 
 def convert(
@@ -176,6 +181,7 @@ def perform(
             watched = _Watched(work.size, asked.digest, asked.verify, stack)
             if asked.verify:
                 counter.expect(work.size)
+                watched.watchers.append(_Behind(target))
             limit = RateLimit(asked.rate)
             if work.endless is not None:
                 from .unsized import copy_unsized
@@ -454,28 +460,28 @@ class _Watched:
     """What looks on at a copy of *size* bytes: a digest that was asked for, and what the output is verified by."""
 
     def __init__(self, size: int, algorithm: str | None, verify: bool, stack: ExitStack) -> None:
-        self.watchers: list[Digester] = []
+        self.watchers: list[Watcher] = []
         self._size = size
-        self._told = algorithm is not None
-        if algorithm is None and not verify:
-            return
-        import tempfile
+        self._digester: Digester | None = None
+        if algorithm is not None:
+            from ..engine.digest import Digester
 
-        from ..engine.digest import BLOCK, Digester
-        from .digest import ALGORITHM, BlockFile
+            self._digester = Digester(size, algorithm)
+            self.watchers.append(self._digester)
+        if verify:  # an eighth of a thousandth of the disk, on disk rather than in memory
+            import tempfile
 
-        self._algorithm, self._block = algorithm or ALGORITHM, BLOCK
-        put = None
-        if verify:  # two tenths of a thousandth of the disk, on disk rather than in memory
+            from ..engine.digest import BLOCK, Checks, Digester
+            from .digest import BlockFile
+
             self._recorded = stack.enter_context(tempfile.TemporaryFile(prefix="diskmill-"))  # noqa: SIM115
-            zero = Digester(0, self._algorithm, BLOCK).zero
-            put = BlockFile(self._recorded, zero).put
-        self.watchers.append(Digester(size, self._algorithm, BLOCK, put))
+            zero = Digester(0, Checks).zero
+            self.watchers.append(Digester(size, Checks, BLOCK, BlockFile(self._recorded, zero).put))
 
     @property
     def found(self) -> str | None:
         """The digest, where it was asked for; all was copied."""
-        return self.watchers[0].hexdigest() if self._told else None
+        return None if self._digester is None else self._digester.hexdigest()
 
     def verify(self, target: Image, counter: Progress, cancel: threading.Event | None) -> None:
         """See that *target* reads as what was copied.
@@ -487,10 +493,32 @@ class _Watched:
         target.flush()
         for storage in target.leaves():
             storage.forget()
-        algorithm, block = self._algorithm, self._block
-        verify(
-            target, self._size, self._recorded, algorithm=algorithm, block_size=block, progress=counter, cancel=cancel
-        )
+        verify(target, self._size, self._recorded, progress=counter, cancel=cancel)
+
+
+class _Behind:
+    """Looks on at a copy that will be flushed and read back: what was written is on its way to the disk meanwhile."""
+
+    def __init__(self, target: Image) -> None:
+        self._leaves = list(target.leaves())
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def data(self, start: int, view: memoryview) -> None:
+        self._waiting += len(view)
+        if self._waiting >= BEHIND and self._lock.acquire(blocking=False):
+            try:
+                self._waiting = 0
+                for storage in self._leaves:
+                    storage.write_behind()
+            finally:
+                self._lock.release()
+
+    def zeros(self, start: int, length: int) -> None:
+        """What is left out is nothing to write."""
+
+    def shared(self, start: int, length: int) -> None:
+        """Nor is what is left to the backing image."""
 
 
 def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:

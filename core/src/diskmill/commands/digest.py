@@ -8,7 +8,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from ..contract.node import Image
-from ..engine.digest import BLOCK, Digester, hash_of, scan
+from ..engine.digest import BLOCK, Checks, Digester, hash_of, scan
 from ..engine.progress import Progress, Report
 from ..errors import CancelledError, ImageError, UsageError
 from ..kit.forward import drain
@@ -113,12 +113,10 @@ def verify(
     size: int,
     recorded: BinaryIO,
     *,
-    algorithm: str,
-    block_size: int,
     progress: Progress,
     cancel: threading.Event | None = None,
 ) -> None:
-    """Read the first *size* bytes of *image* back, and hold them against the digests of blocks that were *recorded*.
+    """Read the first *size* bytes of *image* back, and hold them against the checks of blocks that were *recorded*.
 
     :raises ImageError: they differ; the first block that does is named.
     """
@@ -127,10 +125,10 @@ def verify(
     def look(first: int, count: int, digest: bytes | None) -> None:
         wrong.extend(islice(blocks.unlike(first, count, digest), 1 - len(wrong)))
 
-    digester = Digester(size, algorithm, block_size, look)
+    digester = Digester(size, Checks, BLOCK, look)
     blocks = BlockFile(recorded, digester.zero)
     recorded.seek(0)
-    scan(image, [digester], length=size, granule=block_size, progress=progress, cancel=cancel)
+    scan(image, [digester], length=size, progress=progress, cancel=cancel)
     if wrong:
-        place = f"guest offset {wrong[0] * block_size}"
+        place = f"guest offset {wrong[0] * BLOCK}"
         raise ImageError("what was written reads back differently", file=image.name, place=place)

@@ -8,9 +8,11 @@ The disk is cut into blocks of *B* bytes (65536 unless told otherwise; the last 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ..contract.extents import Extent
@@ -30,11 +32,40 @@ BLOCK = 65536
 _RUN = 1 << 14
 """Digests of zero blocks that are fed at once."""
 
+Hash = Callable[[bytes | bytearray | memoryview], Any]
+"""Starts a hash with some bytes: what it gives has ``update``, ``digest`` and ``hexdigest``."""
 Sink = Callable[[int, int, bytes | None], None]
 """Told, in order: the first block, how many, and the digest of each; None: they are zeros."""
 
 
-def hash_of(algorithm: str) -> Callable[[bytes | bytearray | memoryview], Any]:
+class Checks:
+    """CRC-32 and Adler-32 as a hash of 8 bytes: against damage, not forgery. With isal's they take a tenth of the
+    time of SHA-256, with zlib's about as long."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        library = _checksums()
+        self._crc, self._adler = library.crc32(data), library.adler32(data)
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        library = _checksums()
+        self._crc, self._adler = library.crc32(data, self._crc), library.adler32(data, self._adler)
+
+    def digest(self) -> bytes:
+        return int(self._crc << 32 | self._adler).to_bytes(8, "big")
+
+    def hexdigest(self) -> str:
+        return self.digest().hex()
+
+
+@cache
+def _checksums() -> Any:
+    try:
+        return importlib.import_module("isal.isal_zlib")
+    except ImportError:
+        return zlib
+
+
+def hash_of(algorithm: str) -> Hash:
     """What starts a hash called *algorithm*, as hashlib or OpenSSL name it (``sha512-256`` and ``blake2b512`` too).
 
     :raises UsageError: there is none.
@@ -61,11 +92,14 @@ class Digester:
     Out of order it holds no more than what is being read at once: a block's bytes until they are all there, and the
     digests of blocks before whose turn it is.
 
+    :param algorithm: its name, or the hash itself.
     :param sink: told of the digests of blocks as they come in order.
     """
 
-    def __init__(self, size: int, algorithm: str = "sha256", block: int = BLOCK, sink: Sink | None = None) -> None:
-        self._hash = hash_of(algorithm)
+    def __init__(
+        self, size: int, algorithm: str | Hash = "sha256", block: int = BLOCK, sink: Sink | None = None
+    ) -> None:
+        self._hash = hash_of(algorithm) if isinstance(algorithm, str) else algorithm
         self._size = size
         self._block = block
         self._sink = sink
