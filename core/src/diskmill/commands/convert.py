@@ -20,7 +20,7 @@ from ..engine.copy import CopyPlan, Watcher, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
-from ..kit.forward import drain
+from ..kit.forward import NEAR, ForwardStorage, drain
 from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
@@ -414,6 +414,7 @@ class _Work:
         for image in self.images:
             _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
         _refuse_bitmaps(asked.bitmaps, self.bitmaps, target, context)
+        ordered = comes_in_order(self.images)
         return CopyPlan(
             sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
             zeroed=asked.target.zeroed if asked.target.existing else target.blank and self.backing is None,
@@ -422,14 +423,20 @@ class _Work:
             shared=self.shared,
             shared_size=self.shared_size,
             offload=asked.offload,
-            threads=1 if in_turn(self.images) else asked.threads,
+            threads=min(asked.threads or 2, 2) if ordered else asked.threads,
+            one_by_one=ordered,
             salvage=salvage,
         )
 
 
-def in_turn(images: Sequence[Image]) -> bool:
-    """Whether one of *images* is best read by one thread: what comes in order, in that order."""
-    return any(one.file.forward and "stream" not in one.driver.capabilities for one in images)
+def comes_in_order(images: Sequence[Image]) -> bool:
+    """Whether one of *images* is read in order, as its bytes come: then one thread reads on, while another writes what
+    it has read."""
+    ordered = [one.file for one in images if one.file.forward and "stream" not in one.driver.capabilities]
+    for file in ordered:
+        if isinstance(file, ForwardStorage):
+            file.keep(NEAR)
+    return bool(ordered)
 
 
 def _epoch() -> int:

@@ -14,7 +14,7 @@ from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
-from .convert import identities, in_turn, refuse_self
+from .convert import comes_in_order, identities, refuse_self
 from .unsized import FIRST, copy_unsized, expect_growing, is_unsized, piped
 
 
@@ -60,7 +60,8 @@ def dd(
         inputs = identities([image])
         target = create_image(output, output_format, length, options or {}, context=context, inputs=inputs)
         try:
-            plan = CopyPlan(zeroed=target.blank, threads=1 if in_turn([image]) else None)
+            ordered = comes_in_order([image])
+            plan = CopyPlan(zeroed=target.blank, threads=2 if ordered else None, one_by_one=ordered)
             if endless:
                 length = copy_unsized(image, target, plan, context, counter, RateLimit(), cancel, skip=start, most=most)
             else:

@@ -208,6 +208,8 @@ def scan(
     """
     counter, pace = progress or Progress(), limit or RateLimit()
     plan = CopyPlan(zeroed=True)
+    sources = [source] if isinstance(source, Node) else source
+    order = beneath.order(sources)
     chunk = -(-CHUNK // granule) * granule
 
     def left_out(extent: Extent) -> None:
@@ -221,7 +223,8 @@ def scan(
         def work(task: Task, turn: int) -> None:
             pace.take(task.end - task.start)
             view = memoryview(buffers.for_guest(task.end - task.start))
-            read(task.extents, list(_runs(task.extents)), view, task.start, buffers, None)
+            with order.reading(turn, workers.check):
+                read(task.extents, list(_runs(task.extents)), view, task.start, buffers, None)
             for extent in task.extents:
                 for watcher in watchers:
                     watcher.data(extent.start, view[extent.start - task.start : extent.end - task.start])
@@ -229,7 +232,6 @@ def scan(
 
         return work
 
-    sources = [source] if isinstance(source, Node) else source
     tasks = tasks_of(joined(sources, offset, offset, length, plan), chunk, granule, 1, plan, left_out)
     count, interrupt = threads or beneath.threads(sources), partial(beneath.interrupt, sources)
     Workers(tasks, worker, threads=count, cancel=cancel, interrupt=interrupt).run()
