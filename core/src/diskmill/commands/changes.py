@@ -96,8 +96,8 @@ def _unlike(
     """The blocks of *source* that have other digests than those that are *known*."""
     found = Marked(source.size, block)
 
-    def look(first: int, count: int, digest: bytes | None) -> None:
-        for number in known.unlike(first, count, digest):
+    def look(first: int, count: int, digests: bytes | None) -> None:
+        for number in known.unlike(first, count, digests):
             found.mark(number)
 
     digester = Digester(source.size, algorithm, block, look)

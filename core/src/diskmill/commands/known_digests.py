@@ -88,8 +88,8 @@ def first_unlike(
     :raises UsageError: the file has not as many digests as the disk has blocks.
     """
 
-    def look(first: int, count: int, digest: bytes | None) -> None:
-        for number in known.unlike(first, count, digest):
+    def look(first: int, count: int, digests: bytes | None) -> None:
+        for number in known.unlike(first, count, digests):
             raise _FoundError(number)
 
     with blocks_of(path, image.size, algorithm, block_size) as known:

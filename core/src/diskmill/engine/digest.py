@@ -35,7 +35,7 @@ _RUN = 1 << 14
 Hash = Callable[[bytes | bytearray | memoryview], Any]
 """Starts a hash with some bytes: what it gives has ``update``, ``digest`` and ``hexdigest``."""
 Sink = Callable[[int, int, bytes | None], None]
-"""Told, in order: the first block, how many, and the digest of each; None: they are zeros."""
+"""Told, in order: the first block, how many, and their digests, one after the other; None: they are zeros."""
 
 
 class Checks:
@@ -106,21 +106,23 @@ class Digester:
         self._outer = self._hash(b"")
         self._zero: bytes = self._hash(bytes(block)).digest()
         self._at = 0  # the first block that was not fed yet
-        self._done: dict[int, tuple[int, bytes | None]] = {}  # first block → how many, their digest
+        self._done: dict[int, tuple[int, bytes | None]] = {}  # first block → how many, their digests
         self._parts: dict[int, tuple[bytearray, list[int]]] = {}  # block → its bytes, and how many are there
         self._lock = threading.Lock()
 
     def data(self, start: int, view: memoryview) -> None:
-        end, block = start + len(view), self._block
-        while start < end:
-            number, skip = divmod(start, block)
-            length = min(block - skip, end - start)
-            piece = view[len(view) - (end - start) :][:length]
-            if length == self._length(number):
-                self._finished(number, 1, self._hash(piece).digest())
+        new, block, length, at = self._hash, self._block, len(view), 0
+        while at < length:
+            number, skip = divmod(start + at, block)
+            upto = length if start + length == self._size else at + (length - at) // block * block
+            if not skip and upto > at:  # whole blocks, in one go; the disk's last one may be short
+                digests = b"".join([new(view[one : one + block]).digest() for one in range(at, upto, block)])
+                self._finished(number, -(-(upto - at) // block), digests)
+                at = upto
             else:
+                piece = view[at : at + min(block - skip, length - at)]
                 self._partly(number, skip, piece)
-            start += length
+                at += len(piece)
 
     def zeros(self, start: int, length: int) -> None:
         end, block = start + length, self._block
@@ -156,20 +158,20 @@ class Digester:
             del self._parts[number]
         self._finished(number, 1, self._hash(whole).digest())
 
-    def _finished(self, number: int, count: int, digest: bytes | None) -> None:
+    def _finished(self, number: int, count: int, digests: bytes | None) -> None:
         with self._lock:
-            self._done[number] = count, digest
+            self._done[number] = count, digests
             while self._at in self._done:
                 first = self._at
-                count, digest = self._done.pop(first)
+                count, digests = self._done.pop(first)
                 self._at += count
-                if digest is not None:
-                    self._outer.update(digest)
+                if digests is not None:
+                    self._outer.update(digests)
                 else:
                     for at in range(0, count, _RUN):
                         self._outer.update(self._zero * min(_RUN, count - at))
                 if self._sink is not None:
-                    self._sink(first, count, digest)
+                    self._sink(first, count, digests)
 
     @property
     def zero(self) -> bytes:
