@@ -88,7 +88,7 @@ def test_what_was_killed_goes_on(source: Path, tmp_path: Path, case: str) -> Non
 def test_an_image_that_was_there_goes_on(source: Path, tmp_path: Path, format: str) -> None:
     """It holds other bytes before, and is the copy afterwards; what was marked is not written again."""
     output, journal = tmp_path / "out", tmp_path / "out.part.journal"
-    scattered_file(tmp_path / "before", SIZE, seed=3, pieces=150, longest=MiB)
+    scattered_file(tmp_path / "before", SIZE, seed=3, pieces=40, longest=MiB)
     qemu_img("convert", "-f", "raw", "-O", format, tmp_path / "before", output)
     case: dict[str, Any] = {"output_format": format, "existing": True}
     for moment in (SIZE // 5, SIZE * 3 // 4):

@@ -265,7 +265,11 @@ class Resumption:
         """
         self._place = self._journal_place(device=False)
         found = self._found()
-        image = opened("" if found is None else "all")
+        if found is not None:
+            with opened("all") as image:
+                if "repair" in image.driver.capabilities:  # space may have been taken that no table knew of yet
+                    calls.check(self.context.registry, image, "all" if image.dirty else "leaks")
+        image = opened("")
         try:
             storage = storage_of(image)
             self._place = self._journal_place(device=storage.is_device)
@@ -273,7 +277,6 @@ class Resumption:
             if found is not None and found.identity != identity:
                 self.context.warn(f"'{self._asked.target.name}' is another one than before: it is written anew")
                 found = None
-            self._mend(image)
             if found is not None:
                 self._journal, self._begun = found, True
             self._journal.identity = identity
