@@ -48,6 +48,22 @@ def test_zeros_are_no_special_case(tmp_path: Path, size: int) -> None:
         assert blksum(b"") == "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc"
 
 
+def test_a_gibibyte_with_a_little_data(tmp_path: Path) -> None:
+    """By the definition too, but with the blocks of zeros hashed once."""
+    path, blocks = tmp_path / "disk", 1 << 14
+    places = {number: random.Random(number).randbytes(BLOCK) for number in (0, 1, 77, blocks // 2, blocks - 1)}
+    with path.open("wb") as file:
+        file.truncate(blocks * BLOCK)
+        for number, data in places.items():
+            file.seek(number * BLOCK)
+            file.write(data)
+    zero, outer = hashlib.sha256(bytes(BLOCK)).digest(), hashlib.sha256()
+    for number in range(blocks):
+        outer.update(hashlib.sha256(places[number]).digest() if number in places else zero)
+    outer.update((1 << 30).to_bytes(8, "little"))
+    assert api.digest(path, format="raw") == outer.hexdigest()
+
+
 @pytest.mark.parametrize("format", ["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels", "qcow"])
 def test_it_is_the_same_in_every_format(disk: Path, tmp_path: Path, format: str) -> None:
     image = tmp_path / f"copy.{format}"

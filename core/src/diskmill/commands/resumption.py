@@ -30,7 +30,7 @@ from ..engine.digest import Digester, scan
 from ..engine.progress import Progress, RateLimit
 from ..errors import ImageError, StorageError, UnsupportedError, UsageError, said
 from ..opening.context import Context
-from ..opening.creation import new_storage
+from ..opening.creation import expect_unfinished, new_storage
 from ..opening.places import new_place, storage_of
 from ..sizes import MiB
 from ..storages.unfinished import PAGE, Unfinished
@@ -128,6 +128,8 @@ class Resumption:
             raise UsageError(f"{said('since', '--since')} begins anew: {resume} does not go with it")
         if asked.target.existing and asked.target.backing is not None:
             raise UsageError(f"{resume} does not go with {said('existing and backing', '-n and -B')}")
+        if not asked.target.existing:
+            expect_unfinished(new_place(asked.target.name, self.context.registry))
         if asked.bitmaps or asked.salvage:
             both = said("bitmaps and salvage", "--bitmaps and --salvage")
             raise UsageError(f"{resume} does not go with {both}")
