@@ -59,10 +59,15 @@ def test_tables_come_before_their_clusters(writer: str | Path, words: tuple[str,
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
     raw.write_bytes(os.urandom(48 * MiB))
     subprocess.run([writer, "convert", "-f", "raw", "-O", "qcow2", *words, raw, image], check=True)
-    with image.open("rb") as file:
-        done = subprocess.run([COMMAND, "convert", "-O", "raw", "-", "-"], stdin=file, capture_output=True)
+    done = piped(image, "-O", "raw", "-", "-")
     assert done.returncode == 0, done.stderr
     assert done.stdout == raw.read_bytes()
+    with image.open("rb") as file:  # which a shell has opened: no pipe at all
+        done = subprocess.run([COMMAND, "convert", "-O", "qcow2", "-", "-"], stdin=file, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    copy = tmp_path / "copy.qcow2"
+    copy.write_bytes(done.stdout)
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, copy)
     qemu_img("check", "-f", "qcow2", image)
 
 

@@ -16,17 +16,18 @@ from ..contract.node import Image, Node, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
-from ..engine.copy import CopyPlan, copy
+from ..engine.copy import CopyPlan, Watcher, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
-from ..kit.forward import drain
+from ..kit.forward import NEAR, ForwardStorage, drain
 from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import chain_of, open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
+from ..sizes import MiB
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
 from .snapshot import load_snapshot
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from ..engine.digest import Digester
     from .changes import Ranges
     from .resumption import Resumption
+
+
+BEHIND = 32 * MiB
+"""Bytes of data after which what was written is sent to the disk, where it will be read back."""
 
 
 def convert(
@@ -176,6 +181,7 @@ def perform(
             watched = _Watched(work.size, asked.digest, asked.verify, stack)
             if asked.verify:
                 counter.expect(work.size)
+                watched.watchers.append(_Behind(target))
             limit = RateLimit(asked.rate)
             if work.endless is not None:
                 from .unsized import copy_unsized
@@ -318,7 +324,14 @@ class _Work:
         """The target, which is there, and takes what is asked."""
         asked = self.asked.target
         named = None if asked.image_opts else asked.format  # an option string names its driver itself
-        target = open_image(asked.name, named, context=self.target_context, writable=True, image_opts=asked.image_opts)
+
+        def opened(repair: str = "") -> Image:
+            context = self.target_context if self.resumption is None else self.resumption.context
+            return open_image(
+                asked.name, named, context=context, writable=True, image_opts=asked.image_opts, repair=repair
+            )
+
+        target = opened() if self.resumption is None else self.resumption.existing(opened)
         try:
             self._refuse_existing(target)
             if self.backing is not None and target.backing is not None and _empty(target):
@@ -328,7 +341,7 @@ class _Work:
                 refuse_unreadable(image, self.context)
             _refuse_compression(self.asked.compress, target)
             _refuse_bitmaps(self.asked.bitmaps, self.bitmaps, target, self.context)
-            if asked.zeroed:
+            if asked.zeroed and not (self.resumption is not None and self.resumption.begun):
                 _refuse_data(target, self.size)
         except BaseException:
             target.close()
@@ -401,6 +414,7 @@ class _Work:
         for image in self.images:
             _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
         _refuse_bitmaps(asked.bitmaps, self.bitmaps, target, context)
+        ordered = comes_in_order(self.images)
         return CopyPlan(
             sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
             zeroed=asked.target.zeroed if asked.target.existing else target.blank and self.backing is None,
@@ -409,13 +423,20 @@ class _Work:
             shared=self.shared,
             shared_size=self.shared_size,
             offload=asked.offload,
-            threads=1 if self._in_turn() else asked.threads,
+            threads=min(asked.threads or 2, 2) if ordered else asked.threads,
+            one_by_one=ordered,
             salvage=salvage,
         )
 
-    def _in_turn(self) -> bool:
-        """Whether a source is best read by one thread: what comes in order, in that order."""
-        return any(one.file.forward and "stream" not in one.driver.capabilities for one in self.images)
+
+def comes_in_order(images: Sequence[Image]) -> bool:
+    """Whether one of *images* is read in order, as its bytes come: then one thread reads on, while another writes what
+    it has read."""
+    ordered = [one.file for one in images if one.file.forward and "stream" not in one.driver.capabilities]
+    for file in ordered:
+        if isinstance(file, ForwardStorage):
+            file.keep(NEAR)
+    return bool(ordered)
 
 
 def _epoch() -> int:
@@ -446,28 +467,28 @@ class _Watched:
     """What looks on at a copy of *size* bytes: a digest that was asked for, and what the output is verified by."""
 
     def __init__(self, size: int, algorithm: str | None, verify: bool, stack: ExitStack) -> None:
-        self.watchers: list[Digester] = []
+        self.watchers: list[Watcher] = []
         self._size = size
-        self._told = algorithm is not None
-        if algorithm is None and not verify:
-            return
-        import tempfile
+        self._digester: Digester | None = None
+        if algorithm is not None:
+            from ..engine.digest import Digester
 
-        from ..engine.digest import BLOCK, Digester
-        from .digest import ALGORITHM, BlockFile
+            self._digester = Digester(size, algorithm)
+            self.watchers.append(self._digester)
+        if verify:  # an eighth of a thousandth of the disk, on disk rather than in memory
+            import tempfile
 
-        self._algorithm, self._block = algorithm or ALGORITHM, BLOCK
-        put = None
-        if verify:  # two tenths of a thousandth of the disk, on disk rather than in memory
+            from ..engine.digest import BLOCK, Checks, Digester
+            from .digest import BlockFile
+
             self._recorded = stack.enter_context(tempfile.TemporaryFile(prefix="diskmill-"))  # noqa: SIM115
-            zero = Digester(0, self._algorithm, BLOCK).zero
-            put = BlockFile(self._recorded, zero).put
-        self.watchers.append(Digester(size, self._algorithm, BLOCK, put))
+            zero = Digester(0, Checks).zero
+            self.watchers.append(Digester(size, Checks, BLOCK, BlockFile(self._recorded, zero).put))
 
     @property
     def found(self) -> str | None:
         """The digest, where it was asked for; all was copied."""
-        return self.watchers[0].hexdigest() if self._told else None
+        return None if self._digester is None else self._digester.hexdigest()
 
     def verify(self, target: Image, counter: Progress, cancel: threading.Event | None) -> None:
         """See that *target* reads as what was copied.
@@ -479,10 +500,32 @@ class _Watched:
         target.flush()
         for storage in target.leaves():
             storage.forget()
-        algorithm, block = self._algorithm, self._block
-        verify(
-            target, self._size, self._recorded, algorithm=algorithm, block_size=block, progress=counter, cancel=cancel
-        )
+        verify(target, self._size, self._recorded, progress=counter, cancel=cancel)
+
+
+class _Behind:
+    """Looks on at a copy that will be flushed and read back: what was written is on its way to the disk meanwhile."""
+
+    def __init__(self, target: Image) -> None:
+        self._leaves = list(target.leaves())
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def data(self, start: int, view: memoryview) -> None:
+        self._waiting += len(view)
+        if self._waiting >= BEHIND and self._lock.acquire(blocking=False):
+            try:
+                self._waiting = 0
+                for storage in self._leaves:
+                    storage.write_behind()
+            finally:
+                self._lock.release()
+
+    def zeros(self, start: int, length: int) -> None:
+        """What is left out is nothing to write."""
+
+    def shared(self, start: int, length: int) -> None:
+        """Nor is what is left to the backing image."""
 
 
 def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:

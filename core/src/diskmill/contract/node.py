@@ -331,6 +331,9 @@ class Storage(Node):
         """Drop what is remembered of its bytes (a page cache, a buffer), where that can be: the next reads shall come
         from where they are kept."""
 
+    def write_behind(self) -> None:
+        """Begin to put where it lasts what was written, and wait for nothing: a flush comes soon."""
+
     def identity(self) -> object | None:
         return None if self.place is None else self.place.identity()
 

@@ -143,9 +143,8 @@ def new_storage(
     protocol = place.driver
     if "create" not in protocol.capabilities:
         raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=place.display())
-    if unfinished and "unfinished" not in protocol.capabilities:
-        text = f"what protocol '{protocol.name}' was left with unfinished cannot be gone on with"
-        raise UnsupportedError(text, file=place.display())
+    if unfinished:
+        expect_unfinished(place)
     request = CreateRequest(
         name=place.display(),
         context=context,
@@ -160,6 +159,16 @@ def new_storage(
     if storage.place is None:
         storage.place = place
     return storage
+
+
+def expect_unfinished(place: Place) -> None:
+    """See that a new file at *place* that was left unfinished could be gone on with.
+
+    :raises UnsupportedError: it could not.
+    """
+    if "unfinished" not in place.driver.capabilities:
+        text = f"what protocol '{place.driver.name}' was left with unfinished cannot be gone on with"
+        raise UnsupportedError(text, file=place.display())
 
 
 def split_options(

@@ -30,6 +30,7 @@ from ..errors import (
     said_raw,
 )
 from ..kit.forward import needs_copy
+from ..sizes import MAX_SIZE, SECTOR
 from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
@@ -355,11 +356,12 @@ class _Opener:
         if file.forward and "pipe" not in driver.capabilities:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        unknown = file.unsized and "size" not in options
-        if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
+        image = calls.open_image(self.registry, driver, request)
+        unknown = image.window is not None and image.file.unsized and image.size >= MAX_SIZE - SECTOR
+        if unknown and (wish.depth or not self.unsized):
             text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        return calls.open_image(self.registry, driver, request)
+        return image
 
     @staticmethod
     def unwrapped(file: Storage) -> Storage:
