@@ -16,14 +16,12 @@ from diskmill.errors import CancelledError, DiskmillError, StorageError, Unsuppo
 from diskmill.sizes import GiB, KiB
 
 from . import c_nbd as c
-from .export import Export, Piece
+from .export import PIECE, Export, Piece
 from .transport import ConnectionLost, Transport
 
 if TYPE_CHECKING:
     from .server import Server
 
-PIECE = 256 * KiB
-"""Bytes that are read, written or sent at a time: the buffer of a client."""
 _MAX_OPTION = 64 * KiB
 _INPUT = 4 * KiB
 """Bytes of requests that are received at once, where a client sends several."""
@@ -441,7 +439,7 @@ class Session:
         end = at + piece.length
         while at < end:
             part = self._buffer()[: min(PIECE, end - at)]
-            export.read_into(at, part)
+            export.read_piece(piece, at, part)
             done = last and at + len(part) == end
             header = self._header(c.NBD_REPLY_TYPE_OFFSET_DATA, cookie, offset, len(part) + 8, done)
             self.transport.send(header + c.OFFSET.pack(at), part)
