@@ -90,7 +90,6 @@ def read_gathered(group: Sequence[Extent], view: memoryview, stored: memoryview)
     """Fill *view* from neighbours whose payloads are read at once, into *stored*, which has :func:`stored_of` bytes."""
     first = group[0]
     assert first.node is not None
-    first.node.event("read_compressed")
     first.node.read_into(first.offset, stored)
     for extent in group:
         at = extent.offset - first.offset

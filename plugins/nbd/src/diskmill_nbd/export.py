@@ -41,6 +41,11 @@ class Piece(NamedTuple):
     offset: int = 0
     extents: tuple[Extent, ...] = ()
 
+    @property
+    def decodes(self) -> bool:
+        """Whether reading it takes a processor more than copying bytes does."""
+        return any(extent.kind is Kind.ENCODED for extent in self.extents)
+
 
 class Export(ABC):
     """Bytes that a server exports. All methods may be called from several threads at once."""
@@ -217,8 +222,8 @@ class ImageExport(Export):
 
 
 def _piece(extent: Extent, files: bool, still: bool) -> Piece:
-    if extent.reads_as_zeros:
-        return Piece(extent.length, zero=extent.length >= _WORTH_A_HOLE)
+    if extent.reads_as_zeros and extent.length >= _WORTH_A_HOLE:
+        return Piece(extent.length, zero=True)
     node = extent.node
     if (
         files

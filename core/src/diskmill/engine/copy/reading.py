@@ -85,4 +85,6 @@ def _read_group(group: Sequence[Extent], view: memoryview, buffers: Buffers) -> 
     if not first.unit:
         read_extent(first, view)
         return
+    assert first.node is not None
+    first.node.event("read_compressed")
     read_gathered(group, view, buffers.for_stored(stored_of(group)))
