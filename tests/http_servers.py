@@ -63,7 +63,8 @@ class Web(NamedTuple):
     """nginx.
 
     :ivar url: of the folder that it serves. ``none`` before a path: without ranges; ``auth``: for user ``ann`` with
-        password ``s3cret`` only; ``cookie``: with the cookie ``pass=s3cret`` only; ``gzip``: encoded.
+        password ``s3cret`` only; ``cookie``: with the cookie ``pass=s3cret`` only; ``gzip``: encoded; ``put``:
+        takes files, from the same user; ``small``: takes files of 2 MiB at most.
     :ivar tls: the same over TLS, with a certificate of the authority in the file ``authority``.
     """
 
@@ -113,6 +114,11 @@ def nginx(root: Path, state: Path) -> Iterator[Web]:
                 location /up/ {{ rewrite ^/up/(.*)$ https://127.0.0.1:{secure}/$1 redirect; }}
                 location /loop/ {{ rewrite ^/loop/(.*)$ /loop/$1 redirect; }}
                 location /file/ {{ return 302 file:///etc/passwd; }}
+                location /put/ {{
+                    alias {root}/put/; dav_methods PUT DELETE; create_full_put_path on; client_max_body_size 0;
+                    auth_basic x; auth_basic_user_file {state}/users;
+                }}
+                location /small/ {{ alias {root}/put/; dav_methods PUT; client_max_body_size 2m; }}
             }}
         }}"""
     (state / "nginx.conf").write_text(configuration)

@@ -92,6 +92,7 @@ def validate(name: str, value: Any) -> None:
         "convert --salvage -f raw disk.raw converted.raw",
         "digest disk.raw top.qcow2",
         "digest --check digests",
+        "sync -n base.qcow2 top.qcow2",
         "rebase -u -b base.qcow2 -F qcow2 top.qcow2",
         "rebase -u -b '' top.qcow2",
         "amend -o lazy_refcounts=on top.qcow2",

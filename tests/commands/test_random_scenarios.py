@@ -43,12 +43,13 @@ CHANGING = {"actual-size", "date-sec", "date-nsec", "vm-clock-sec", "vm-clock-ns
 TALLY: Counter[str] = Counter()
 REFUSED = (
     r"end of the file|file ends within|outside the data area|not inside the file|of \d+$|the data cannot begin|"
-    r"not all inside the file|in no L1 table|in the middle of it|cannot be at offset|a descriptor with a createType"
+    r"not all inside the file|in no L1 table|in the middle of it|cannot be at offset|a descriptor with a createType|"
+    r"transferred as text|belongs to the metadata"
 )
 """What the drop-in refuses, and qemu-img reads as zeros: see docs/differences.md, damaged."""
 READ = (
-    r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|parent UUID|"
-    r"Too much extra metadata|(Reference count|Snapshot) table offset invalid|extent without a descriptor|"
+    r"Incorrect header checksum|is cut short|points after the end|[Bb]itmap|Unsupported image type|(link|parent) UUID|"
+    r"Too much extra metadata|(Reference count|[Ss]napshot) table offset invalid|extent without a descriptor|"
     r"invalid VPC image"
 )
 """What qemu-img refuses, and the drop-in opens: see docs/differences.md, vpc-checksums, cut-short and damaged."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import diskmill
 import pytest
 from commands import images
+from diskmill.sizes import MiB
 from http_servers import Web, certificates, ftp_server, nginx, running_proxy
 from served import IMAGES, like_the_file
 from tools import diskmill as command
 from tools import qemu_img
 
+KILLS = int(os.environ.get("DISKMILL_KILLS", "4"))
 SECRET = ("--object", "secret,id=p,data=s3cret")
 
 
@@ -287,3 +293,83 @@ def test_wrong_names(web: Web) -> None:
     assert "no secret" in refused(
         "info", "--image-opts", options(f"{web.url}/x", username="x") + ",file.password-secret=q"
     )
+
+
+# -- writing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw disk with data, holes, and an end in a hole."""
+    file = tmp_path_factory.mktemp("disk") / "disk.raw"
+    with file.open("wb") as out:
+        out.write(os.urandom(5 * MiB))
+        out.seek(20 * MiB)
+        out.write(os.urandom(MiB + 512))
+        out.truncate(24 * MiB)
+    return file
+
+
+def put(web: Web, name: str) -> str:
+    return web.url.replace("//", "//ann:s3cret@") + f"/put/{name}"
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("raw", ()),
+        ("qcow2", ("-o", "cluster_size=64k")),
+        ("vmdk", ("-o", "subformat=streamOptimized")),
+        ("vpc", ("-o", "subformat=fixed,force_size=on")),
+        ("vdi", ("--spool",)),
+    ],
+)
+def test_a_server_takes_files(format: str, options: tuple[str, ...], web: Web, folder: Path, disk: Path) -> None:
+    out = folder / "put" / "deep" / f"out.{format}"
+    command("convert", "-f", "raw", "-O", format, *options, disk, put(web, f"deep/out.{format}"))
+    qemu_img("compare", "-f", "raw", "-F", format, disk, out)
+    small = folder / "small.raw"
+    small.write_bytes(b"abc" * 1000)
+    command("convert", "-f", "raw", "-O", format, *options, small, put(web, f"deep/out.{format}"))  # in its place
+    qemu_img("compare", "-f", "raw", "-F", format, small, out)
+
+
+def test_a_disk_of_unknown_size_is_sent_in_chunks(web: Web, folder: Path, disk: Path) -> None:
+    with disk.open("rb") as source:
+        program = Path(sys.executable).with_name("diskmill")
+        words = [program, "convert", "-f", "raw", "-O", "raw", "-", put(web, "piped.raw")]
+        subprocess.run(words, stdin=source, check=True)
+    assert (folder / "put" / "piped.raw").read_bytes() == disk.read_bytes()
+
+
+def test_what_a_server_does_not_take(web: Web, folder: Path, disk: Path, tmp_path: Path) -> None:
+    words = ("convert", "-f", "raw", "-O", "raw", disk)
+    plain = put(web, "x.raw").replace("ann:s3cret@", "")
+    assert "the server does not take it: 401" in refused(*words, plain)
+    assert "the server does not take it: 413" in refused(*words, f"{web.url}/small/x.raw")
+    small = tmp_path / "small.raw"
+    small.write_bytes(b"abc" * 1000)
+    assert "the server does not take it: 405" in refused(*words[:-1], small, f"{web.url}/x.raw")
+    assert "redirects an upload (302)" in refused(*words[:-1], small, f"{web.url}/moved/put/x.raw")
+    assert "cannot be changed" in refused("resize", "-f", "raw", f"{web.url}/img.raw", "+1M")
+    command(*words, put(web, "there.raw"))
+    assert "File exists" in refused("convert", "--no-clobber", *words[1:], put(web, "there.raw"))
+    damaged = tmp_path / "damaged.qcow2"
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", disk, damaged)
+    with damaged.open("r+b") as file:
+        file.truncate(damaged.stat().st_size - 2 * MiB)
+    assert "damaged.qcow2" in refused("convert", "-O", "raw", damaged, put(web, "failed.raw"))
+    assert "damaged.qcow2" in refused("convert", "-O", "raw", damaged, put(web, "there.raw"))
+    assert {file.name for file in (folder / "put").glob("*.raw")} >= {"there.raw"}
+    assert not (folder / "put" / "failed.raw").exists()
+    assert (folder / "put" / "there.raw").read_bytes() == disk.read_bytes()
+
+
+def test_a_killed_upload_has_no_name(web: Web, folder: Path, disk: Path) -> None:
+    words = [Path(sys.executable).with_name("diskmill"), "convert", "-r", "8M", "-f", "raw", "-O", "raw", disk]
+    for number in range(KILLS):
+        process = subprocess.Popen([*words, put(web, f"killed{number}.raw")], stderr=subprocess.DEVNULL)
+        time.sleep(0.15 + 0.3 * number / KILLS)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not list((folder / "put").glob("killed*"))

@@ -1,4 +1,4 @@
-"""The main job at full size: a 2 GiB disk with a real file system, through every way of storing it and back."""
+"""The main job at full size: a 1 GiB disk with a real file system, through every way of storing it and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from samples import MiB, ext4_image
 from tools import assert_clean, assert_identical, diskmill, diskmill_json, qemu_img, qemu_img_json
 
-SIZE = 2048 * MiB
+SIZE = 1024 * MiB
 
 
 @pytest.fixture(scope="module")

@@ -289,12 +289,13 @@ def test_tables_are_not_overwritten(tmp_path: Path) -> None:
         disk.write(3 * MiB, b"b" * 4096)
     data = image.read_bytes()
     first, second = struct.unpack_from(">2Q", data, 48)
-    for place in (first, second, first + 512, 0x200):
+    free = first + 4096  # behind an L2 table, before the cluster that it names
+    for place in (first, second, first + 512, free):
         damaged = bytearray(data)
         struct.pack_into(">Q", damaged, first, place)
         image.write_bytes(damaged)
         with diskmill.open(str(image), writable=True) as disk:
-            if place == 0x200:  # behind the L1 table, where nothing is
+            if place == free:
                 disk.write(0, b"x" * 512)
                 continue
             with pytest.raises(ImageError, match="belongs to a table"):

@@ -63,7 +63,7 @@ def test_random_damage(tmp_path: Path, layout: str) -> None:
     anatomy = Anatomy(base.read_bytes())
     chance = random.Random(layout)
     cases = refused = compared = intact = 0
-    while cases < 150:
+    while cases < 100:
         data, done = anatomy.damaged(chance)
         if data == anatomy.data:
             continue
@@ -90,7 +90,7 @@ def test_random_damage(tmp_path: Path, layout: str) -> None:
             ]
             assert not worse, (done, worse)
             compared += 1
-    assert intact > 8 and refused < 80, (intact, refused, compared)
+    assert intact > 5 and refused < 54, (intact, refused, compared)
 
 
 def poke(image: Path, offset: int, data: bytes) -> None:
@@ -103,6 +103,15 @@ def made(image: Path) -> Anatomy:
     qemu_img("create", "-q", "-f", "qcow2", image, "1G")
     qemu_io(image, "write -P 5 1M 3M", "write -P 6 700M 2M", format="qcow2")
     return Anatomy(image.read_bytes())
+
+
+def test_an_entry_with_a_flag_and_no_table(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    poke(image, int.from_bytes(image.read_bytes()[40:48], "big"), (1 << 63).to_bytes(8, "big"))
+    assert qemu_img("check", image, check=False).returncode == command("check", image, check=False).returncode == 2
+    assert command("check", "-r", "all", image).returncode == 0
+    qemu_img("check", image)
 
 
 @pytest.mark.parametrize("how", ["leaks", "all"])

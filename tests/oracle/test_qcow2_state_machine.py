@@ -269,5 +269,5 @@ class Qcow2(RuleBasedStateMachine):
 
 TestQcow2 = pytest.mark.timeout(900)(Qcow2.TestCase)
 TestQcow2.settings = settings(
-    max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=90, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -174,6 +174,9 @@ def test_one_footer_is_enough_and_check_mends_the_other(tmp_path: Path) -> None:
         data[damage % len(data) + 50] ^= 1
         image.write_bytes(data)
         assert diskmill.compare(str(disk), str(image), format_a="raw", format_b="vpc").identical
+        told: list[str] = []
+        diskmill.open(str(image), "vpc", writable=True, context=diskmill.Context(warn=told.append)).close()
+        assert len(told) == 1 and "one of the two copies of its footer is damaged" in told[0]
         assert diskmill.check(str(image), format="vpc").corruptions == 1
         assert diskmill.check(str(image), format="vpc", repair="all").corruptions_fixed == 1
         assert diskmill.check(str(image), format="vpc").findings == []

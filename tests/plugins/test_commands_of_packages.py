@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,17 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "my_package" / "__init__.py").write_text("")
     marker = tmp_path / "imported"
     (tmp_path / "my_package" / "peek.py").write_text(f"open({str(marker)!r}, 'w').close()\n{example[1]}")
+    app = re.search(r"```python typer\n(.*?)```", section, re.DOTALL)
+    assert app is not None
+    (tmp_path / "my_package" / "glance.py").write_text(f"open({str(marker)!r}, 'w').close()\n{app[1]}")
     metadata = tmp_path / "peek-1.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: peek\nVersion: 1\n")
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: peek\nVersion: 1\nSummary: To see how disks begin\n"
+    )
     (metadata / "entry_points.txt").write_text(
-        "[diskmill.command]\npeek = my_package.peek:COMMAND\ninfo = my_package.peek:COMMAND\n"
+        "[diskmill.command]\npeek = my_package.peek:COMMAND\nglance = my_package.glance:app\n"
+        "info = my_package.peek:COMMAND\n"
         "missing = my_package.nothing:COMMAND\nwrong = my_package.peek:run\n"
     )
     (tmp_path / "disk.raw").write_bytes(b"begin" + bytes(2043))
@@ -50,8 +58,47 @@ def test_a_broken_one_is_named_and_breaks_nothing_else(environment: dict[str, st
         assert failed.stderr.startswith(f"diskmill: command '{name}' could not be loaded")
         assert len(failed.stderr.splitlines()) == 1
     told = diskmill("--help", env=environment)
-    assert "peek" in told.stdout
+    assert re.search(r"peek +To see how disks begin", told.stdout)
     assert "convert" in told.stdout
-    assert "command 'missing' could not be loaded" in told.stderr
     unknown = diskmill("nothing-of-the-kind", env=environment, check=False)
     assert "command not found" in unknown.stderr
+
+
+def test_a_typer_app_is_a_command(environment: dict[str, str], tmp_path: Path) -> None:
+    assert "glance" in diskmill("--help", env=environment).stdout
+    assert not (tmp_path / "imported").exists(), "help imports nothing of it"
+    told = diskmill("glance", "-n", "5", "--trust", "nothing", "disk.raw", cwd=tmp_path, env=environment)
+    assert told.stdout == b"begin".hex(" ") + "\n"
+    help = diskmill("glance", "--help", env=environment).stdout
+    assert "Show how a disk begins." in help
+    assert "--trust" in help
+    for words, message in (
+        (["--nonsense", "x"], "No such option"),
+        ([], "Missing argument"),
+        (["gone.raw"], "No such file"),
+        (["--trust", "nobody", "disk.raw"], "'nobody' to trust"),
+    ):
+        refused = diskmill("glance", *words, cwd=tmp_path, env=environment, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+        assert message in refused.stderr
+
+
+def test_our_commands_are_an_app_of_somebody_elses(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import diskmill_cli, typer\n"
+        "app = typer.Typer()\n"
+        "@app.command()\ndef other() -> None: ...\n"
+        "app.add_typer(diskmill_cli.app, name='disk')\n"
+        "app()\n"
+    )
+
+    def other(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, program, *words], capture_output=True, text=True, cwd=tmp_path)
+
+    assert other("disk", "create", "-q", "-fqcow2", "-o", "cluster_size=4k", "a.qcow2", "1M").returncode == 0
+    assert '"cluster-size": 4096' in other("disk", "info", "--output=json", "a.qcow2").stdout
+    failed = other("disk", "info", "gone")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert "convert" in other("disk", "--help").stdout
+    assert "--target-format" in other("disk", "convert", "--help").stdout

@@ -19,6 +19,7 @@ MEMBERS = [
     ROOT / "core",
     ROOT / "cli",
     ROOT / "dropin",
+    ROOT / "testkit",
     *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")),
 ]
 Command = Callable[..., CompletedProcess[str]]

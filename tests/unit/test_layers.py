@@ -26,7 +26,7 @@ FLOORS = (
     {"jobs", "aio"},
     {"__init__"},
 )
-PUBLIC = {"contract", "kit", "errors", "sizes"}
+PUBLIC = {"contract", "kit", "errors", "sizes", "jobs"}
 """What plugins may import of the core, beside the names of ``diskmill`` itself."""
 
 

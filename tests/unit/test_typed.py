@@ -71,6 +71,7 @@ def change(name: str, stop: threading.Event) -> None:
     diskmill.rebase(name, "", unsafe=True)
     size: int = diskmill.resize(name, copied, relative=True, preallocation="off")
     ids = [one.id for one in diskmill.snapshot(name, "create", "now")]
+    ids.append(str(diskmill.sync(name, "copy.qcow2", dry_run=True).saved))
     print(size, ids, diskmill.bench(name, count=1).seconds)
     diskmill.memory["a"] = b"x"
     with diskmill.serve(name) as server:

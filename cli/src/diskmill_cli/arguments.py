@@ -65,6 +65,7 @@ class Command(NamedTuple):
     :param operands: the words after the options, as in a synopsis.
     :param run: does the work and gives the exit status.
     :param about: what help says beyond one line.
+    :param whole: runs with all words of the command as they stand, in place of *run*; None: they are parsed here.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Command(NamedTuple):
     run: Callable[[Arguments, Session], int]
     about: str = ""
     examples: tuple[Example, ...] = ()
+    whole: Callable[[Sequence[str], Session], int] | None = None
 
 
 class HelpWanted(Exception):

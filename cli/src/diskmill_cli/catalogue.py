@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ASKING = ("help", "version")
 """Words that stand where a command does, and ask about the program."""
 GROUP = "diskmill.command"
-"""Entry points of commands that packages bring: each names a :class:`~diskmill_cli.arguments.Command`."""
+"""Entry points of commands that packages bring: each names a
+:class:`~diskmill_cli.arguments.Command`, or a typer app."""
 
 
 def known(name: str, session: Session) -> bool:
@@ -62,9 +63,24 @@ def _load_brought(name: str) -> Command:
     except Exception as error:  # whatever a stranger's module raises
         why = f"{type(error).__name__}: {error}"
         raise DriverError(f"command '{name}' could not be loaded: {why}") from None
+    if type(command).__module__.startswith("typer"):
+        from .foreign import command_of
+
+        command = command_of(name, command)
     if not isinstance(command, Command) or command.name != name:
         raise DriverError(f"command '{name}' could not be loaded: its entry point is not a command of that name")
     return command
+
+
+def summary(name: str) -> str:
+    """What a package says of itself that brings the command *name*: help needs no more, and imports nothing of it."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=GROUP, name=name):
+        if point.dist is not None:
+            told = point.dist.metadata.json.get("summary")
+            return told if isinstance(told, str) else ""
+    return ""
 
 
 def standard_options(*, plain: bool = False) -> tuple[Option, ...]:

@@ -162,6 +162,27 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
     )
 
 
+def settings_of(arguments: Arguments, session: Session) -> Settings:
+    """The same for jobs that run elsewhere, with the secrets read there.
+
+    :raises UsageError: a bad trust or object.
+    """
+    from diskmill.contract.limits import Limits
+    from diskmill.opening.settings import Settings
+
+    from .secrets import objects_of
+
+    secrets, objects = objects_of(arguments.all("object"))
+    return Settings(
+        trust=tuple(_trusted(arguments, session)),
+        secrets=tuple(secrets),
+        objects={key: {"qom-type": one.kind, **one.properties} for key, one in objects.items()},
+        share=arguments.has("share"),
+        overwrite=_overwrite(arguments, session),
+        limits=Limits.parse(_last(arguments.all("limits")) or os.environ.get("DISKMILL_LIMITS", "")),
+    )
+
+
 def other_side(context: Context, arguments: Arguments, cache: str = "writeback", key: str = "cache") -> Context:
     """*context* for the other one of source and target, with the cache mode of its own. A secret that comes through a
     pipe can be read once only: so both go by the same secrets.
@@ -224,6 +245,14 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
     """The trust policy: of the option, of the environment, or the program's own default."""
     from diskmill.opening.gate import Trust
 
+    return Trust.parse(_trusted(arguments, session))
+
+
+def _trusted(arguments: Arguments, session: Session) -> list[str]:
+    """What is trusted, in words.
+
+    :raises UsageError: one of them means nothing.
+    """
     given = arguments.all("trust")
     if not given:
         named = os.environ.get("DISKMILL_TRUST")
@@ -234,7 +263,7 @@ def trust_of(arguments: Arguments, session: Session) -> Trust:
             hint = did_you_mean(one, ("nothing", "folder", "anything"))
             text = f"'{one}' to trust is neither 'nothing', 'folder', 'anything', a folder that exists, nor a server's"
             raise UsageError(text, hint=hint)
-    return Trust.parse(given)
+    return given
 
 
 def _split(text: str) -> list[str]:
@@ -307,3 +336,4 @@ def choices_and_default(option: DriverOption) -> str:
 
 if TYPE_CHECKING:
     from diskmill.opening.gate import Trust
+    from diskmill.opening.settings import Settings

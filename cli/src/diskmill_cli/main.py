@@ -204,6 +204,8 @@ def _command(standard: Arguments, rest: list[str], session: Session) -> int:
         return _tell(name, given, session)
     session.as_json = not session.plain and _wants_json(given)
     command = _command_called(name, session)
+    if command.whole is not None:
+        return command.whole(given, session)
     try:
         options = [one for one in command.options if not one.ours] if session.plain else [*command.options, COLOR]
         arguments = parse(options, given)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from diskmill.errors import DriverError
 
 from . import __version__
 from .arguments import EVERYWHERE, HELP, Command, Option
-from .catalogue import brought, load, standard_options
+from .catalogue import brought, load, standard_options, summary
 from .commands import NAMES
 from .session import Session
 
@@ -36,6 +35,8 @@ def show_command(command: Command, session: Session) -> int:
     """Print the help of one command."""
     if session.plain:
         return show_overview(session)
+    if command.whole is not None:
+        return command.whole(["--help"], session)
     return _typer(session, command.name)
 
 
@@ -50,11 +51,8 @@ def _typer(session: Session, name: str | None = None) -> int:
     )
     app.callback()(_function((*standard_options(), *EVERYWHERE)))
     for one in (*NAMES, *sorted(brought())) if name is None else (name,):
-        try:
-            command = load(one)
-        except DriverError as error:  # one package that is broken does not take the help from all the others
-            session.warn(str(error))
-            continue
+        # What packages bring is not imported to be listed.
+        command = load(one) if one in NAMES or name is not None else Command(one, summary(one), "", (), _unasked)
         app.command(
             one,
             help=_escaped(_text(command)),
@@ -72,6 +70,10 @@ def _typer(session: Session, name: str | None = None) -> int:
     if text:
         print(text)
     return 0
+
+
+def _unasked(*_: object) -> int:
+    raise AssertionError("it is only listed")
 
 
 def _escaped(text: str) -> str:

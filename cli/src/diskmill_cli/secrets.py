@@ -27,7 +27,19 @@ def read_objects(definitions: Sequence[str]) -> tuple[dict[str, bytes], dict[str
     :raises UsageError: a definition makes no sense.
     :raises SecretError: a secret cannot be decoded or decrypted.
     """
+    defined, others = objects_of(definitions)
     secrets: dict[str, bytes] = {}
+    for one in defined:
+        secrets[one.id] = one.read(secrets)
+    return secrets, others
+
+
+def objects_of(definitions: Sequence[str]) -> tuple[list[Secret], dict[str, SharedObject]]:
+    """The same, with the secrets not read yet.
+
+    :raises UsageError: a definition makes no sense.
+    """
+    secrets: dict[str, Secret] = {}
     others: dict[str, SharedObject] = {}
     for text in definitions:
         properties = _properties(text)
@@ -52,8 +64,8 @@ def read_objects(definitions: Sequence[str]) -> tuple[dict[str, bytes], dict[str
         unknown = sorted(set(properties) - set(_KNOWN))
         if unknown:
             raise UsageError(f"a secret object has no property '{unknown[0]}'")
-        secrets[key] = Secret(**properties).read(secrets)
-    return secrets, others
+        secrets[key] = Secret(**properties)
+    return list(secrets.values()), others
 
 
 def ask(prompt: str) -> bytes:

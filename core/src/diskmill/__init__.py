@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .commands.rebase import rebase as rebase
     from .commands.resize import resize as resize
     from .commands.snapshot import snapshot as snapshot
+    from .commands.sync import sync as sync
     from .contract.drivers import CryptoDriver as CryptoDriver
     from .contract.drivers import FormatDriver as FormatDriver
     from .contract.drivers import ProtocolDriver as ProtocolDriver
@@ -114,6 +115,7 @@ _HOMES = {
     "resize": "commands.resize",
     "serve": "library",
     "snapshot": "commands.snapshot",
+    "sync": "commands.sync",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -34,6 +34,7 @@ from .commands.measure import measure as _measure
 from .commands.rebase import rebase as _rebase
 from .commands.resize import resize as _resize
 from .commands.snapshot import snapshot as _snapshot
+from .commands.sync import sync as _sync
 from .errors import UsageError
 from .library import open as _open
 
@@ -93,6 +94,7 @@ measure = _coroutine(_measure)
 rebase = _coroutine(_rebase)
 resize = _coroutine(_resize)
 snapshot = _coroutine(_snapshot)
+sync = _coroutine(_sync)
 
 
 def _listed(*arguments: Any, **named: Any) -> list[Any]:

@@ -65,7 +65,7 @@ def open(
     )
     if snapshot is None:
         return image
-    from .commands.convert import load_snapshot
+    from .commands.snapshot import load_snapshot
 
     try:
         load_snapshot(image, snapshot, context)

@@ -18,8 +18,9 @@ NAMES = (
     "rebase",
     "resize",
     "snapshot",
+    "sync",
 )
 """Every command that comes with the program, which is also the name of its module."""
 
-OWN = ("digest",)
+OWN = ("digest", "sync")
 """Those that qemu-img does not have, nor the drop-in."""

@@ -22,7 +22,8 @@ _COPY = "The copying"
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands import create
     from diskmill.commands.conversion import MOST_THREADS, Conversion, Source, Target
-    from diskmill.commands.convert import PIPE, perform
+    from diskmill.commands.convert import perform
+    from diskmill.commands.unsized import PIPE
     from diskmill.contract.options import HelpAsked
     from diskmill.errors import UsageError
 
@@ -83,6 +84,10 @@ def run(arguments: Arguments, session: Session) -> int:
         skip_broken=arguments.has("skip_broken"),
         digest=digest,
         verify=arguments.has("verify"),
+        resume=(arguments.one("resume") or "") if arguments.has("resume") else None,
+        mark_every=arguments.size("mark_every", "distance of marks") if arguments.has("mark_every") else None,
+        since=arguments.one("since"),
+        deterministic=(arguments.one("deterministic") or "") if arguments.has("deterministic") else None,
     )
     damage: list[tuple[int, int, DiskmillError]] = []
 
@@ -140,6 +145,8 @@ COMMAND = Command(
         common.BACKING_FORMAT,
         Option("existing", ("-n", "--no-create"), "Write into an image that exists.", panel=_TARGET),
         Option("target_zero", ("--target-is-zero",), "That image reads as zeros throughout.", panel=_TARGET),
+        Option("deterministic", ("--deterministic",), "The same disk makes the same file.", "TEXT", (), True, _TARGET),
+        Option("since", ("--since",), "The copy is as of this bitmap, snapshot or digests.", "WHAT", panel=_TARGET),
         *common.OVERWRITE,
         Option("bitmaps", ("--bitmaps",), "Copy the persistent bitmaps, too.", panel=_TARGET),
         Option("skip_broken", ("--skip-broken-bitmaps",), "Leave out inconsistent bitmaps.", panel=_TARGET),
@@ -157,6 +164,8 @@ COMMAND = Command(
         Option("offload", ("-C", "--copy-range-offloading"), "Let the kernel copy.", panel=_COPY),
         Option("digest", ("--digest",), "Print the disk's digest, made out of the copy.", "NAME", (), True, _COPY),
         Option("verify", ("--verify",), "Read the output back before it gets its name.", panel=_COPY),
+        Option("resume", ("--resume",), "Keep what is unfinished, and go on with it.", "FILE", (), True, _COPY),
+        Option("mark_every", ("--mark-every",), "Data between marks to go on from.", "SIZE", (), False, _COPY, "252M"),
         Option("spool", ("--spool",), "Make a temporary copy of what comes or goes once.", "DIR", (), True, _COPY),
         Option("salvage", ("--salvage",), "Write zeros for what cannot be read, and go on.", panel=_COPY),
         common.CACHE._replace(flags=("-t", "--target-cache"), default="unsafe"),

@@ -9,11 +9,12 @@ from ..contract.node import Image
 from ..contract.results import Comparison
 from ..engine.compare import first_data, first_difference
 from ..engine.progress import Progress, Report
-from ..errors import CancelledError, DiskmillError
+from ..errors import CancelledError, DiskmillError, UnsupportedError
 from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from .unsized import is_unsized, piped
 
 UNREADABLE = 4
 """The exit status of qemu-img where the images can be opened but not be read."""
@@ -38,13 +39,16 @@ def compare(
     :param strict: also compare the disks' sizes, and which ranges are allocated.
     :raises DiskmillError: an image cannot be opened, or (with an ``exit_code`` of :data:`UNREADABLE`) not be read.
     """
-    a, b = given_name(a), given_name(b)
     context = context or Context()
+    a, b = (piped(given_name(one), context, image_opts=image_opts) for one in (a, b))
     counter = Progress(progress)
     with (
-        open_image(a, format_a, context=context, image_opts=image_opts) as left,
-        open_image(b, format_b, context=context, image_opts=image_opts) as right,
+        open_image(a, format_a, context=context, image_opts=image_opts, unsized=True) as left,
+        open_image(b, format_b, context=context, image_opts=image_opts, unsized=True) as right,
     ):
+        for image in (left, right):
+            if is_unsized(image):
+                raise UnsupportedError("nobody knows its size before its end: save it to a file first", file=image.name)
         counter.expect(max(left.size, right.size))
         if strict and left.size != right.size:
             return Comparison(False, "Strict mode: Image size mismatch!", size_differs=True)

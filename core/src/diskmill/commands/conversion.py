@@ -88,6 +88,15 @@ class Conversion:
     :param bitmaps: also copy the persistent bitmaps of the one source; *skip_broken*: but for inconsistent ones.
     :param digest: the algorithm of the digest that is made out of the copy; None: there is none.
     :param verify: read the output back before it gets its name.
+    :param deterministic: the same disk makes the same file, whatever made it and when: ids follow from this text, or,
+        where it is empty, from the disk's digest, for which the source is read beforehand. The time is that of the
+        environment's ``SOURCE_DATE_EPOCH``, or 1970. None: ids are random.
+    :param since: the existing target is a copy as the source was then: write only what has changed since. The name of a
+        bitmap or a snapshot of the source, or of a file with the digests of its blocks then; ``bitmap:``,
+        ``snapshot:`` or ``digests:`` before it says which.
+    :param resume: leave an output that is not finished, with a journal, and go on with it if it is there: the
+        journal's name; empty: beside the output, whose name it has with ``.part.journal``; None: do not.
+    :param mark_every: bytes of data after which the journal is written anew; None: 252 MiB.
     """
 
     sources: tuple[Source, ...]
@@ -103,8 +112,16 @@ class Conversion:
     skip_broken: bool = False
     digest: str | None = None
     verify: bool = False
+    resume: str | None = None
+    mark_every: int | None = None
+    since: str | None = None
+    deterministic: str | None = None
 
     def __post_init__(self) -> None:
+        if self.mark_every is not None:
+            object.__setattr__(self, "mark_every", whole(self.mark_every, "mark_every", 1))
+            if self.resume is None:
+                raise UsageError(said("mark_every requires resume", "--mark-every requires --resume"))
         object.__setattr__(self, "sources", tuple(self.sources))
         object.__setattr__(self, "rate", whole(self.rate, "rate"))
         if self.threads is not None:
@@ -119,12 +136,34 @@ class Conversion:
             raise UsageError(said("skip_broken requires bitmaps", "--skip-broken-bitmaps requires --bitmaps"))
         self._refuse_offload()
         self._refuse_several()
+        self._refuse_since()
+        self._refuse_random()
         if self.target.backing is not None and self.digest is not None:
             base = said("backing", "-B")
             raise UsageError(f"no digest can be made of a copy that leaves data to a backing image ({base})")
         if self.target.backing is not None and self.verify:
             base = said("backing", "-B")
             raise UsageError(f"a copy that leaves data to a backing image ({base}) is verified with compare")
+
+    def _refuse_random(self) -> None:
+        if self.deterministic is None:
+            return
+        deterministic = said("deterministic", "--deterministic")
+        if not self.in_order:
+            raise UsageError(f"{deterministic} does not go with {said('in_order=False', '-W')}")
+        if self.target.existing or self.resume is not None:
+            raise UsageError(f"{deterministic} is for images that are made anew, in one go")
+
+    def _refuse_since(self) -> None:
+        since = said("since", "--since")
+        if self.since is None:
+            return
+        if not self.target.existing or self.target.zeroed:
+            raise UsageError(f"{since} writes into a copy that exists: it requires {said('existing', '-n')}")
+        if len(self.sources) > 1 or self.target.backing is not None:
+            raise UsageError(f"{since} is for one source, and a copy without a backing image")
+        if self.digest is not None or self.verify:
+            raise UsageError(f"only what has changed is read ({since}): make the digest, or compare, afterwards")
 
     def _refuse_offload(self) -> None:
         if not self.offload:

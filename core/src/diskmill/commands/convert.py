@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
 from ..contract.extents import Kind
+from ..contract.ids import derived
 from ..contract.node import Image, Node, Storage
-from ..contract.options import split
 from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
@@ -28,13 +29,14 @@ from ..opening.places import new_place, storage_of, written_name
 from ..opening.registry import Registry
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
+from .snapshot import load_snapshot
+from .unsized import PIPE
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap
     from ..engine.digest import Digester
-
-PIPE = "pipe:-"
-"""What ``-`` stands for: standard input, or standard output."""
+    from .changes import Ranges
+    from .resumption import Resumption
 
 
 def convert(
@@ -66,6 +68,10 @@ def convert(
     cancel: threading.Event | None = None,
     digest: str | None = None,
     verify: bool = False,
+    resume: str | bool | None = None,
+    mark_every: int | None = None,
+    since: str | None = None,
+    deterministic: str | bool | None = None,
 ) -> str | None:
     """Copy the guest disks of *sources*, one after the other, into *output*.
 
@@ -92,6 +98,9 @@ def convert(
     :param cancel: set it to stop.
     :param digest: make the digest of the guest disk out of the copy: the algorithm, see :func:`diskmill.digest`.
     :param verify: read the output back, and compare it with what was read, before it gets its name.
+    :param resume: what is left unfinished stays, and the same call goes on with it: True, or the name of the journal;
+        see :class:`~diskmill.commands.conversion.Conversion`, as for *mark_every*, *since*
+        and *deterministic* (True: by the disk's digest).
     :return: the digest, where one was asked for.
     :raises DiskmillError: whatever went wrong.
     """
@@ -123,6 +132,10 @@ def convert(
         skip_broken=skip_broken,
         digest=digest,
         verify=verify,
+        resume=("" if resume else None) if isinstance(resume, bool) else resume,
+        mark_every=mark_every,
+        since=since,
+        deterministic=("" if deterministic else None) if isinstance(deterministic, bool) else deterministic,
     )
     return perform(asked, context, target_context, progress=progress, cancel=cancel, damaged=salvage).digest
 
@@ -147,7 +160,15 @@ def perform(
     counter = Progress(progress)
     with ExitStack() as stack:
         work = _Work(asked, context, target_context, stack)
-        counter.expect(work.size if work.endless is None else 0)
+        ranges = None if asked.since is None else work.changed(asked.since, counter)
+        counter.expect(0 if work.endless is not None else work.size if ranges is None else sum(n for _, n in ranges()))
+        resumption = work.resumption
+        if resumption is not None and resumption.finished():
+            counter.advance(work.size)
+            resumption.end()
+            return Converted(asked.target.format, work.size)
+        if asked.deterministic is not None:
+            stack.enter_context(derived(work.seed(counter, cancel), _epoch()))
         target = work.existing() if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
@@ -160,6 +181,8 @@ def perform(
                 from .unsized import copy_unsized
 
                 copy_unsized(work.endless, target, plan, target_context, counter, limit, cancel)
+            elif resumption is not None:
+                resumption.copy(target, plan, progress=counter, limit=limit, cancel=cancel, watchers=watched.watchers)
             else:
                 copy(
                     work.images,
@@ -169,6 +192,7 @@ def perform(
                     limit=limit,
                     cancel=cancel,
                     watchers=watched.watchers,
+                    ranges=None if ranges is None else ranges(),
                 )
             for image in work.images:
                 drain(image)
@@ -192,6 +216,8 @@ def perform(
                 target.abandon()
             raise
         target.close()
+        if resumption is not None:
+            resumption.end()
         return Converted(target.driver.name, work.size, made)
 
 
@@ -218,17 +244,23 @@ class _Work:
         self.shared: Image | None = None  # by default everything is copied
         self.shared_size: int | None = None
         self.size = sum(image.size for image in self.images)
+        self.resumption: Resumption | None = None
+        if asked.resume is not None:
+            from .resumption import Resumption
+
+            self.resumption = Resumption(asked, self.images, context, target_context)
         self.endless = self._endless() if any(image.file.forward for image in self.images) else None
 
     def _endless(self) -> Image | None:
         """The source whose size nobody knows; the target then is begun with what is copied first."""
-        from .unsized import FIRST, is_unsized, refuse
+        from .unsized import FIRST, expect_growing, is_unsized, refuse
 
         endless = next((image for image in self.images if is_unsized(image)), None)
         if endless is not None:
             asked = self.asked
             beforehand = asked.target.existing or self.backing is not None or asked.digest is not None or asked.verify
             refuse(self.images, beforehand)
+            expect_growing(self.context.registry.format(asked.target.format), endless)
             self.size = FIRST
         return endless
 
@@ -246,6 +278,27 @@ class _Work:
         if source.snapshot is not None:
             load_snapshot(image, source.snapshot, self.context)
         return image
+
+    def seed(self, counter: Progress, cancel: threading.Event | None) -> bytes:
+        """What ids follow from: a text that was given, or the digest of the disk."""
+        if self.asked.deterministic:
+            return self.asked.deterministic.encode()
+        if any(one.forward for one in self._leaves()):
+            given = said("deterministic=TEXT", "--deterministic=TEXT")
+            text = f"its digest cannot be known beforehand: give a text for ids ({given})"
+            raise UsageError(text, file=self.images[0].name)
+        from ..engine.digest import Digester, scan
+
+        counter.expect(self.size)
+        digester = Digester(self.size)
+        scan(self.images, [digester], progress=counter, cancel=cancel)
+        return bytes.fromhex(digester.hexdigest())
+
+    def changed(self, since: str, counter: Progress) -> Ranges:
+        """The ranges of the source that have changed *since* then."""
+        from .changes import changed_since
+
+        return changed_since(since, self.images[0], self.asked.sources[0], self.context, self.stack, counter)
 
     def _bitmaps(self) -> list[Bitmap]:
         """The bitmaps of the source that are copied."""
@@ -298,12 +351,13 @@ class _Work:
         base = _backing(self.stack, self.backing, self.backing_format, asked.name, self.context)
         if base is not None:
             self.shared, self.shared_size = _shared(self.images[0], base, self.snapshot), base.size
+        resumption = self.resumption
         target = create_image(
             asked.name,
             asked.format,
             self.size,
             self.options,
-            context=self.target_context,
+            context=self.target_context if resumption is None else resumption.context,
             backing=None
             if base is None
             else Backing(
@@ -315,6 +369,7 @@ class _Work:
             compressed=self.asked.compress,
             layout=self._layout if self._foreseen() else None,
             inputs=identities([*self.images, *([base] if base is not None else ())]),
+            unfinished=None if resumption is None else resumption.make,
         )
         if base is not None:  # what a unit of the target holds beside the source's data comes from there
             target.attach(Reference("backing", str(self.backing)), base)
@@ -361,6 +416,14 @@ class _Work:
     def _in_turn(self) -> bool:
         """Whether a source is best read by one thread: what comes in order, in that order."""
         return any(one.file.forward and "stream" not in one.driver.capabilities for one in self.images)
+
+
+def _epoch() -> int:
+    """What ``SOURCE_DATE_EPOCH`` says (https://reproducible-builds.org/specs/source-date-epoch/), or 1970."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", "0")
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise UsageError(f"SOURCE_DATE_EPOCH is a number of seconds after 1970, not '{text}'")
+    return int(text)
 
 
 def _untold(offset: int, length: int, error: DiskmillError) -> None:
@@ -515,33 +578,6 @@ def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> N
     """Empty bitmaps in *target*, which record nothing."""
     for one in copied:
         calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
-
-
-def load_snapshot(image: Image, name: str, context: Context) -> None:
-    """Let *image* read as its internal snapshot *name*: an id or a name, or ``snapshot.id=…,snapshot.name=…``.
-
-    :raises UnsupportedError: the format has no internal snapshots.
-    :raises UsageError: there is no such snapshot.
-    """
-    if "snapshots" not in image.driver.capabilities:
-        raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
-    if image.lent:
-        raise UsageError("an image that is open reads as it does: open its snapshot", file=image.name)
-    if name.startswith("snapshot."):
-        name = _snapshot_id(image, name, context)
-    calls.snapshot(context.registry, image, "load", name)
-
-
-def _snapshot_id(image: Image, text: str, context: Context) -> str:
-    """The id of the snapshot that has all that *text* says."""
-    wanted = dict(split(text))
-    unknown = sorted(set(wanted) - {"snapshot.id", "snapshot.name"})
-    if unknown:
-        raise UsageError(f"invalid snapshot '{text}': there is no '{unknown[0]}'")
-    for one in calls.snapshots(context.registry, image):
-        if wanted.get("snapshot.id", one.id) == one.id and wanted.get("snapshot.name", one.name) == one.name:
-            return str(one.id)
-    raise UsageError(f"there is no snapshot '{text}'", file=image.name)
 
 
 def _backing(stack: ExitStack, name: str | None, format: str | None, output: str, context: Context) -> Image | None:

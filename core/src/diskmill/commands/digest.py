@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO
 
 from ..contract.node import Image
-from ..engine.digest import BLOCK, Digester, scan
+from ..engine.digest import BLOCK, Digester, hash_of, scan
 from ..engine.progress import Progress, Report
-from ..errors import ImageError, UsageError
+from ..errors import CancelledError, ImageError, UsageError
 from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from ..sizes import SECTOR, round_up
+from .unsized import is_unsized, piped
 
 ALGORITHM = "sha256"
 
@@ -32,17 +36,20 @@ def digest(
 ) -> str:
     """The digest of the guest disk of *name*, in hexadecimal: that of ``blksum``, whatever the image's format.
 
+    :param name: ``-`` is standard input, also for a raw disk of which nobody knows the size.
     :param algorithm: as hashlib or OpenSSL name it, or ``blake3`` where that is installed.
     :param block_size: bytes of the blocks that are hashed by themselves; another size is another digest.
     :param block_digests: a binary file that gets the digest of each block, one after the other.
     :raises DiskmillError: the image cannot be opened or read.
     """
-    name = given_name(name)
     context = context or Context()
+    name = piped(given_name(name), context, image_opts=image_opts)
     if block_size <= 0:
         raise UsageError("the block size must be at least 1 byte")
     counter = Progress(progress)
-    with open_image(name, format, context=context, image_opts=image_opts) as image:
+    with open_image(name, format, context=context, image_opts=image_opts, unsized=True) as image:
+        if is_unsized(image):
+            return _as_it_comes(image, algorithm, block_size, block_digests, cancel)
         counter.expect(image.size)
         digester = Digester(image.size, algorithm, block_size)
         if block_digests is not None:
@@ -50,6 +57,27 @@ def digest(
         scan(image, [digester], granule=block_size, threads=threads, progress=counter, cancel=cancel)
         drain(image)
         return digester.hexdigest()
+
+
+def _as_it_comes(
+    image: Image, algorithm: str, block: int, blocks: BinaryIO | None, cancel: threading.Event | None
+) -> str:
+    """The digest of a raw disk that ends somewhere, and is filled up to whole sectors there."""
+    new = hash_of(algorithm)
+    outer, at = new(b""), 0
+    while data := image.file.read_some(at, block):
+        at += len(data)
+        if len(data) < block:
+            data = data.ljust(round_up(at, SECTOR) - at + len(data), b"\0")
+            at = round_up(at, SECTOR)
+        piece = new(data).digest()
+        outer.update(piece)
+        if blocks is not None:
+            blocks.write(piece)
+        if cancel is not None and cancel.is_set():
+            raise CancelledError("cancelled")
+    outer.update(at.to_bytes(8, "little"))
+    return str(outer.hexdigest())
 
 
 class BlockFile:
@@ -67,19 +95,17 @@ class BlockFile:
         for at in range(0, count, 1 << 14):
             self.file.write((digest or self.zero) * min(1 << 14, count - at))
 
-    def expect(self, first: int, count: int, digest: bytes | None) -> int | None:
-        """The first of *count* blocks from block *first* on that the file has another digest for."""
+    def unlike(self, first: int, count: int, digest: bytes | None) -> Iterator[int]:
+        """Those of *count* blocks from block *first* on that the file has another digest for."""
         length = len(self.zero)
         for at in range(0, count, 1 << 14):
             many = min(1 << 14, count - at)
-            wanted = (digest or self.zero) * many
-            there = self.file.read(len(wanted))
-            if there != wanted:
-                differs = next(
-                    one for one in range(many) if there[one * length :][:length] != wanted[one * length :][:length]
-                )
-                return first + at + differs
-        return None
+            wanted = digest or self.zero
+            there = self.file.read(many * length)
+            if there != wanted * many:
+                for one in range(many):
+                    if there[one * length :][:length] != wanted:
+                        yield first + at + one
 
 
 def verify(
@@ -99,8 +125,7 @@ def verify(
     wrong: list[int] = []
 
     def look(first: int, count: int, digest: bytes | None) -> None:
-        if not wrong and (differs := blocks.expect(first, count, digest)) is not None:
-            wrong.append(differs)
+        wrong.extend(islice(blocks.unlike(first, count, digest), 1 - len(wrong)))
 
     digester = Digester(size, algorithm, block_size, look)
     blocks = BlockFile(recorded, digester.zero)

@@ -18,8 +18,8 @@ from ..opening.creation import split_options
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from ..sizes import MAX_SIZE, SECTOR, round_down, round_up, whole
-from .convert import load_snapshot
 from .map import entries
+from .snapshot import load_snapshot
 
 
 def measure(

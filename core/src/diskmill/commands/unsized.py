@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import cast
 
+from ..contract.drivers import FormatDriver
 from ..contract.node import Image
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit
@@ -19,9 +20,23 @@ FIRST = 64 * MiB
 """Bytes that the output has at first, and that are copied at once: what is too much is cut off at the end."""
 
 
+PIPE = "pipe:-"
+"""What ``-`` stands for: standard input, or standard output."""
+
+
+def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
+    """*name* as it was given, with ``-`` as what it stands for, where callers do not expect a file, as of qemu-img."""
+    return PIPE if name == "-" and not image_opts and not context.as_qemu_img else name
+
+
 def is_unsized(image: Image) -> bool:
     """Whether nobody knows how large *image* is."""
-    return image.window == 0 and isinstance(image.file, ForwardStorage) and image.size >= MAX_SIZE - SECTOR
+    return (
+        image.window == 0
+        and isinstance(image.file, ForwardStorage)
+        and image.file.unsized
+        and image.size >= MAX_SIZE - SECTOR
+    )
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:
@@ -35,6 +50,16 @@ def refuse(images: Sequence[Image], more: bool) -> None:
         raise UnsupportedError(text, file=image.name)
 
 
+def expect_growing(driver: FormatDriver, image: Image) -> None:
+    """Refuse to copy *image* into a format whose images cannot grow and be cut.
+
+    :raises UnsupportedError: it is one.
+    """
+    if not {"resize", "shrink"} <= driver.capabilities:
+        text = f"format '{driver.name}' has to know the disk's size beforehand: {needs_copy()}"
+        raise UnsupportedError(text, file=image.name)
+
+
 def copy_unsized(
     image: Image,
     target: Image,
@@ -44,13 +69,7 @@ def copy_unsized(
     limit: RateLimit,
     cancel: threading.Event | None,
 ) -> None:
-    """Copy *image* into *target*, a new one, which grows as it comes.
-
-    :raises UnsupportedError: the target's format cannot grow and be cut; nothing was read.
-    """
-    if not {"resize", "shrink"} <= target.driver.capabilities:
-        text = f"format '{target.driver.name}' has to know the disk's size beforehand: {needs_copy()}"
-        raise UnsupportedError(text, file=image.name)
+    """Copy *image* into *target*, a new one, which grows as it comes."""
     storage = cast("ForwardStorage", image.file)  # as is_unsized has found
     at = 0
     while storage.end is None or at < storage.end:  # probing may have seen the end of a small one

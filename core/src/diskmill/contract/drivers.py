@@ -45,9 +45,11 @@ CAPABILITIES = {
     "bitmaps": "persistent dirty bitmaps",
     "encryption": "guest data can be encrypted",
     "preallocation": "space can be claimed at creation",
+    "archive": "files of it hold an image beside others: the drop-in takes them for raw, as qemu-img does",
     "pipe": "images can be read from a pipe, from the first byte to the last",
     "writes-forward": "data is written in the order of the guest disk, whatever the user allows",
     "forward": "new images can be written to a pipe, from the first byte to the last (with some options, perhaps)",
+    "unfinished": "outputs that were left unfinished can be gone on with",
     "stream": "compressed output must be written from the first byte to the last, once",
 }
 """Every capability that a driver can declare, with what it means; commands give their refusals from these."""

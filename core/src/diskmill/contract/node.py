@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
+from ..sizes import MAX_SIZE
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
 from .threads import Ranges, Readers
@@ -66,14 +67,19 @@ class Node(ABC):
     resizable: bool = False
     """Whether its end can be moved with :meth:`truncate`, as that of storage can."""
     forward: bool = False
-    """Whether its bytes come once, in order (a pipe): ``size`` is the largest there is then, since nobody knows it, and
-    what was read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
+    """Whether its bytes come once, in order (a pipe), mostly as many as nobody knows (:attr:`unsized`), and what was
+    read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
     is_device: bool = False
     """Whether it is a block device, which is as large as it is."""
     one_pass: str = "a pipe"
     """What storage that is read forward is, in messages."""
     driver: Driver
+
+    @property
+    def unsized(self) -> bool:
+        """Whether nobody knows its size before its end has come: ``size`` is the largest that there can be then."""
+        return self.forward and self.size == MAX_SIZE
 
     @property
     def account(self) -> Account:
@@ -151,6 +157,11 @@ class Node(ABC):
 
     def identity(self) -> object | None:
         """Equal for two nodes of the same file, whatever their names; None where nobody knows: of images, say."""
+        return None
+
+    def state(self) -> str | None:
+        """Another text whenever its bytes may have changed, or it is another file: for who comes back later, in another
+        process. None: nobody knows that without reading them."""
         return None
 
     def event(self, name: str) -> None:
@@ -306,6 +317,11 @@ class Storage(Node):
 
         Where the file has no name before it is whole, that is given. The first 64 KiB need not be named.
         """
+
+    def go_on(self, size: int) -> None:
+        """Of an output that was left unfinished (``CreateRequest.unfinished``): it is what its first *size* bytes are,
+        and zeros behind them; 0: it begins anew. Nothing was written to it since it was opened."""
+        self.truncate(size)
 
     def remove(self) -> None:
         """Take its name away, so that nothing is left once it is closed."""

@@ -100,6 +100,9 @@ class CreateRequest:
     :param layout: gives the guest ranges (offset, length) that will be written, in order, for a format that has to lay
         them out before the first of them is: where ``file`` goes forward. None: nobody knows them.
     :param place: for a protocol driver, where the new bytes are to be.
+    :param unfinished: for a protocol driver with the capability ``unfinished``: the new file has a name of its own, the
+        output's with ``.part``, until it is settled, and keeps it when it is abandoned; what has it is gone on with
+        (:meth:`Storage.go_on`). Of a device: nothing of what it holds is touched before that.
     :param like: for a protocol driver, open storage that the new one shall take after (owner, mode). Nothing but that
         may bear the name now, or when the new one gets it.
     """
@@ -116,6 +119,7 @@ class CreateRequest:
     layout: Callable[[], Iterator[tuple[int, int]]] | None = None
     like: Storage | None = None
     place: Place | None = None
+    unfinished: bool = False
 
     def output(self) -> Storage:
         """``file``, for format drivers: the core always gives it to them."""

@@ -157,6 +157,7 @@ def scan(
     source: Node | Sequence[Node],
     watchers: Sequence[Watcher],
     *,
+    offset: int = 0,
     length: int | None = None,
     granule: int = BLOCK,
     threads: int | None = None,
@@ -166,6 +167,7 @@ def scan(
 ) -> None:
     """Read *source*, one node or several one after the other, and show all of it to *watchers*.
 
+    :param offset: where to begin in each; watchers are told that.
     :param length: how many bytes of each; None: all.
     :param granule: bytes; tasks end at multiples of it where they can.
     :raises CancelledError: *cancel* was set.
@@ -194,7 +196,7 @@ def scan(
         return work
 
     sources = [source] if isinstance(source, Node) else source
-    tasks = tasks_of(joined(sources, 0, 0, length, plan), chunk, granule, 1, plan, left_out)
+    tasks = tasks_of(joined(sources, offset, offset, length, plan), chunk, granule, 1, plan, left_out)
     count, interrupt = threads or beneath.threads(sources), partial(beneath.interrupt, sources)
     Workers(tasks, worker, threads=count, cancel=cancel, interrupt=interrupt).run()
 

@@ -14,6 +14,7 @@ from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Node, Storage
 from ..contract.options import Option
 from ..errors import UnsupportedError, UsageError
+from ..kit.forward import foretell
 from ..kit.image import FormatImage
 from ..sizes import SECTOR, round_up
 
@@ -134,6 +135,8 @@ class RawDriver(FormatDriver):
         """A file of the right size."""
         file = request.output()
         mode = str(request.options.get("preallocation", "off"))
+        if request.layout is not None:
+            foretell(file, request.size)
         if file.size != request.size:
             file.truncate(request.size)
         if mode != "off" and request.size:

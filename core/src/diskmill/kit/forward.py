@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import deque
 
 from ..contract.drivers import Driver
-from ..contract.node import Buffer, Image, ReadBuffer, Requests, Storage
+from ..contract.node import Buffer, Image, Node, ReadBuffer, Requests, Storage
 from ..errors import StorageError, said
 from ..sizes import MAX_SIZE, KiB, MiB
 
@@ -132,6 +132,15 @@ def drain(image: Image) -> None:
             storage.drain()
 
 
+def foretell(file: Node, size: int) -> None:
+    """Tell *file*, where it goes forward, before its first byte, that it will have *size* bytes in the end.
+
+    Some services want to know that first. A format driver whose request has a ``layout`` can tell.
+    """
+    if isinstance(file, ForwardOutput):
+        file.total = size
+
+
 _HELD = 4096
 """Zeros at the end of what was written that are not sent before something comes behind them."""
 
@@ -153,6 +162,8 @@ class ForwardOutput(Storage):
         self.size = 0
         self.position = 0
         """Where the next byte that is taken belongs."""
+        self.total: int | None = None
+        """Bytes that it will have in the end, where that was foretold."""
 
     @abstractmethod
     def append(self, data: ReadBuffer) -> None:

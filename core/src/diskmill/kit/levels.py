@@ -124,6 +124,12 @@ class TwoLevelTable(BlockTable):
                 super().set(index, part, value, step)
             index, count, value = index + part, count - part, value + part * step
 
+    def prepare(self, index: int, count: int) -> None:
+        """Let there be L2 tables for *count* entries from *index* on."""
+        for l2 in range(index // self.l2_entries, (index + count - 1) // self.l2_entries + 1):
+            if not self.l1.get(l2):
+                self.l1.set(l2, 1, self._new_table(), 0)
+
     @property
     def dirty(self) -> bool:
         return super().dirty or self.l1.dirty
@@ -226,6 +232,11 @@ class TwoLevelImage(BlockImage):
             cause = f"its offset {entry} is not a multiple of {self.align}"
             raise ImageError(cause, file=self.name, place=f"block {block}")
         super().check_place(block, count, entry, step)
+
+    def _allocate(self, block: int, count: int) -> list[tuple[int, int, int]]:
+        # Before what they name: when that is published is chance, and the layout shall not be.
+        self.levels.prepare(block, count)
+        return super()._allocate(block, count)
 
     def _new_l2(self) -> int:
         at = self.entry_at(self.find_end(), 0)

@@ -9,7 +9,7 @@ edition.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 from xml.parsers import expat
 
@@ -25,12 +25,14 @@ _ENCODINGS = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
 
 
 class Element:
-    """An element: its *tag*, prefix included; its *text*, that of its children aside; its *children*."""
+    """An element: its *tag*, prefix included; its *text*, that of its children aside; its *children*; and those of its
+    *attributes* that were wanted, by their names without prefix."""
 
-    __slots__ = ("children", "tag", "text")
+    __slots__ = ("attributes", "children", "tag", "text")
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, attributes: dict[str, str] = {}) -> None:  # noqa: B006  nobody changes it
         self.tag = tag
+        self.attributes = attributes
         self.text = ""
         self.children: list[Element] = []
 
@@ -51,20 +53,28 @@ class Element:
         return default if found is None else found.text.strip()
 
 
-def parse(data: bytes, *, file: str, place: str | None = None, encoding: str | None = None) -> Element:
+def parse(
+    data: bytes,
+    *,
+    file: str,
+    place: str | None = None,
+    encoding: str | None = None,
+    attributes: Collection[str] = (),
+) -> Element:
     """The root element of the document *data*, which somebody has bounded in size.
 
+    :param attributes: names, without prefix, of the attributes that are wanted.
     :param encoding: what it is encoded in, whatever it says itself; None: what it says.
     :raises ImageError: it is not well-formed, or asks for more than a descriptor needs; *file* and *place* are named.
     """
     for sign, what in ((b"<", "tags"), (b"=", "attributes")):
         if data.count(sign) > MOST:
             raise ImageError(f"it has more than {MOST} {what}", file=file, place=place)
-    builder = _Builder()
+    builder = _Builder(attributes)
     parser = expat.ParserCreate(encoding)
     parser.buffer_text = True  # else each line is a string of its own
     parser.buffer_size = 1 << 16
-    parser.ordered_attributes = True  # nobody wants them: as lists they are the smallest
+    parser.ordered_attributes = True  # few are wanted: as lists they are the smallest
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.text
@@ -81,7 +91,8 @@ def parse(data: bytes, *, file: str, place: str | None = None, encoding: str | N
 class _Builder:
     """What the parser calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._wanted = wanted
         self.root = Element("")
         self._open: list[tuple[Element, list[str]]] = [(self.root, [])]
         """The elements that have not ended, the outermost first, and the pieces of their text."""
@@ -90,6 +101,10 @@ class _Builder:
         if len(self._open) > _DEEPEST:
             raise ValueError(f"more than {_DEEPEST} elements inside one another")
         element = Element(tag)
+        if self._wanted and attributes:
+            pairs = zip(attributes[::2], attributes[1::2], strict=True)
+            told = {name.rpartition(":")[2]: value for name, value in pairs}
+            element.attributes = {name: told[name] for name in self._wanted if name in told}
         self._open[-1][0].children.append(element)
         self._open.append((element, []))
 

@@ -32,6 +32,7 @@ def create_image(
     compressed: bool = False,
     layout: Callable[[], Iterator[tuple[int, int]]] | None = None,
     inputs: Iterable[object] = (),
+    unfinished: Callable[[Storage, FormatDriver, CreateRequest], Image] | None = None,
 ) -> Image:
     """A new, empty image, open for writing, whose files do not have their names yet.
 
@@ -41,6 +42,7 @@ def create_image(
     :param options: the format's and the protocol's ``create`` options, as typed or as values.
     :param layout: as in :class:`~diskmill.contract.requests.CreateRequest`.
     :param inputs: identities (:meth:`Storage.identity`) of files that are read for it, which no output may replace.
+    :param unfinished: makes the image, or goes on with one, in storage that may have been left unfinished.
     :raises UsageError: an output is one of those, or two outputs would be one file.
     """
     registry = context.registry
@@ -64,7 +66,7 @@ def create_image(
         identity = where.identity()
         if identity is not None:  # where it is locked already, it would say so, and not why
             expect_free([identity], where.display())
-        storage = new_storage(where, below, context, size=round_up(size, SECTOR))
+        storage = new_storage(where, below, context, size=round_up(size, SECTOR), unfinished=unfinished is not None)
         made.append(storage)
         places = storage.places()
         expect_free(places, where.display())
@@ -72,6 +74,8 @@ def create_image(
         return storage
 
     def beside(path: str, *, leads: bool = False) -> Storage:
+        if unfinished is not None:
+            raise UnsupportedError("an image of several files cannot be gone on with", file=name)
         file = output(place.beside(path))
         first, second = (file, storage) if leads else (storage, file)
         if first.replaces and second.in_place and not first.in_place:
@@ -113,7 +117,8 @@ def create_image(
             compressed=compressed,
             layout=layout,
         )
-        image = calls.create_image(registry, driver, request)
+        make = partial(calls.create_image, registry, driver)
+        image = make(request) if unfinished is None else unfinished(storage, driver, request)
     except BaseException:
         for one in made:
             one.abandon()
@@ -128,15 +133,19 @@ def new_storage(
     *,
     size: int = 0,
     like: Storage | None = None,
+    unfinished: bool = False,
 ) -> Storage:
     """A new file, empty, which gets its name when it is settled.
 
     :param size: of the guest disk that it is for, in bytes; 0: that is not known.
-    :param like: see :class:`~diskmill.contract.requests.CreateRequest`.
+    :param like: see :class:`~diskmill.contract.requests.CreateRequest`, as is *unfinished*.
     """
     protocol = place.driver
     if "create" not in protocol.capabilities:
         raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=place.display())
+    if unfinished and "unfinished" not in protocol.capabilities:
+        text = f"what protocol '{protocol.name}' was left with unfinished cannot be gone on with"
+        raise UnsupportedError(text, file=place.display())
     request = CreateRequest(
         name=place.display(),
         context=context,
@@ -144,6 +153,7 @@ def new_storage(
         options=validate(protocol.options, options, when="create", driver=protocol.name),
         like=like,
         place=place,
+        unfinished=unfinished,
     )
     storage = calls.create_storage(context.registry, protocol, request)
     storage.charged = Account(context.budget)

@@ -30,7 +30,6 @@ from ..errors import (
     said_raw,
 )
 from ..kit.forward import needs_copy
-from ..sizes import MAX_SIZE
 from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
@@ -174,6 +173,8 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
     """
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
+    if driver is not None and "archive" in driver.capabilities and context.as_qemu_img:
+        driver = context.registry.format("raw")  # to qemu-img an archive is bytes like any others
     if driver is None or driver.name == "raw":
         looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
@@ -354,7 +355,7 @@ class _Opener:
         if file.forward and "pipe" not in driver.capabilities:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        unknown = file.forward and file.size == MAX_SIZE and "size" not in options
+        unknown = file.unsized and "size" not in options
         if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
             text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)

@@ -28,6 +28,7 @@ PACKAGES = {
     "ewf": "diskmill-ewf",
     "sparseimage": "diskmill-sparseimage",
     "vma": "diskmill-vma",
+    "ova": "diskmill-ova",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
     **dict.fromkeys(
@@ -94,6 +95,7 @@ _MAGICS = (
     ("ewf", 0, b"EVF\x09\x0d\x0a\xff\0"),
     ("sparseimage", 0, b"sprs"),
     ("vma", 0, b"VMA\0"),
+    ("ova", 257, b"ustar"),
 )
 
 
@@ -110,7 +112,6 @@ _NO_DISKS = (
     ("zstd data", 0, b"\x28\xb5\x2f\xfd"),
     ("bzip2 data", 0, b"BZh"),
     ("a zip archive", 0, b"PK\3\4"),
-    ("a tar archive (an OVA package, perhaps)", 257, b"ustar"),
     ("an Expert Witness (EWF) image", 0, b"EVF2\x0d\x0a\x81\0"),
 )
 """What holds disks, or is made of them, and is none."""

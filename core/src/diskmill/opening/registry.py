@@ -134,13 +134,17 @@ class Registry:
         :raises DriverError: it is not installed (the message says what to install) or broken.
         """
         name = ALIASES.get((group, name), name)
+        driver = self._usable(group, name)
+        if driver is not None:
+            return driver
+        raise DriverError(self.why_missing(group, name), hint=self._alike(group, name))
+
+    def _usable(self, group: str, name: str) -> Driver | None:
         driver = self._drivers.get((group, name))
         if driver is None and group not in self._complete:
             self._add(group, [entry for entry in self.entries(group) if entry.name == name])
             driver = self._drivers.get((group, name))
-        if driver is not None:
-            return driver
-        raise DriverError(self.why_missing(group, name), hint=self._alike(group, name))
+        return driver
 
     def why_missing(self, group: str, name: str) -> str:
         """What is the matter with the driver *name*, which :meth:`has` has not found, and what to do about it."""
@@ -195,12 +199,9 @@ class Registry:
         return cast(CryptoDriver, self.get(CryptoDriver.group, name))
 
     def has(self, group: str, name: str) -> bool:
-        """Whether a usable driver of that name is installed."""
-        try:
-            self.get(group, name)
-        except DriverError:
-            return False
-        return True
+        """Whether a usable driver of that name is installed. It is asked for each image that is opened, mostly of names
+        that there are not: what may have been meant is not looked for."""
+        return self._usable(group, ALIASES.get((group, name), name)) is not None
 
     def call(self, driver: Driver, hook: str, **arguments: Any) -> Any:
         """Call *hook* of *driver*, and of every plugin that is not a driver. None: the driver has no such hook."""

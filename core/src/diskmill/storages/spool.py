@@ -8,6 +8,7 @@ import tempfile
 from ..contract.node import Buffer, ReadBuffer, Storage
 from ..engine.zeros import is_zero
 from ..errors import StorageError
+from ..kit.forward import foretell
 from ..sizes import MiB
 
 
@@ -80,6 +81,7 @@ class Spool(Storage):
         """Send it on its way."""
         if self._settled:
             return
+        foretell(self._base, self.size)
         for at in range(0, self.size, MiB):
             self._base.write(at, self.read(at, min(MiB, self.size - at)))
         self._base.settle()

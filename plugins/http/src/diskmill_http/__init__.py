@@ -1,4 +1,5 @@
-"""The protocols ``http``, ``https``, ``ftp`` and ``ftps``: images on web and FTP servers, read by ranges."""
+"""The protocols ``http``, ``https``, ``ftp`` and ``ftps``: images on web and FTP servers, read by ranges; uploads to
+web servers."""
 
 from __future__ import annotations
 
@@ -11,35 +12,43 @@ from diskmill.contract.options import Option
 if TYPE_CHECKING:
     from diskmill.contract.node import Storage
     from diskmill.contract.place import Place
-    from diskmill.contract.requests import OpenRequest
+    from diskmill.contract.requests import CreateRequest, OpenRequest
 
 
-def _option(name: str, type: str, help: str, *, runtime: bool = False, secret: bool = False) -> Option:
-    return Option(name, type, help, when=("open",), runtime=runtime, secret=secret)
+_BOTH = ("open", "create")
+
+
+def _option(
+    name: str, type: str, help: str, *, when: tuple[str, ...] = ("open",), runtime: bool = False, secret: bool = False
+) -> Option:
+    return Option(name, type, help, when=when, runtime=runtime, secret=secret)
 
 
 _ALL = (
     _option("url", "str", "the URL, where no name gives it", secret=True),
     _option("readahead", "size", "bytes that are asked for at least, and kept (256k)", runtime=True),
-    _option("timeout", "int", "seconds that the server may be silent (30)", runtime=True),
+    _option("timeout", "int", "seconds that the server may be silent (30)", runtime=True, when=_BOTH),
     _option("retries", "int", "failures in a row that are borne (5)", runtime=True),
     _option("connections", "int", "how many connections are used at once (4)", runtime=True),
-    _option("username", "str", "who to log in as"),
-    _option("password-secret", "str", "id of the secret with the password"),
+    _option("username", "str", "who to log in as", when=_BOTH),
+    _option("password-secret", "str", "id of the secret with the password", when=_BOTH),
 )
 _HTTP = (
-    _option("cookie", "str", "what is sent as Cookie", secret=True),
-    _option("cookie-secret", "str", "id of the secret with what is sent as Cookie"),
-    _option("header", "str", "a header that is sent, as 'Name: value'; several: a line each", secret=True),
-    _option("header-secret", "str", "id of the secret with headers that are sent"),
-    _option("netrc", "bool", "take user and password from ~/.netrc where there are no others (off)"),
-    _option("proxy-username", "str", "who to log in as at the proxy"),
-    _option("proxy-password-secret", "str", "id of the secret with the password for the proxy"),
+    _option("cookie", "str", "what is sent as Cookie", secret=True, when=_BOTH),
+    _option("cookie-secret", "str", "id of the secret with what is sent as Cookie", when=_BOTH),
+    _option("header", "str", "a header that is sent, as 'Name: value'; several: a line each", secret=True, when=_BOTH),
+    _option("header-secret", "str", "id of the secret with headers that are sent", when=_BOTH),
+    _option("netrc", "bool", "take user and password from ~/.netrc where there are no others (off)", when=_BOTH),
+    _option("proxy-username", "str", "who to log in as at the proxy", when=_BOTH),
+    _option("proxy-password-secret", "str", "id of the secret with the password for the proxy", when=_BOTH),
 )
 _TLS = (
-    _option("sslverify", "bool", "verify the server's certificate (on)"),
+    _option("sslverify", "bool", "verify the server's certificate (on)", when=_BOTH),
     _option(
-        "cafile", "str", "file with the certificates of the authorities that are believed, instead of the system's"
+        "cafile",
+        "str",
+        "file with the certificates of the authorities that are believed, instead of the system's",
+        when=_BOTH,
     ),
 )
 INHERITED = ("readahead", "timeout", "retries", "connections", "sslverify", "cafile")
@@ -72,7 +81,20 @@ class UrlDriver(ProtocolDriver):
         return open_url(self, request)
 
 
-http_driver = UrlDriver("http", "web servers", (*_ALL, *_HTTP))
-https_driver = UrlDriver("https", "web servers, over TLS", (*_ALL, *_HTTP, *_TLS))
+class WebDriver(UrlDriver):
+    """Of a web server, which may take files, too."""
+
+    capabilities = frozenset({"create"})
+
+    @hookimpl
+    def create(self, request: CreateRequest) -> Storage:
+        """A new file, sent by one PUT."""
+        from .upload import create_file
+
+        return create_file(self, request)
+
+
+http_driver = WebDriver("http", "web servers", (*_ALL, *_HTTP))
+https_driver = WebDriver("https", "web servers, over TLS", (*_ALL, *_HTTP, *_TLS))
 ftp_driver = UrlDriver("ftp", "FTP servers", _ALL)
 ftps_driver = UrlDriver("ftps", "FTP servers, over TLS from the first byte on", (*_ALL, *_TLS))

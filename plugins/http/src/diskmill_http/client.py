@@ -63,14 +63,14 @@ class Client:
         self.reached = False
         """Whether the server has answered: from then on it not being there may pass."""
 
-    def ask(self, headers: dict[str, str], accepted: tuple[int, ...]) -> Answer:
-        """What the server answers to a GET with *headers*, with one of the statuses *accepted*.
+    def ask(self, headers: dict[str, str], accepted: tuple[int, ...], method: str = "GET") -> Answer:
+        """What the server answers to a *method* with *headers*, with one of the statuses *accepted*.
 
         :raises PassingError: another try may have it. StorageError: none would.
         """
         url = self._at
         for _ in range(_HOPS + 1):
-            answer = self._once(url, headers)
+            answer = self._once(url, headers, method)
             status = answer.response.status
             if status in accepted:
                 self._at, self.reached = url, True
@@ -82,12 +82,16 @@ class Client:
             url = self._redirected(url, where)
         raise StorageError(f"the server redirects more than {_HOPS} times", file=self._name)
 
-    def _once(self, url: Url, headers: dict[str, str]) -> Answer:
+    def told(self, connection: Connection) -> dict[str, str]:
+        """The headers of every request on *connection*. Credentials are for the place's own origin."""
+        own = self._own if connection.origin == self._url.origin else {}
+        return {**self._common, **own, **self.connections.headers_for(connection)}
+
+    def _once(self, url: Url, headers: dict[str, str], method: str) -> Answer:
         connection = self.connections.take(url.origin)
         try:
-            own = self._own if url.origin == self._url.origin else {}
-            told = {**self._common, **own, **headers, **self.connections.headers_for(connection)}
-            connection.http.request("GET", url.address if connection.proxied else url.target, headers=told)
+            told = {**self.told(connection), **headers}
+            connection.http.request(method, url.address if connection.proxied else url.target, headers=told)
             return Answer(connection.http.getresponse(), connection)
         except (OSError, HTTPException) as error:
             self.connections.drop(connection)

@@ -24,8 +24,8 @@ def open_url(driver: UrlDriver, request: OpenRequest) -> Storage:
     place = request.place
     assert isinstance(place, UrlPlace)
     if request.writable:
-        raise UnsupportedError(f"files of protocol '{driver.name}' can only be read", file=request.name)
-    settings = settings_of(request, place)
+        raise UnsupportedError("a file of its server cannot be changed, but only written anew", file=request.name)
+    settings = settings_of(request.options, place, request.context, request.name)
     if driver.name in ("ftp", "ftps"):
         from .ftp_storage import FtpStorage
 

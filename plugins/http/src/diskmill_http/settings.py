@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from .place import UrlPlace
 if TYPE_CHECKING:
     import ssl
 
-    from diskmill.contract.requests import OpenRequest
+    from diskmill import Context
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A header's name (RFC 9110, section 5.6.2)."""
@@ -57,37 +58,38 @@ class Settings:
         return context
 
 
-def settings_of(request: OpenRequest, place: UrlPlace) -> Settings:
-    """What *request* asks for; what it leaves open comes from the image that *place* lies beside.
+def settings_of(options: Mapping[str, Value], place: UrlPlace, context: Context, name: str) -> Settings:
+    """What *options* ask for; what they leave open comes from the image that *place* lies beside.
 
+    :param name: of the storage, for messages.
     :raises UsageError: a value is out of range, or is no header. SecretError: there is no such secret.
     :raises RefusedError: it is an image that sets an option: what is sent, and which files are read, is the user's.
     """
-    told = sorted(name for name in request.options if name != "url")
+    told = sorted(key for key in options if key != "url")
     if place.judged and told:
-        raise RefusedError(f"an image may not set the option '{told[0]}' (--trust=anything lets it)", file=request.name)
-    options: dict[str, Value] = dict(request.options)
+        raise RefusedError(f"an image may not set the option '{told[0]}' (--trust=anything lets it)", file=name)
+    options = dict(options)
     declared = {option.name: option for option in place.driver.options}
-    for name in INHERITED:
-        if name in place.kept and name in declared:
-            options.setdefault(name, declared[name].parse(place.kept[name]))
+    for key in INHERITED:
+        if key in place.kept and key in declared:
+            options.setdefault(key, declared[key].parse(place.kept[key]))
 
-    def number(name: str, default: int, low: int, high: int) -> int:
-        value = int(options.get(name, default))
+    def number(key: str, default: int, low: int, high: int) -> int:
+        value = int(options.get(key, default))
         if not low <= value <= high:
-            raise UsageError(f"option '{name}' takes {low} to {high}", file=request.name)
+            raise UsageError(f"option '{key}' takes {low} to {high}", file=name)
         return value
 
-    def secret(name: str) -> str | None:
-        if name not in options:
+    def secret(key: str) -> str | None:
+        if key not in options:
             return None
         try:
-            return request.context.secret(str(options[name])).decode()
+            return context.secret(str(options[key])).decode()
         except UnicodeDecodeError:
-            raise UsageError(f"the secret of option '{name}' is not UTF-8", file=request.name) from None
+            raise UsageError(f"the secret of option '{key}' is not UTF-8", file=name) from None
 
-    def text(name: str) -> str | None:
-        return str(options[name]) if name in options else None
+    def text(key: str) -> str | None:
+        return str(options[key]) if key in options else None
 
     user, password = text("username"), secret("password-secret")
     if user is None and password is None and place.url.user is not None:
@@ -95,14 +97,14 @@ def settings_of(request: OpenRequest, place: UrlPlace) -> Settings:
     elif user is None:
         user = place.url.user
     if user is None and password is None and options.get("netrc"):
-        user, password = _from_netrc(place, request.name)
+        user, password = _from_netrc(place, name)
     if user is None and password is not None:
-        raise UsageError("a password goes with a username", file=request.name)
-    headers = [*_headers(text("header"), "header", request.name)]
-    headers += _headers(secret("header-secret"), "header-secret", request.name)
+        raise UsageError("a password goes with a username", file=name)
+    headers = [*_headers(text("header"), "header", name)]
+    headers += _headers(secret("header-secret"), "header-secret", name)
     cookies = [one for one in (text("cookie"), secret("cookie-secret")) if one]
     if cookies:
-        headers += _headers("Cookie: " + "; ".join(cookies), "cookie", request.name)
+        headers += _headers("Cookie: " + "; ".join(cookies), "cookie", name)
     proxy_user = text("proxy-username")
     return Settings(
         readahead=number("readahead", READAHEAD, 512, LARGEST_READAHEAD),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from diskmill.contract.crypto import CryptoRequest, Header, SectorCipher, Volume
+from diskmill.contract.ids import is_derived
 from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, SecretError, UnsupportedError, UsageError
 
@@ -171,7 +172,12 @@ def header_size(options: Mapping[str, Value]) -> int:
 
 
 def create_volume(request: CryptoRequest) -> LuksVolume:
-    """See the hook ``crypto_create``."""
+    """See the hook ``crypto_create``.
+
+    :raises UsageError: the same ids are to come again: no key may.
+    """
+    if is_derived():
+        raise UsageError("what is encrypted is never the same twice: its key is random", file=request.name)
     with naming(request.name):
         options = request.options
         spec, size = spec_of(options)

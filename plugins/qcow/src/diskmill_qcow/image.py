@@ -135,6 +135,7 @@ class QcowImage(TwoLevelImage):
         """Places for compressed clusters, one right behind the other."""
         placements = []
         for start, _, stored in units:
+            self.levels.prepare(start // self.block_size, 1)
             offset = self.find_end()
             self.end = offset + stored
             if self.end >= 1 << 63 - self.header.cluster_bits:

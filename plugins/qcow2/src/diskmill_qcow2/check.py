@@ -251,6 +251,9 @@ class Checker:
         reserved = np.flatnonzero(table & np.uint64(c.L1_RESERVED_MASK))
         for index in reserved.tolist():
             self.corruption(f"{what}: entry {index} has reserved bits set")
+        # Readers pass over such an entry; whoever counts references takes the header for its table.
+        for index in np.flatnonzero(table == np.uint64(c.COPIED)).tolist():
+            self.corruption(f"{what}: entry {index} has the copied flag, and no table")
         return table
 
     def _count_tables(self, offsets: NDArray[Any], weights: NDArray[Any]) -> None:

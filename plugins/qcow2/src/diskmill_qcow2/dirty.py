@@ -269,7 +269,7 @@ class Bitmaps:
             if bitmap.entry.flags_offset:
                 self.image.file.write(bitmap.entry.flags_offset, bitmap.entry.flags.to_bytes(4, "big"))
         if wanted:
-            self.image.barrier()
+            self.image.order_files()
 
     def mark(self, offset: int, length: int) -> None:
         """Guest bytes *offset* to *offset + length* are about to change."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from diskmill.contract.extents import Extent, Kind, Placement
 from diskmill.errors import ImageError
 from diskmill.kit import tables
+from diskmill.kit.forward import foretell
 from diskmill.kit.image import FormatImage
 from diskmill.sizes import MiB
 
@@ -128,6 +129,7 @@ def create_forward(driver: FormatDriver, request: CreateRequest, header: Header)
     file = request.output()
     layout = Layout(header, request.layout() if request.layout is not None else iter(()))
     size = layout.size
+    foretell(file, layout.total * size)
     header.refcount_table_offset, header.refcount_table_clusters = size, layout.table_clusters
     header.l1_table_offset = layout.l1 if header.l1_size else 0
     file.write(0, header.pack())

@@ -255,7 +255,8 @@ class Qcow2Image(FormatImage):
 
     def load(self, l1_offset: int, l1_size: int, size: int) -> None:
         """Read as another L1 table has it, that of a snapshot, with a guest disk of *size* bytes."""
-        assert not self.writable
+        if self.writable:
+            raise RuntimeError("a snapshot is loaded for reading only")
         self.mapping_read = self._mapping_of(l1_offset, l1_size)
         self.size = size
 
@@ -298,7 +299,7 @@ class Qcow2Image(FormatImage):
         if kept != header.autoclear_features:
             header.autoclear_features = kept
             self.order.write_header()
-            self.barrier()
+            self.order_files()
         if header.autoclear_features & c.BITMAPS:
             self.bitmaps.begin()
 
@@ -327,8 +328,9 @@ class Qcow2Image(FormatImage):
         """The next change begins anew: bitmaps are in use again."""
         self.begun = False
 
-    def barrier(self) -> None:
-        self.order.barrier()
+    def order_files(self) -> None:
+        """See :meth:`WriteOrder.order_files`."""
+        self.order.order_files()
 
     def flush(self) -> None:
         """Everything published so far reaches the disk."""

@@ -435,7 +435,8 @@ class Mapping:
 
     def forget(self) -> None:
         """Drop every table from memory: the L1 table was replaced."""
-        assert not self._dirty
+        if self._dirty:
+            raise RuntimeError("there are tables that were not written")
         self._tables.clear()
 
 

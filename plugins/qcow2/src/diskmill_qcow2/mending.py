@@ -450,7 +450,7 @@ class Mender:
 def switch(image: Qcow2Image, header: Header) -> None:
     """Let *header* be the image's: everything that it names is written."""
     header.pack()  # it fits
-    image.barrier()
+    image.order_files()
     image.order.replace_header(header)
     image.reload()
 

@@ -27,8 +27,8 @@ class WriteOrder:
         self.file, self.header, self.unit = image.file, image.header, image.unit
         self._retired: Retired[list[tuple[int, int]]] = Retired(image.readers)
 
-    def barrier(self) -> None:
-        """What was written before reaches the disk before what is written after."""
+    def order_files(self) -> None:
+        """What was written to its files before reaches the disk before what is written after; tables in memory stay."""
         if self.image.fresh:
             return
         self.file.barrier()
@@ -55,7 +55,7 @@ class WriteOrder:
                 mapping.link()
                 if mapping.l1_dirty:
                     mapping.write_l1()
-                    self.barrier()
+                    self.order_files()
                 mapping.write_tables()
             self.give_back()
 
@@ -71,15 +71,15 @@ class WriteOrder:
         refcounts.apply()
         refcounts.write_blocks()
         if refcounts.table_dirty or refcounts.table_moved:
-            self.barrier()
+            self.order_files()
             refcounts.write_table()
         if refcounts.table_moved:
-            self.barrier()
+            self.order_files()
             header.refcount_table_offset = refcounts.offset
             header.refcount_table_clusters = len(refcounts.table) * 8 // self.unit
             self.write_header()
             refcounts.table_moved = False
-        self.barrier()
+        self.order_files()
 
     def _give_places(self, new: Sequence[Table]) -> None:
         """Give new L2 tables clusters, neighbouring ones where there are such."""
@@ -119,10 +119,10 @@ class WriteOrder:
         if not ready:
             return
         refcounts = image.refcounts
-        self.barrier()
+        self.order_files()
         freed = refcounts.release(ready)
         refcounts.write_blocks()
-        self.barrier()
+        self.order_files()
         if image.discards and not (image.closed and image.readers):
             for first, count in freed:
                 self.file.discard(first * self.unit, count * self.unit)
@@ -134,7 +134,7 @@ class WriteOrder:
         if self.image.fresh:
             self.file.write(0, self.header.pack())
         else:
-            write_header(self.file, self.header, self.barrier)
+            write_header(self.file, self.header, self.order_files)
 
     def replace_header(self, header: Header) -> None:
         """Let *header* be the image's, on disk too.
@@ -144,7 +144,7 @@ class WriteOrder:
         header.pack()
         vars(self.header).update(vars(header))
         self.write_header()
-        self.barrier()
+        self.order_files()
 
     def mark_corrupt(self) -> None:
         """Nobody shall write to the image before it is repaired."""
@@ -152,4 +152,4 @@ class WriteOrder:
         if header.version > 2 and not header.incompatible_features & c.CORRUPT:
             header.incompatible_features |= c.CORRUPT
             self.write_header()
-            self.barrier()
+            self.order_files()

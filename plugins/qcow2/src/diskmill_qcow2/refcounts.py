@@ -326,7 +326,8 @@ class Refcounts:
             self._at = self._end = 0
         if len(self._spare) > _MOST_SPARE:
             # Forget them all and look for free clusters from the start: every allocation is in the blocks by now.
-            assert not self._taken
+            if self._taken:
+                raise RuntimeError("there are allocations that no refcount block has")
             self._spare.clear()
             self._at = self._end = self._searched = 0
             self._search = self._free_runs(0)

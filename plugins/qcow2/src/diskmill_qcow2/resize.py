@@ -113,9 +113,9 @@ def _shrink(image: Qcow2Image, size: int) -> None:
 
 def _write_size(image: Qcow2Image, size: int) -> None:
     image.header.size = size
-    image.barrier()
+    image.order_files()
     image.order.write_header()
-    image.barrier()
+    image.order_files()
 
 
 def _grow_l1(image: Qcow2Image, size: int) -> None:
@@ -134,7 +134,7 @@ def _grow_l1(image: Qcow2Image, size: int) -> None:
     image.order.write_refcounts()
     image.file.event("l1_grow_write_table")
     image.file.write(start, tables.to_bytes(grown, "big").ljust(clusters * header.cluster_size, b"\0"))
-    image.barrier()
+    image.order_files()
     former = header.l1_table_offset
     header.l1_table_offset, header.l1_size = start, needed
     image.file.event("l1_grow_activate_table")

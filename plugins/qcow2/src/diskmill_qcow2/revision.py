@@ -412,7 +412,7 @@ class Revision:
         # Who enters from now on looks nothing up before the image's lock is free, and then finds the new revision.
         self.read = bool(image.readers)
         freed = self._write_refcounts()
-        image.barrier()
+        image.order_files()
         image.order.replace_header(self.header)
         image.reload()
         if self.read:

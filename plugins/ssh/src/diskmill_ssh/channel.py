@@ -111,7 +111,7 @@ class Channel:
                 f"the program '{words[0]}' cannot be run ({cause}): install OpenSSH's client, or set {VARIABLE}"
             ) from None
         self._own_group = not ask
-        assert self._process.stdin and self._process.stdout and self._process.stderr
+        assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self.to, self.out, self.errors = (
             stream.fileno() for stream in (self._process.stdin, self._process.stdout, self._process.stderr)
         )
@@ -160,7 +160,7 @@ class Channel:
 
     def finish(self) -> None:
         """Let it end, and see that it does. Nobody writes to it any more."""
-        assert self._process.stdin
+        assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
@@ -171,7 +171,7 @@ class Channel:
 
     def release(self) -> None:
         """Close what it was read from. Nobody reads from it any more."""
-        assert self._process.stdout and self._process.stderr
+        assert self._process.stdout is not None and self._process.stderr is not None
         self._process.stdout.close()
         self._process.stderr.close()
 

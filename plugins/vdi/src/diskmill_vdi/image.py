@@ -7,12 +7,12 @@ points to it. For the sources see :mod:`diskmill_vdi.c_vdi`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.ids import fresh
 from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult, Finding, Measurement
 from diskmill.errors import ImageError, UnsupportedError, UsageError
@@ -331,7 +331,7 @@ def _fill(file: Node, offset: int, count: int) -> None:
 
 
 def _new_uuid() -> bytes:
-    data = bytearray(os.urandom(16))
+    data = bytearray(fresh(16))
     data[7] = data[7] & 0x0F | 0x40  # version 4 (the first three fields are little-endian)
     data[8] = data[8] & 0x3F | 0x80
     return bytes(data)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from diskmill.contract.ids import fresh
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.sizes import SECTOR, GiB, MiB, TiB, round_up
 
@@ -139,8 +139,8 @@ def _write_headers(file: Node, layout: _Layout) -> None:
         header = HEADER.new(
             Signature=b"head",
             SequenceNumber=sequence,
-            FileWriteGuid=os.urandom(16),
-            DataWriteGuid=os.urandom(16),
+            FileWriteGuid=fresh(16),
+            DataWriteGuid=fresh(16),
             Version=1,
             LogLength=layout.log_length,
             LogOffset=layout.log,
@@ -163,7 +163,7 @@ def _write_metadata(file: Node, layout: _Layout) -> None:
     values = {
         FILE_PARAMETERS_ITEM: FILE_PARAMETERS.pack(FILE_PARAMETERS.new(BlockSize=layout.block, Flags=flags)),
         DISK_SIZE_ITEM: layout.size.to_bytes(8, "little"),
-        DISK_ID_ITEM: os.urandom(16),
+        DISK_ID_ITEM: fresh(16),
         LOGICAL_SECTOR_ITEM: layout.sector.to_bytes(4, "little"),
         PHYSICAL_SECTOR_ITEM: layout.sector.to_bytes(4, "little"),
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
+from diskmill.contract.ids import fresh
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.structs import Record
 
@@ -39,7 +39,7 @@ class Headers:
             raise UnsupportedError(f"a log of version {header.LogVersion} is not supported", file=name)
         if header.LogOffset < HEADER_SECTION or header.LogOffset % ALIGN or header.LogLength % ALIGN:
             raise ImageError("its log is not at a place where logs can be", file=name, place="header")
-        self._session = os.urandom(16)
+        self._session = fresh(16)
 
     def update(self, **fields: Any) -> None:
         """Let another header hold, with *fields* in place of what the old one says."""

@@ -6,13 +6,13 @@ Tables change through the log, a sector of theirs at a time; guest data never do
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Extent, Kind, Placement
+from diskmill.contract.ids import fresh
 from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit import tables
@@ -233,8 +233,8 @@ class VhdxImage(BlockImage):
         if self.differencing:
             raise UnsupportedError("a differencing image can only be read", file=self.name)
         if not self.begun:
-            assert self.log.capacity
-            self.headers.update_both(DataWriteGuid=os.urandom(16), LogGuid=NO_GUID)
+            self.log.require()
+            self.headers.update_both(DataWriteGuid=fresh(16), LogGuid=NO_GUID)
             self.begun = True
 
     def reserve(self, offset: int, length: int) -> list[Placement]:

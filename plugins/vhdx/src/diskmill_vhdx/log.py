@@ -7,12 +7,12 @@ that bring data. The last entry of a sequence says where the sequence begins; th
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.ids import fresh
 from diskmill.contract.node import Buffer, Node, ReadBuffer
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MiB, TiB, round_down, round_up
@@ -149,6 +149,9 @@ class Replayed(Node):
 
 class Log:
     """The log that *headers* tell of."""
+
+    capacity = _BATCH
+    """Sectors that can be committed together."""
 
     def __init__(self, file: Node, headers: Headers, name: str) -> None:
         self.file = file
@@ -293,7 +296,7 @@ class Log:
         Its entry is on disk before a header tells of it, and so is all that was written before.
         """
         self.settle()
-        name = os.urandom(16)
+        name = fresh(16)
         self.file.write(self.offset, self._packed(changes, name, last))
         self.file.barrier()
         self.headers.update(LogGuid=name)
@@ -308,15 +311,10 @@ class Log:
             self.headers.update_both(LogGuid=NO_GUID)
             self._announced = ()
 
-    @property
-    def capacity(self) -> int:
-        """Sectors that can be committed together.
-
-        :raises UnsupportedError: the log has no room.
-        """
+    def require(self) -> None:
+        """:raises UnsupportedError: there is no room for a log in the file."""
         if not self.length:
             raise UnsupportedError("it has no log, so it can only be read", file=self.name)
-        return _BATCH
 
     def _packed(self, changes: Sequence[tuple[int, bytes]], name: bytes, last: int) -> bytes:
         sequence = 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.extents import Encoder, Extent, Kind, Placement
+from diskmill.contract.ids import fresh
 from diskmill.contract.limits import Meter
 from diskmill.contract.node import Node, Storage
 from diskmill.contract.references import Reference
@@ -350,7 +351,7 @@ class VmdkImage(FormatImage):
 
 def new_cid(digits: int = 8) -> int:
     """A content id that is not taken for "no parent", of no more than *digits* digits where that is room enough."""
-    return int.from_bytes(os.urandom(4), "little") % min(1 << 4 * max(digits, 6), 0xFFFFFFFE)
+    return int.from_bytes(fresh(4), "little") % min(1 << 4 * max(digits, 6), 0xFFFFFFFE)
 
 
 def _joined(extents: Iterable[Extent]) -> Iterator[Extent]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from diskmill.contract.ids import fresh, now
 from diskmill.contract.results import Measurement
 from diskmill.errors import UnsupportedError
+from diskmill.kit.forward import foretell
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_vhd import (
@@ -49,7 +49,7 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
         features=2,  # a bit that is always set
         file_format_version=0x00010000,
         data_offset=_NOWHERE if fixed else SECTOR,
-        time_stamp=max(int(time.time()) - EPOCH, 0) & 0xFFFFFFFF,
+        time_stamp=max(now() - EPOCH, 0) & 0xFFFFFFFF,
         # By the creator, other programs tell where the size stands: these two are QEMU's.
         creator_application=b"qem2" if options["force_size"] else b"qemu",
         creator_version=0x00050003,
@@ -60,7 +60,7 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
         heads=shape[1],
         sectors=shape[2],
         disk_type=FIXED if fixed else DYNAMIC,
-        unique_id=os.urandom(16),
+        unique_id=fresh(16),
     )
     if fixed:
         return _fixed(driver, request, file, footer, size)
@@ -84,6 +84,8 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
 def _fixed(driver: VpcDriver, request: CreateRequest, file: Storage, footer: Record, size: int) -> FixedVpcImage:
     """The disk's bytes, and *footer* behind them; what is written forward gets it last."""
     image = FixedVpcImage(driver, file, footer, name=request.name, size=size, writable=True)
+    if request.layout is not None:
+        foretell(file, size + SECTOR)
     file.truncate(size)
     if file.forward:
         image.due = sealed(FOOTER, footer)

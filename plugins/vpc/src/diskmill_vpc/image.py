@@ -444,6 +444,9 @@ def open_vpc(driver: VpcDriver, request: OpenRequest) -> Image:
     header = _header(file, footer, size, name)
     if header.checksum != checksum(HEADER, header):
         _doubt(request, "dynamic disk header")
+    if request.writable and not request.repair and not _both_whole(file, footer):
+        text = "one of the two copies of its footer is damaged, the other is used (check -r all mends it)"
+        request.context.warn(f"'{name}': {text}")
     image = VpcImage(driver, file, footer, header, name=name, size=size, writable=request.writable)
     if image.differencing:
         from .parent import parent_reference
@@ -483,6 +486,12 @@ def _footer(file: Node, name: str) -> tuple[Record, bool]:
     if not found:
         raise ImageError("not a VHD image (no footer)", file=name)
     return found[0], False
+
+
+def _both_whole(file: Node, footer: Record) -> bool:
+    """Whether a dynamic image begins and ends with *footer*: one copy is enough, but who writes should know."""
+    kept = sealed(FOOTER, footer)
+    return file.read(0, SECTOR) == kept == file.read(file.size - SECTOR, SECTOR)
 
 
 def _header(file: Node, footer: Record, size: int, name: str) -> Record:

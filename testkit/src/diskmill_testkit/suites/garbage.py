@@ -35,7 +35,7 @@ SECONDS = 20
 """That one damaged image may take, on a machine that is busy with other things."""
 MEMORY = 256 * MiB
 """That one damaged image may take."""
-MUTATIONS = 2000
+MUTATIONS = 1000
 
 EDGES = [
     0,

@@ -8,7 +8,7 @@ stored, reserves places in the target, writes, and publishes (:mod:`.writer`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,7 @@ def copy(
     cancel: threading.Event | None = None,
     watchers: Sequence[Watcher] = (),
     reached: Callable[[int], None] | None = None,
+    ranges: Iterable[tuple[int, int]] | None = None,
 ) -> None:
     """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
 
@@ -51,6 +52,7 @@ def copy(
     :param watchers: shown all that is copied, at its guest offsets in the target.
     :param reached: told now and then, from any thread, up to which guest offset of the target everything is written and
         published: a checkpoint (which flushes it) may go on from there.
+    :param ranges: only these guest ranges (offset, length) of the one source, ascending and apart.
     :raises CancelledError: *cancel* was set.
     """
     if target.detect_zeroes != "off" and not plan.sparse:
@@ -65,6 +67,8 @@ def copy(
     writer = _writer(target, plan, Gauge(target, plan, beneath.chunk(graphs, CHUNK, threads)))
     copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers, reached)
     extents = joined(sources, source_offset, target_offset, length, plan)
+    if ranges is not None:
+        extents = (one for start, count in ranges for one in joined(sources, start, start, count, plan))
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
     interrupt = partial(beneath.interrupt, graphs)
     with ExitStack() as inside:

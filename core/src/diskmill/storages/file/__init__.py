@@ -22,7 +22,7 @@ class FileDriver(ProtocolDriver):
     name = "file"
     title = "files and block devices of this machine"
     prefixes = ("file",)
-    capabilities = frozenset({"create", "write", "resize", "preallocation"})
+    capabilities = frozenset({"create", "write", "resize", "preallocation", "unfinished"})
     options = (
         Option("filename", "str", "the path", when=("open",)),
         Option(

@@ -75,7 +75,8 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> Storage:
             fd = os.open(name, flags | os.O_NONBLOCK)
         else:
             clobber = context.overwrite != "refuse"
-            output = Output(name, flags, None if request.like is None else _place_of(request.like), clobber=clobber)
+            like = None if request.like is None else _place_of(request.like)
+            output = Output(name, flags, like, clobber=clobber, kept=request.unfinished)
             fd = output.fd
     except (OSError, ValueError) as error:
         raise _open_error(error, name, flags) from None
@@ -95,7 +96,7 @@ def create_file(driver: ProtocolDriver, request: CreateRequest) -> Storage:
         if output is not None:
             output.forget()
         raise
-    if output is not None:
+    if output is not None or request.unfinished:
         return storage
     from .inplace import InPlace
 

@@ -33,15 +33,20 @@ class Output:
     :param like: an open file, or a path, that the new one gets owner, mode and attributes of; it alone may be replaced,
         where it bears *name*.
     :param clobber: whether a file that bears the name may be replaced.
+    :param kept: until it has its name it has this one with ``.part``, and stays when it is forgotten: for who goes on
+        with it later.
     """
 
-    def __init__(self, name: str, flags: int, like: int | str | None = None, *, clobber: bool = True) -> None:
+    def __init__(
+        self, name: str, flags: int, like: int | str | None = None, *, clobber: bool = True, kept: bool = False
+    ) -> None:
         self.name = name
         self.named = False
         """Whether the file has got its name."""
         self._like = like
         self._replaces = like is None and clobber
         self._temporary: str | None = None
+        self._stays = kept
         self._aside: str | None = None
         """The name that the old file has while others of its image are replaced."""
         self._old = -1
@@ -152,6 +157,10 @@ class Output:
         lock(self._old, self.name, writable=False)  # ... and until it goes, others may read it
 
     def _make(self, flags: int) -> int:
+        if self._stays:
+            self._temporary = f"{self._base}.part"
+            flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            return os.open(self._temporary, flags, _MODE if self._old < 0 else 0o600, dir_fd=self._folder)
         fd = _unnamed(self._folder, flags)
         if fd is None:
             temporary = _fresh_name()
@@ -310,11 +319,16 @@ class Output:
         finally:
             let_go(folder)
 
+    def _has_bytes(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.fstat(self.fd).st_size > 0
+        return True
+
     def forget(self) -> None:
         """Remove the file, if it has not got its name, or else the old one, and let go of that. The descriptor is not
         closed.
         """
-        gone = [self._temporary]
+        gone = [] if self._stays and self._has_bytes() else [self._temporary]
         self._temporary = None
         if self.named:
             gone.append(self._aside)

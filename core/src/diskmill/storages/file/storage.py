@@ -404,6 +404,12 @@ class FileStorage(Storage):
     def identity(self) -> object | None:
         return self._identity
 
+    def state(self) -> str | None:
+        if self.is_device:
+            return None
+        info = os.fstat(self._fd)
+        return f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+
     # -- the end ------------------------------------------------------------------------------------------------
 
     def settle(self, others: Sequence[Storage] = ()) -> None:
@@ -508,6 +514,15 @@ class FileStorage(Storage):
         else:
             self.truncate(0)
             self.flush()
+
+    def go_on(self, size: int) -> None:
+        if not self.is_device:
+            self.truncate(size)
+        elif size:
+            self.size = self._used = size
+            self.blank = True
+        else:
+            self.begin_anew()
 
     def _blank_head(self) -> None:
         """Let nothing on the device look like an image."""
