@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from diskmill import open as open_disk
 from diskmill import serve as export_disk
 from diskmill.contract.extents import Kind
 from diskmill.errors import DiskmillError, UsageError
+from diskmill_nbd.ahead import Job, Readers
 from diskmill_nbd.authorization import authorization
 from diskmill_nbd.client import Client, Settings, list_exports
+from diskmill_nbd.export import PIECE, Export
 from diskmill_nbd.location import parse_location
 from diskmill_nbd.tls import Credentials
 from hypothesis import settings
@@ -199,6 +202,36 @@ def test_requests_of_compressed_data_that_come_together(cluster: int, tmp_path: 
     with export_disk(str(path), format="qcow2") as server:
         for manner in ("stay", "leave", "stay"):
             run("/usr/bin/python3", "-c", _MANY, server.uri, disk, *damaged, manner)
+
+
+def test_buffers_that_clients_share_are_bounded_and_come_back() -> None:
+    """A client that leaves amid its requests takes none with it, and one whose buffer is being filled lends it to
+    nobody else.
+    """
+    readers, began, goes_on = Readers(), threading.Event(), threading.Event()
+
+    class Slow(Export):
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            began.set()
+            goes_on.wait(20)
+
+    try:
+        readers.count = 1
+        jobs = []
+        while (memory := readers.lend()) is not None:
+            jobs.append(Job(Slow(), 0, 512, memory))
+        assert len(jobs) * PIECE <= 16 * MiB
+        readers.put(jobs)
+        assert began.wait(20)
+        readers.take_back(*jobs)
+        again = []
+        while (memory := readers.lend()) is not None:
+            again.append(memory)
+        assert len(again) == len(jobs)
+        assert all(memory is not jobs[0].memory for memory in again)
+    finally:
+        goes_on.set()
+        readers.close()
 
 
 def test_qemu_and_nbdcopy_and_fio_write(disk: Path, sock: Path, tmp_path: Path) -> None:

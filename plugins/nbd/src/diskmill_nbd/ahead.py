@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
-from .export import Export, Piece
+from .export import PIECE, Export, Piece
 
 _MAX_THREADS = 15
 _STACK = 1 << 20
+_BUFFERS = 64
+"""Buffers of all clients together: however many these are, they cost no more memory."""
 
 
 class Job:
@@ -58,6 +60,31 @@ class Readers:
         self._waiting: deque[Job] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._spare: list[memoryview] = []
+        self._lent = 0
+
+    def lend(self) -> memoryview | None:
+        """Memory for a job; None: all of it is in use, and the request waits for its turn."""
+        with self._turn:
+            if self._lent == _BUFFERS:
+                return None
+            try:
+                memory = self._spare.pop() if self._spare else memoryview(bytearray(PIECE))
+            except MemoryError:
+                return None
+            self._lent += 1
+            return memory
+
+    def take_back(self, *jobs: Job) -> None:
+        """Nobody waits for *jobs* any more, nor reads their buffers. One that is being filled is lent to no other."""
+        with self._turn:
+            for job in jobs:
+                self._lent -= 1
+                if job.done:
+                    self._spare.append(job.memory)
+                    continue
+                with suppress(ValueError):
+                    self._waiting.remove(job)
 
     def put(self, jobs: Sequence[Job]) -> None:
         """Let *jobs* be read, in this order."""
@@ -65,7 +92,7 @@ class Readers:
             if not self._threads and not self._closed:
                 self._start()
             self._waiting.extend(jobs)
-            self._turn.notify(len(jobs))
+            self._turn.notify_all()  # whoever waits for a job of its own waits here, too
 
     def finish(self, job: Job, others: Sequence[Job]) -> None:
         """Until *job* is done; where nobody has begun, here. While another thread is at it, one of *others* is done."""
@@ -82,13 +109,6 @@ class Readers:
                 self._run(one)
         with self._turn:
             self._turn.wait_for(lambda: job.done)
-
-    def forget(self, jobs: Sequence[Job]) -> None:
-        """Nobody waits for *jobs* any more."""
-        with self._turn:
-            for job in jobs:
-                with suppress(ValueError):
-                    self._waiting.remove(job)
 
     def close(self) -> None:
         """Wait for what is being read; nothing else is."""

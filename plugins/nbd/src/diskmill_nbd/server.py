@@ -1,7 +1,7 @@
 """A server: it listens, and gives each client a thread and a :class:`~diskmill_nbd.session.Session`.
 
-Nothing grows with what clients do: there are at most so many of them, each with a few buffers, and whoever does not get
-through the handshake in time is gone.
+Nothing grows with what clients do: there are at most so many of them, each with one buffer and a share of some more,
+and whoever does not get through the handshake in time is gone.
 """
 
 from __future__ import annotations

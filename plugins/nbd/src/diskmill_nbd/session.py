@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 _AHEAD = 3
-"""Requests that are read for before their turn, at most: each has a buffer of its own."""
+"""Requests of a client that are read for before their turn, at most: each has a buffer of its own."""
 _MAX_OPTION = 64 * KiB
 _INPUT = 4 * KiB
 """Bytes of requests that are received at once, where a client sends several."""
@@ -82,7 +82,6 @@ class Session:
         self._held = b""
         self._decodes = False
         self._jobs: deque[Job] = deque()
-        self._spare: list[memoryview] = []
 
     def run(self) -> None:
         """Serve the client until it leaves, or is thrown out."""
@@ -94,7 +93,7 @@ class Session:
         except (ConnectionLost, _Broken):
             pass
         finally:
-            self.server.readers.forget(self._jobs)
+            self.server.readers.take_back(*self._jobs)
             self.transport.shut_down()
             self.transport.close()
 
@@ -316,7 +315,9 @@ class Session:
             plain = got == (c.NBD_EXTENDED_REQUEST_MAGIC if self._extended else c.NBD_REQUEST_MAGIC)
             if not plain or command != c.NBD_CMD_READ or flags or not 0 < length <= min(PIECE, export.size - offset):
                 break
-            memory = self._spare.pop() if self._spare else memoryview(bytearray(PIECE))
+            memory = self.server.readers.lend()
+            if memory is None:
+                break
             job = Job(export, offset, length, memory)
             self._jobs.append(job)
             new.append(job)
@@ -325,15 +326,17 @@ class Session:
 
     def _read_ahead(self, export: Export, job: Job, layout: struct.Struct, cookie: int) -> None:
         """Answer a request with what was read for it."""
-        if self._decodes:
-            self._look_ahead(export, layout)
-        if not job.done:
-            self._release()
-            self.server.readers.finish(job, self._jobs)
-        self._spare.append(job.memory)
-        if job.failure is not None:
-            raise job.failure
-        self._send_pieces(export, job.pieces, cookie, job.offset, len(job.buffer), job.buffer)
+        try:
+            if self._decodes:
+                self._look_ahead(export, layout)
+            if not job.done:
+                self._release()
+                self.server.readers.finish(job, self._jobs)
+            if job.failure is not None:
+                raise job.failure
+            self._send_pieces(export, job.pieces, cookie, job.offset, len(job.buffer), job.buffer)
+        finally:
+            self.server.readers.take_back(job)
 
     def _await(self, length: int) -> None:
         """Receive until *length* bytes are there, and whatever else has come."""
