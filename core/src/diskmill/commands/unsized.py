@@ -13,7 +13,7 @@ from ..engine.progress import Progress, RateLimit
 from ..errors import UnsupportedError
 from ..kit.forward import ForwardStorage, needs_copy
 from ..opening.context import Context
-from ..sizes import MAX_SIZE, SECTOR, MiB, round_up
+from ..sizes import SECTOR, MiB, round_up
 from .resize import set_size
 
 FIRST = 64 * MiB
@@ -31,12 +31,7 @@ def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
 
 def is_unsized(image: Image) -> bool:
     """Whether nobody knows how large *image* is."""
-    return (
-        image.window == 0
-        and isinstance(image.file, ForwardStorage)
-        and image.file.unsized
-        and image.size >= MAX_SIZE - SECTOR
-    )
+    return image.unsized and isinstance(image.file, ForwardStorage)
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:

@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
-from ..sizes import MAX_SIZE
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
 from .threads import Ranges, Readers
@@ -70,16 +69,13 @@ class Node(ABC):
     """Whether its bytes come once, in order (a pipe), mostly as many as nobody knows (:attr:`unsized`), and what was
     read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
+    unsized: bool = False
+    """Whether nobody knows its size before its end has come: ``size`` then is no more than a bound."""
     is_device: bool = False
     """Whether it is a block device, which is as large as it is."""
     one_pass: str = "a pipe"
     """What storage that is read forward is, in messages."""
     driver: Driver
-
-    @property
-    def unsized(self) -> bool:
-        """Whether nobody knows its size before its end has come: ``size`` is the largest that there can be then."""
-        return self.forward and self.size == MAX_SIZE
 
     @property
     def account(self) -> Account:

@@ -46,6 +46,11 @@ class Filter(Storage):
         """The size of the node below, in bytes."""
         return self.file.size
 
+    @property
+    def unsized(self) -> bool:  # type: ignore[override]
+        """A filter that has a size of its own knows it."""
+        return self.file.unsized and self.size == self.file.size
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         for extent in walk(self.file, offset, length):
             if extent.reads_as_zeros:

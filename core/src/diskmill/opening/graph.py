@@ -354,10 +354,11 @@ class _Opener:
         if file.forward and "pipe" not in driver.capabilities:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        unknown = file.unsized and "size" not in options
-        if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
-            text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
-            raise UnsupportedError(text, file=file.name)
+        if driver.name == "raw" and file.unsized and "size" not in options:
+            plain = not {"offset", "partition"} & set(options) and not any(file.children())
+            if wish.depth or not self.unsized or not plain:
+                text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
+                raise UnsupportedError(text, file=file.name)
         return calls.open_image(self.registry, driver, request)
 
     @staticmethod
