@@ -155,7 +155,7 @@ def perform(
     :param damaged: told of what ``salvage`` wrote as zeros: (guest offset, length, error).
     :raises DiskmillError: whatever went wrong.
     """
-    if not context.as_qemu_img:  # to qemu-img "-" is a file
+    if not context.habits.dash_is_a_file:
         asked = _with_pipes(asked)
     counter = Progress(progress)
     with ExitStack() as stack:
@@ -539,9 +539,9 @@ def _refuse_data(target: Image, size: int) -> None:
 
 
 def _stays_uncompressed(target: Image, context: Context) -> bool:
-    """Whether qemu-img would store the data as it is, since *target* is of a subformat that cannot have it compressed;
-    a warning tells that. A disk without clusters is an error there too."""
-    if not context.as_qemu_img or target.cluster_size is None:
+    """Whether the data is stored as it is, since *target* is of a subformat that cannot have it compressed, and callers
+    are used to that; a warning tells it. A disk without clusters is an error all the same."""
+    if not context.habits.incompressible_is_plain or target.cluster_size is None:
         return False
     try:
         target.encoder()

@@ -93,7 +93,7 @@ def create(
     from ..contract.results import Creation
 
     protocol: ProtocolDriver = new_place(name, context.registry).driver
-    own, below = split_options(driver, protocol, rest, context.idle_options)
+    own, below = split_options(driver, protocol, rest, context.habits.idle_options)
     settings = {**_settings(driver, own), **below}
     return Creation(name, format, size, settings, base.name if base else None, backing_format)
 

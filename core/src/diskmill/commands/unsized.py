@@ -26,7 +26,7 @@ PIPE = "pipe:-"
 
 def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
     """*name* as it was given, with ``-`` as what it stands for, where callers do not expect a file, as of qemu-img."""
-    return PIPE if name == "-" and not image_opts and not context.as_qemu_img else name
+    return PIPE if name == "-" and not image_opts and not context.habits.dash_is_a_file else name
 
 
 def is_unsized(image: Image) -> bool:

@@ -174,8 +174,8 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
     """
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
-    if driver is not None and "archive" in driver.capabilities and context.as_qemu_img:
-        driver = context.registry.format("raw")  # to qemu-img an archive is bytes like any others
+    if driver is not None and "archive" in driver.capabilities and context.habits.archives_are_bytes:
+        driver = context.registry.format("raw")
     if driver is None or driver.name == "raw":
         looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
@@ -185,7 +185,7 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
             context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
         other = no_disk(data, node.name)
         if other is not None:
-            if (writable or copied) and not context.as_qemu_img:
+            if (writable or copied) and not context.habits.anything_is_a_disk:
                 text = f"it is {other}, and no disk ({said_raw()} takes its bytes as they are)"
                 raise DriverError(text, file=node.name)
             context.warn(f"'{node.name}' is {other}, and no disk: its bytes are taken as they are")
@@ -302,7 +302,7 @@ class _Opener:
         if (
             self.unsized
             and not wish.depth
-            and not wish.context.as_qemu_img
+            and not wish.context.habits.archives_are_bytes
             and name != "raw"
             and isinstance(file, Storage)
         ):
@@ -565,7 +565,7 @@ class _Opener:
             except LimitError:
                 raise
             except DiskmillError as error:
-                if wish.context.as_qemu_img:
+                if wish.context.habits.all_extents_are_there:
                     raise
                 wish.context.warn(str(error))
 
