@@ -109,7 +109,7 @@ def _backing(
     spec = relative_to(parse_name(backing), own)
     if display(spec) == own.display():
         raise UsageError("an image cannot be its own backing image", file=name)
-    from .convert import identities
+    from .identity import identities
 
     # Only its size and format are asked: what it stands on in turn is none of this command's business.
     with open_image(spec, format, context=context, shallow=True) as base:

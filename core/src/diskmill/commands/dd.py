@@ -14,7 +14,7 @@ from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
-from .convert import identities, refuse_self
+from .identity import identities, refuse_self
 
 
 def dd(
