@@ -319,7 +319,7 @@ class _Opener:
             file.abandon()
             raise
         try:
-            if isinstance(file, Storage) and file.conflict is not None and image.window is None:
+            if file.conflict is not None and image.window is None:
                 raise file.conflict
         except BaseException:
             image.abandon()
