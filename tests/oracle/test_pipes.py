@@ -43,6 +43,20 @@ def test_a_raw_disk_of_unknown_size_becomes_any_image_that_grows(raw: Path, tmp_
     qemu_img("check", tmp_path / "out.qcow2")
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        "offset=512,file.driver=pipe,file.filename=pipe:-",
+        "file.driver=retry,file.file.filename=pipe:-,file.file.driver=pipe",
+    ],
+    ids=["window", "filter"],
+)
+def test_part_of_what_has_no_size_is_refused_before_a_byte(node: str, raw: Path, tmp_path: Path) -> None:
+    done = piped(raw, "--image-opts", f"driver=raw,{node}", "-O", "raw", tmp_path / "out")
+    assert done.returncode == 1 and b"nobody knows the size" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [(), ("-c",), ("-o", "cluster_size=16k")], ids=["plain", "compressed", "small"])
 def test_qcow2_through_both_pipes_is_whole_or_refused(raw: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     image = tmp_path / "disk.qcow2"

@@ -49,7 +49,7 @@ def compare(
     context = context or Context()
     a, b = (piped(given_name(one), context, image_opts=image_opts) for one in (a, b))
     counter = Progress(progress)
-    if b.startswith(PREFIX) and not (image_opts or context.as_qemu_img):
+    if b.startswith(PREFIX) and not (image_opts or context.habits.digests_are_a_file):
         if strict:
             raise UsageError(f"digests tell nothing of what is allocated ({said('strict', '-s')})", file=b)
         with open_image(a, format_a, context=context) as image:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract import calls
 from ..contract.extents import Kind
 from ..contract.ids import derived
-from ..contract.node import Image, Node, Storage
+from ..contract.node import Image, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
@@ -23,13 +23,14 @@ from ..errors import DiskmillError, UnsupportedError, UsageError, said
 from ..kit.forward import NEAR, ForwardStorage, drain
 from ..opening.context import Context
 from ..opening.creation import create_image
-from ..opening.graph import chain_of, open_image, refuse_unreadable
+from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
-from ..opening.registry import Registry
 from ..sizes import MiB
+from . import copied_bitmaps
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
+from .identity import identities, refuse_self, shared_base
 from .snapshot import load_snapshot
 from .unsized import PIPE
 
@@ -160,7 +161,7 @@ def perform(
     :param damaged: told of what ``salvage`` wrote as zeros: (guest offset, length, error).
     :raises DiskmillError: whatever went wrong.
     """
-    if not context.as_qemu_img:  # to qemu-img "-" is a file
+    if not context.habits.dash_is_a_file:
         asked = _with_pipes(asked)
     counter = Progress(progress)
     with ExitStack() as stack:
@@ -177,7 +178,7 @@ def perform(
         target = work.existing() if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
-            _add_bitmaps(work.bitmaps, target, context)
+            copied_bitmaps.add_empty(work.bitmaps, target, context)
             watched = _Watched(work.size, asked.digest, asked.verify, stack)
             if asked.verify:
                 counter.expect(work.size)
@@ -312,13 +313,13 @@ class _Work:
         found = bitmaps_of(image, context)
         if not found and "bitmaps" not in image.driver.capabilities:
             raise UnsupportedError("the source's format has no persistent bitmaps", file=image.name)
-        if not found and not _can_have_bitmaps(image, context):
+        if not found and not copied_bitmaps.can_have(image, context):
             raise UnsupportedError(
                 "the source's version of the format has no persistent bitmaps", file=self.asked.sources[0].name
             )
         if not target.image_opts and "bitmaps" not in context.registry.format(target.format).capabilities:
             raise UnsupportedError(f"format '{target.format}' does not support persistent bitmaps", file=target.name)
-        return _sound_bitmaps(found, self.asked.skip_broken, image, context)
+        return copied_bitmaps.sound(found, self.asked.skip_broken, image, context)
 
     def existing(self) -> Image:
         """The target, which is there, and takes what is asked."""
@@ -335,12 +336,12 @@ class _Work:
         try:
             self._refuse_existing(target)
             if self.backing is not None and target.backing is not None and _empty(target):
-                self.shared = _shared(self.images[0], target.backing, self.snapshot)
+                self.shared = shared_base(self.images[0], target.backing, self.snapshot)
                 self.shared_size = target.backing.size
             for image in self.images:
                 refuse_unreadable(image, self.context)
             _refuse_compression(self.asked.compress, target)
-            _refuse_bitmaps(self.asked.bitmaps, self.bitmaps, target, self.context)
+            copied_bitmaps.refuse(self.asked.bitmaps, self.bitmaps, target, self.context)
             if asked.zeroed and not (self.resumption is not None and self.resumption.begun):
                 _refuse_data(target, self.size)
         except BaseException:
@@ -363,7 +364,7 @@ class _Work:
         asked, registry = self.asked.target, self.context.registry
         base = _backing(self.stack, self.backing, self.backing_format, asked.name, self.context)
         if base is not None:
-            self.shared, self.shared_size = _shared(self.images[0], base, self.snapshot), base.size
+            self.shared, self.shared_size = shared_base(self.images[0], base, self.snapshot), base.size
         resumption = self.resumption
         target = create_image(
             asked.name,
@@ -413,7 +414,7 @@ class _Work:
         _tell_sectors(self.images, target, context)
         for image in self.images:
             _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
-        _refuse_bitmaps(asked.bitmaps, self.bitmaps, target, context)
+        copied_bitmaps.refuse(asked.bitmaps, self.bitmaps, target, context)
         ordered = comes_in_order(self.images)
         return CopyPlan(
             sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
@@ -552,21 +553,6 @@ def _tell_sectors(images: Sequence[Image], target: Image, context: Context) -> N
             )
 
 
-def _sound_bitmaps(found: Sequence[Bitmap], skip_broken: bool, image: Image, context: Context) -> list[Bitmap]:
-    sound = []
-    for one in found:
-        if not one.inconsistent:
-            sound.append(one)
-        elif skip_broken:
-            context.warn(f"Skipping inconsistent bitmap '{one.name}'")
-        else:
-            skip = said("skip_broken=True", "--skip-broken-bitmaps")
-            raise UsageError(
-                f"Cannot copy inconsistent bitmap '{one.name}': skip it with {skip}, or remove it", file=image.name
-            )
-    return sound
-
-
 def _refuse_compression(compress: bool, target: Image) -> None:
     if compress and "compression" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
@@ -582,9 +568,9 @@ def _refuse_data(target: Image, size: int) -> None:
 
 
 def _stays_uncompressed(target: Image, context: Context) -> bool:
-    """Whether qemu-img would store the data as it is, since *target* is of a subformat that cannot have it compressed;
-    a warning tells that. A disk without clusters is an error there too."""
-    if not context.as_qemu_img or target.cluster_size is None:
+    """Whether the data is stored as it is, since *target* is of a subformat that cannot have it compressed, and callers
+    are used to that; a warning tells it. A disk without clusters is an error all the same."""
+    if not context.habits.incompressible_is_plain or target.cluster_size is None:
         return False
     try:
         target.encoder()
@@ -592,35 +578,6 @@ def _stays_uncompressed(target: Image, context: Context) -> bool:
         context.warn(f"{error}; the data is stored uncompressed")
         return True
     return False
-
-
-def _can_have_bitmaps(image: Image, context: Context) -> bool:
-    if "bitmaps" not in image.driver.capabilities:
-        return False
-    options = {"action": "add", "name": "", "options": {}}
-    return calls.preflight(context.registry, image, "bitmap", options) is not False
-
-
-def _refuse_bitmaps(wanted: bool, copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Refuse an image that cannot have all of these bitmaps, before it is written."""
-    if not wanted:
-        return
-    if not _can_have_bitmaps(target, context):
-        text = f"format '{target.driver.name}', or this version of it, does not support persistent bitmaps"
-        raise UnsupportedError(text, file=target.name)
-    there = {one.name for one in calls.bitmaps(context.registry, target)}
-    for one in copied:
-        if one.size != target.size:  # of an image that exists: nothing could be merged into it afterwards
-            text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
-            raise UsageError(text, file=target.name)
-        if one.name in there:
-            raise UsageError(f"Bitmap already exists: {one.name}", file=target.name)
-
-
-def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Empty bitmaps in *target*, which record nothing."""
-    for one in copied:
-        calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
 
 
 def _backing(stack: ExitStack, name: str | None, format: str | None, output: str, context: Context) -> Image | None:
@@ -638,49 +595,3 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
 def _empty(target: Image) -> bool:
     """Whether *target* leaves everything to its backing image."""
     return all(extent.kind is Kind.HOLE for extent in target.extents(0, target.size))
-
-
-def _shared(source: Image, base: Image, snapshot: str | None) -> Image | None:
-    """The image of *source*'s chain that reads as *base* does; None: there is none, so that nothing can be left to it.
-
-    It is *base* itself, wherever in the chain that is. Elsewhere the user vouches for the source's backing image.
-    """
-    for one in chain_of(source):
-        if _same(one, base):
-            # A snapshot is not what the image reads as when it is a backing image.
-            return None if one is source and snapshot is not None else one
-    return source.backing
-
-
-def _same(one: Image, other: Image) -> bool:
-    """Whether both surely are the same graph of images, on the same storage."""
-    if [_view(image) for image in chain_of(one)] != [_view(image) for image in chain_of(other)]:
-        return False
-    identities = list(_identities(one))
-    return None not in identities and identities == list(_identities(other))
-
-
-def _view(image: Image) -> tuple[object, ...]:
-    return image.driver.name, image.size, image.window
-
-
-def refuse_self(images: Sequence[Image], output: str, registry: Registry) -> None:
-    """An image cannot be converted onto itself, nor onto one that it stands on."""
-    identity = new_place(output, registry).identity()
-    if identity is not None and identity in identities(images):
-        raise UsageError("the output is also an input", file=output)
-
-
-def identities(images: Sequence[Image]) -> set[object]:
-    """The identities of all files that *images* stand on."""
-    return {one for image in images for one in _identities(image) if one is not None}
-
-
-def _identities(top: Node) -> Iterator[object]:
-    nodes = [top]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, Storage):
-            yield node.identity()
-        elif isinstance(node, Image):
-            nodes += node.children()

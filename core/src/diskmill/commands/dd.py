@@ -14,7 +14,8 @@ from ..opening.context import Context
 from ..opening.creation import create_image
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
-from .convert import comes_in_order, identities, refuse_self
+from .convert import comes_in_order
+from .identity import identities, refuse_self
 from .unsized import FIRST, copy_unsized, expect_growing, is_unsized, piped
 
 

@@ -26,17 +26,12 @@ PIPE = "pipe:-"
 
 def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
     """*name* as it was given, with ``-`` as what it stands for, where callers do not expect a file, as of qemu-img."""
-    return PIPE if name == "-" and not image_opts and not context.as_qemu_img else name
+    return PIPE if name == "-" and not image_opts and not context.habits.dash_is_a_file else name
 
 
 def is_unsized(image: Image) -> bool:
     """Whether nobody knows how large *image* is."""
-    return (
-        image.window == 0
-        and isinstance(image.file, ForwardStorage)
-        and image.file.unsized
-        and image.size >= MAX_SIZE - SECTOR
-    )
+    return image.unsized and isinstance(image.file, ForwardStorage)
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:

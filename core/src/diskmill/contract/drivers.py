@@ -112,6 +112,8 @@ class FormatDriver(Driver):
     group = "diskmill.format"
     kind = "format"
     children = ("file", "backing", "data-file", "header")
+    """What a node of any format may be given; a driver adds its own, which are found where it is named. It takes what
+    is given with ``OpenRequest.child``; what it does not take is attached to the image."""
 
     @hookimpl
     def map(self, image: Image, offset: int, length: int) -> Iterator[Extent]:

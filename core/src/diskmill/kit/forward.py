@@ -34,14 +34,18 @@ def _ring(length: int) -> memoryview:
 
 
 class ForwardStorage(Storage):
-    """Bytes that come once; ``size`` is the largest there is where it is not known. A driver answers :meth:`more`."""
+    """Bytes that come once. A driver answers :meth:`more`.
+
+    :param size: how many will come; None: nobody knows.
+    """
 
     forward = True
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str, size: int | None = None) -> None:
         self.driver = driver
         self.name = name
-        self.size = MAX_SIZE
+        self.size = MAX_SIZE if size is None else size
+        self.unsized = size is None
         self.position = 0
         """Where the next byte that comes belongs."""
         self.end: int | None = None

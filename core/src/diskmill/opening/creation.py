@@ -52,7 +52,7 @@ def create_image(
     if backing is not None and "backing" not in driver.capabilities:
         raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
     place = new_place(name, registry)
-    own, below = split_options(driver, place.driver, options, context.idle_options)
+    own, below = split_options(driver, place.driver, options, context.habits.idle_options)
     read, taken = frozenset(inputs), set[object]()
     made: list[Storage] = []
 
@@ -100,7 +100,7 @@ def create_image(
 
             made.append(storage := Spool(storage, context.spool, writable=True))
         for device in (format, new_file(name).get("driver")):
-            if device in DEVICES and context.as_qemu_img and not storage.in_place:
+            if device in DEVICES and context.habits.devices_are_there and not storage.in_place:
                 error = StorageError("No such file or directory", file=place.display())  # nobody makes devices
                 error.opening = place.display()
                 raise error

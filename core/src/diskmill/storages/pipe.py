@@ -36,14 +36,13 @@ class PipePlace(NamedPlace):
 
 
 class PipeStorage(ForwardStorage):
-    """Bytes that come once. ``size`` is not known unless a file stands behind; then it is the largest there is."""
+    """Bytes that come once, as many as nobody knows unless a file stands behind."""
 
     def __init__(self, driver: ProtocolDriver, name: str, fd: int) -> None:
-        super().__init__(driver, name)
-        self._fd = fd
         found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode):  # a shell's "< file"
-            self.size = max(found.st_size - os.lseek(fd, 0, os.SEEK_CUR), 0)
+        is_file = stat.S_ISREG(found.st_mode)  # a shell's "< file"
+        super().__init__(driver, name, max(found.st_size - os.lseek(fd, 0, os.SEEK_CUR), 0) if is_file else None)
+        self._fd = fd
         with suppress(OSError):  # a user has so much for pipes, and no more; other kinds of files have none
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MiB)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from ...contract.extents import Extent, Kind
-from ...contract.node import Image, Node, Storage
+from ...contract.node import Image, Node
 from .. import beneath
 from ..progress import Progress, RateLimit
 from ..workers import Order, Workers
@@ -184,7 +184,7 @@ class _Copier:
                 placed = target.reserve(extent.start, extent.length)
             for placement in placed:
                 into, start = placement.node, extent.offset + placement.start - extent.start
-                if not isinstance(into, Storage) or placement.cipher is not None:
+                if placement.cipher is not None:
                     return False
                 if not into.take_from(extent.node, start, placement.offset, placement.length):
                     return False
