@@ -27,12 +27,10 @@ class Disk(ForwardStorage):
     one_pass = "a pipe"
 
     def __init__(self, file: Storage, name: str) -> None:
-        super().__init__(file.driver, name)
+        super().__init__(file.driver, name, None if file.unsized else max(file.size - SECTOR, 0))
         self.one_pass = file.one_pass
         self.drained = True
         self.place, self.charged = file.place, file.charged
-        if not file.unsized:
-            self.size = max(file.size - SECTOR, 0)
         self._file = file
         self._at = 0
         self._held = b""
@@ -94,4 +92,6 @@ def open_stream(driver: VpcDriver, request: OpenRequest, file: Storage) -> Strea
         text = f"a dynamic VHD image cannot be read from {file.one_pass}: {needs_copy()}"
         raise UnsupportedError(text, file=request.name)
     disk = Disk(file, request.name)
-    return StreamedVpcImage(driver, disk, name=request.name, size=disk.size // SECTOR * SECTOR, writable=False)
+    image = StreamedVpcImage(driver, disk, name=request.name, size=disk.size // SECTOR * SECTOR, writable=False)
+    image.unsized = disk.unsized
+    return image
