@@ -38,8 +38,17 @@ COMMANDS = {
     "bitmap": "bitmap --add {copy} one",
     "commit": "commit {copy}",
     "bench": "bench -q -w -c 4 {copy}",
+    "create": "create -f qcow2 -b {image} -F {format} {output}",
+    "digest": "digest {image}",
+    "sync": "sync {image} {copy}",
+    "plan": "batch plan {image} --to {output} -O raw",
+    "batch": "batch run -j 1 {jobs} --journal {output}",
 }
-"""What is run on each file; ``copy`` is one that may be changed, ``empty`` no word at all."""
+"""What is run on each file; ``copy`` is one that may be changed, ``empty`` no word at all, ``jobs`` a manifest of
+:data:`JOBS` on it."""
+JOBS = ("info", "measure", "digest")
+FORMATS = ("qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc", "vdi", "parallels", "dmg", "cloop")
+"""The one that an attack's name tells."""
 CPU = 20
 """Seconds of processor time after which a command is killed."""
 WAIT = 300
@@ -87,7 +96,10 @@ def run(folder: Path, wanted: list[str], commands: list[str], few: int) -> None:
             if "{copy}" in line:
                 subprocess.run(["cp", "--sparse=always", path, copy], check=True)
                 written += size
-            paths = {"image": str(path), "copy": str(copy), "output": str(output), "empty": ""}
+            jobs = home / "jobs"
+            jobs.write_text("".join(json.dumps({"source": str(path), "job": job}) + "\n" for job in JOBS))
+            paths = {"image": path, "copy": copy, "output": output, "jobs": jobs, "empty": ""}
+            paths["format"] = next((format for format in FORMATS if format in one.name), "raw")
             words = [word.format(**paths) for word in line.split()]
             code, seconds, memory = measured(words, errors, written)
             told = {

@@ -12,9 +12,11 @@ import importlib
 import os
 import pkgutil
 import random
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +29,8 @@ PACKAGES = {"raw": "diskmill"}
 """Where a driver is, if not in `diskmill_DRIVER`."""
 _LARGEST = 256 << 10
 """Bytes of an input, which is an image without its zeros."""
+_LEG = 3 << 30
+"""Bytes at which the engine is started anew: buffers that it compares it keeps for ever, 1 or 2 MiB an image."""
 
 
 def main(arguments: list[str]) -> int:
@@ -57,15 +61,18 @@ def _run(driver: str, seconds: int) -> int:
     finds.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="diskmill-fuzz-") as empty:
         command = [sys.executable, "-m", "fuzz", "--child", driver, str(STATE), str(seconds)]
+        end, code = time.monotonic() + seconds, 0
         with (finds / "log").open("wb") as log:
             environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-            ended = subprocess.run(command, cwd=empty, env=environment, stdout=log, stderr=log)
+            while not code and (left := round(end - time.monotonic())) > 0:
+                command[-1] = str(left)
+                code = subprocess.run(command, cwd=empty, env=environment, stdout=log, stderr=log).returncode
     new = sorted(path for path in finds.glob("find-*") if path not in before and path.suffix != ".txt")
     for path in new:
         print(f"{driver}: {path.with_suffix('.txt').read_text().splitlines()[0]}: {path.relative_to(ROOT)}", flush=True)
-    if ended.returncode:
-        print(f"{driver}: the fuzzer ended with status {ended.returncode}, see {finds / 'log'}", flush=True)
-    return int(bool(new or ended.returncode))
+    if code:
+        print(f"{driver}: the fuzzer ended with status {code}, see {finds / 'log'}", flush=True)
+    return int(bool(new or code))
 
 
 def _fuzz(driver: str, state: str, seconds: int) -> None:
@@ -93,6 +100,8 @@ def _fuzz(driver: str, state: str, seconds: int) -> None:
         mutant = Mutant.unpack(data)
         if mutant is None:
             return -1
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > _LEG:
+            os._exit(0)  # what was found is in the queue; the next one begins with that
         try:
             target.run(mutant)
         except Find as find:
@@ -111,7 +120,7 @@ def _fuzz(driver: str, state: str, seconds: int) -> None:
         packed = mutant.pack() if mutant.possible else data
         return packed if len(packed) <= most else data
 
-    options = [f"-max_total_time={seconds}", f"-max_len={_LARGEST}", "-timeout=60", "-rss_limit_mb=4096"]
+    options = [f"-max_total_time={seconds}", f"-max_len={_LARGEST}", "-timeout=60", "-rss_limit_mb=0"]
     options += ["-len_control=0", f"-artifact_prefix={folder}/engine-", "-print_final_stats=1"]
     atheris.Setup(["fuzz", *options, str(queue)], run, custom_mutator=mutate)
     atheris.Fuzz()

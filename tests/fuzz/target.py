@@ -31,7 +31,7 @@ from twins import PAGE, Content
 from .mutant import SEALED, SHOWN, WRITTEN, Mutant
 from .seeds import seal, seeds
 
-LONGEST = 5.0
+LONGEST = 10.0
 """Seconds of processor time that one image may take."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import diskmill
 import pytest
+import zstandard
 from diskmill.contract.limits import Account, Budget, LimitError, Limits
 from diskmill.errors import UsageError
 from diskmill.opening.context import Context
@@ -85,3 +87,32 @@ def test_counts_of_what_a_file_holds_are_not_charged(tmp_path: Path) -> None:
     with open_image(str(path), "raw", context=Context(budget=Budget(Limits(memory=1 << 10)))) as image:
         room = Room(image, 4, "full")  # as if clusters had 4 bytes
         assert Counts(room).chunk(0) is not None
+
+
+@pytest.mark.parametrize("method", ["zlib", "zstd"])
+def test_a_disk_that_is_all_alike_is_read_however_small_its_file(tmp_path: Path, method: str) -> None:
+    """And what a file cannot hold, as all its clusters are one, is not."""
+    plain, image = tmp_path / "plain", tmp_path / "image"
+    plain.write_bytes(b"\xff" * (32 * MiB))
+    narrow = Context(budget=Budget(Limits(work=1 << 8)))
+    how = {"compression_type": method}
+    diskmill.convert(str(plain), str(image), output_format="qcow2", compress=True, options=how)
+    assert diskmill.compare(str(plain), str(image), context=narrow).identical
+
+    diskmill.resize(str(image), 512 * MiB)
+    with open(image, "r+b") as file:
+        l1 = int.from_bytes(os.pread(file.fileno(), 8, 40), "big")
+        l2 = int.from_bytes(os.pread(file.fileno(), 8, l1), "big") & ~(1 << 63)
+        os.pwrite(file.fileno(), os.pread(file.fileno(), 8, l2) * 8192, l2)
+    with pytest.raises(LimitError, match="--limits work="):
+        diskmill.compare(str(image), str(image), context=narrow)
+
+
+def test_an_empty_disk_in_a_compressed_file_is_read(tmp_path: Path) -> None:
+    packed, image = tmp_path / "disk.zst", tmp_path / "image"
+    packed.write_bytes(zstandard.compress(bytes(64 * MiB)))
+    diskmill.convert(str(packed), str(image), context=Context(budget=Budget(Limits(work=1 << 6))))
+    assert image.stat().st_size == 64 * MiB
+    packed.write_bytes(zstandard.compress(b"\1" * (64 * MiB)))
+    with pytest.raises(LimitError, match="--limits work="):
+        diskmill.convert(str(packed), str(image), context=Context(budget=Budget(Limits(work=1 << 6))))

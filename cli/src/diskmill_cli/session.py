@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from diskmill.contract.options import Option as DriverOption
     from diskmill.contract.results import Creation
     from diskmill.errors import DiskmillError
+    from diskmill.opening.context import Habits
     from rich.console import Console
 
     from .arguments import Arguments
@@ -50,14 +50,11 @@ class Session:
 
         return __version__
 
-    def idle_options(self) -> Sequence[DriverOption]:
-        """See :class:`~diskmill.opening.context.Context`: an option without effect is an error here."""
-        return ()
+    def habits(self) -> Habits:
+        """What is taken for granted of images."""
+        from diskmill.opening.context import Habits
 
-    @property
-    def guessed(self) -> Callable[[str], None] | None:
-        """See :class:`~diskmill.opening.context.Context`: a warning like any other tells it."""
-        return None
+        return Habits()
 
     def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:
         """What ``create`` prints about the image *made*, after its name and format.
@@ -93,13 +90,16 @@ class Session:
         This is where text leaves, as :meth:`error` is: names out of images cannot command a terminal, nor make lines
         of their own. (Bytes that are not UTF-8 go on as they are, to anything but a terminal.)
         """
-        if self.quiet:
-            return
+        self.print_all(lines)
+
+    def print_all(self, lines: Iterable[str]) -> None:
+        """As :meth:`print`, of any number of lines, each written when it is there."""
         from diskmill.errors import printable
 
-        raw_bytes = not sys.stdout.isatty()
+        raw_bytes, write = not sys.stdout.isatty(), sys.stdout.write
         for line in lines:
-            sys.stdout.write(printable(line, raw_bytes=raw_bytes) + "\n")
+            if not self.quiet:
+                write(printable(line, raw_bytes=raw_bytes) + "\n")
 
     def fail(self, error: DiskmillError) -> None:
         """Write the message of *error*: for programs that asked for JSON, an object with its parts."""

@@ -29,30 +29,27 @@ def run(arguments: Arguments, session: Session) -> int:
         context=common.context_of(arguments, session),
     )
     if arguments.one("output") == "json":
-        for text in json_lines(entries, start):
-            session.print(text)
+        session.print_all(json_lines(entries, start))
     elif session.fancy(arguments):
         from ..terminal import show_map
 
         show_map(entries, session.console())
     else:
-        for text in lines(entries):
-            session.print(text)
+        session.print_all(lines(entries))
     return 0
 
 
 def json_lines(entries: Iterable[MapEntry], start: int) -> Iterator[str]:
     """One entry a line, as qemu-img lays it out, so that a map of any length streams."""
-    from json import dumps
-
-    from diskmill.qapi import map_entry
+    from diskmill.qapi import map_members
 
     before = "["
     for entry in entries:
-        members = dumps(map_entry(entry))[1:-1]
-        if before != "[":
+        if before == "[":
+            before = f"[{{ {map_members(entry)}}},"
+        else:
             yield before
-        before = f"{'[' if before == '[' else ''}{{ {members}}},"
+            before = f"{{ {map_members(entry)}}},"
     if before == "[":  # qemu-img's way to say that there is nothing
         nothing = '"depth": 0, "present": false, "zero": false, "data": false, "compressed": false'
         before = f'[{{ "start": {start}, "length": 0, {nothing}}},'

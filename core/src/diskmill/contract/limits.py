@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 READ_PER_WORK = 13
 """Reading 2**13 bytes (8 KiB) of data counts as much as looking at one more extent."""
+_DECODED = 1 << 11
+"""Bytes that each byte of a file may decode to, all over: a cluster of 64 KiB that is all alike takes 16 with zstd, and
+deflate cannot do better than 1 in 1,030, so no disk is refused for being all 0xFF."""
 _ENTRY = 8
 """Bytes of a file that make one unit of work rightful: those of a table's entry."""
 
@@ -38,7 +41,8 @@ class Limits:
     :param memory: bytes that the process may take. Half of them are for tables of images, the rest for the program
         and its buffers.
     :param work: extents that one pass over a disk may meet, beside as many as the opened files can rightly hold: one
-        for each 8 bytes that are really in them. Reading 8 KiB counts as one more.
+        for each 8 bytes that are really in them. One that holds data counts twice, and each 8 KiB of it once more,
+        but what is decoded by itself: 8 KiB for each of *work*, beside 2 KiB for each byte that is in the files.
     :param chain: images that may stand on one another.
     :param files: files that one image may need.
     """
@@ -222,6 +226,23 @@ def allowed_work(node: Node, work: int) -> int:
         raise LimitError(
             f"it takes more work than a file of its size can need: {most} extents, or 8 KiB pieces of data, "
             f"were looked at, {limits.work} of them by the limit work={limits.work} (--limits work=… raises it)",
+            file=node.name,
+        )
+    return most
+
+
+def allowed_decoding(node: Node, length: int, held: int | None = None) -> int:
+    """How many bytes a pass over *node* may decode, asked when it comes to *length* of them.
+
+    :param held: bytes of its files that they are decoded from; None: all that is in them.
+    :raises LimitError: they are too many.
+    """
+    limits = node.account.limits
+    most = (limits.work << READ_PER_WORK) + (contents(node) if held is None else held) * _DECODED
+    if length > most:
+        raise LimitError(
+            f"it decodes to more than a file of its size can hold: {most} bytes were decoded, "
+            f"{limits.work << READ_PER_WORK} of them by the limit work={limits.work} (--limits work=… raises it)",
             file=node.name,
         )
     return most

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..contract.extents import Extent, Kind
-from ..contract.limits import READ_PER_WORK, allowed_work
+from ..contract.limits import READ_PER_WORK, allowed_decoding, allowed_work
 from ..contract.node import Image, Node, Storage
 
 
@@ -49,6 +49,7 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
     level = _level(node, offset, length, sparse, 0, 0, None, above)
     stack: list[_Level] = []
     work, most = 0, node.account.limits.work
+    decoded, most_decoded = 0, most << READ_PER_WORK
     while True:
         source, image, shift, depth, below, above = level
         for extent in source:
@@ -87,8 +88,12 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
                 break
             elif kind is Kind.HOLE and above is not None:  # nothing is behind it: it is no hole onto *above*
                 extent = extent._replace(kind=Kind.ZERO)
-            if kind is Kind.DATA or kind is Kind.ENCODED:
-                work += extent.length >> READ_PER_WORK
+            if kind is Kind.DATA:
+                work += 1 + (extent.length >> READ_PER_WORK)  # reading costs, however little it is
+            elif kind is Kind.ENCODED:
+                work, decoded = work + 1, decoded + extent.length
+                if decoded > most_decoded:
+                    most_decoded = allowed_decoding(node, decoded)
             if below is not None and extent.reads_as_zeros:
                 start = extent.start + shift
                 yield Extent(start, extent.length, Kind.SPARSE, extent.node, extent.offset, depth=below)

@@ -16,7 +16,7 @@ from diskmill.jobs import Settings
 
 from . import running
 from .journal import Journal, Record
-from .manifest import Line, Located
+from .manifest import Line, Located, is_url
 from .running import Executor, Plan
 from .standing import Standing
 from .work import Terms, perform
@@ -132,7 +132,7 @@ def _measured(lines: Sequence[Line], executor: Callable[[], Executor]) -> tuple[
 def _short(lines: Sequence[Line], measured: dict[str, Record], keep_free: int) -> Iterable[Shortage]:
     needed: dict[int, tuple[str, int]] = {}
     for line in lines:
-        if line.to is None or "://" in line.to or line.compress:  # how small that becomes nobody knows
+        if line.to is None or is_url(line.to) or line.compress:  # how small that becomes nobody knows
             continue
         folder = os.path.dirname(os.path.abspath(line.to))
         while not os.path.isdir(folder):

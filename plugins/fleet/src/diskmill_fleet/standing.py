@@ -17,7 +17,7 @@ from diskmill.errors import DiskmillError
 from diskmill.jobs import Settings, Source
 
 from .journal import Record
-from .manifest import Line, Located, comes_after
+from .manifest import Line, Located, comes_after, is_url
 
 States = dict[str, "list[int] | str | None"]
 """Of files by name: a file's length, time of change (nanoseconds) and inode; what a service tells of an object; None
@@ -93,7 +93,7 @@ def standing(lines: Sequence[Line], last: Mapping[str, Record], settings: Settin
 
 def _lost(line: Line, record: Record) -> str | None:
     """Why the output is not what was made."""
-    if line.to is None or "://" in line.to:
+    if line.to is None or is_url(line.to):
         return None
     try:
         same = os.stat(line.to).st_size == record.get("length")
