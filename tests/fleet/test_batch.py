@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from diskmill_fleet.manifest import Line
 from diskmill_fleet.planning import Wish, plan
 from diskmill_fleet.schedule import Limit, Schedule
 from encoders import bochs, cloop, dmg, ewf, in_memory, sparseimage, vma
-from http_servers import free_port
+from http_servers import faulty, free_port
+from nbd_servers import nbdkit, uri
 from samples import ext4_image
 from tools import diskmill as command
-from tools import qemu_img, qemu_io
+from tools import qemu_img, qemu_io, run, tool
 
 PROGRAM = Path(sys.executable).with_name("diskmill")
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "qcow", "parallels")
@@ -107,10 +109,14 @@ def test_a_fleet_with_its_chains(fleet: Path, tmp_path: Path) -> None:
 
 
 def test_what_goes_wrong_is_told_and_the_rest_is_done(fleet: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
+    """An image that is damaged, one that cannot be read, one that is away, a passphrase that is wrong or not given, a
+    disk that gets full."""
+    folder, full, sock = tmp_path / "in", tmp_path / "full", tmp_path / "sock"
     folder.mkdir()
+    full.mkdir()
     good = folder / "good.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", good, "1M")
+    qemu_img("create", "-q", "-f", "qcow2", good, "4M")
+    qemu_io(good, "write -P 1 0 4M", format="qcow2")
     bad = bytearray(good.read_bytes())
     bad[20:24] = b"\xff" * 4
     (folder / "bad.qcow2").write_bytes(bad)
@@ -119,24 +125,97 @@ def test_what_goes_wrong_is_told_and_the_rest_is_done(fleet: Path, tmp_path: Pat
         "create", "-f", "luks", "--object", "secret,id=k,data=right", "-o", "key-secret=k,iter-time=10", locked, "1M"
     )
     (folder / "away.qcow2").symlink_to("nowhere")
-    full = Path("/dev/full")
+    wrong = json.dumps({"driver": "luks", "key-secret": "wrong", "file": {"driver": "file", "filename": str(locked)}})
+    causes = {
+        str(folder / "bad.qcow2"): "cluster_bits",
+        str(folder / "away.qcow2"): "No such file",
+        str(locked): "a passphrase is needed",
+        f"json:{wrong}": "the passphrase is wrong",
+        uri(sock): "read at offset 0",
+    }
     lines: list[dict[str, Any]] = [
-        {"source": str(folder / name), "to": str(tmp_path / "out" / name), "output_format": "qcow2"}
-        for name in ("good.qcow2", "bad.qcow2", "away.qcow2", "locked.luks")
+        {"id": source, "source": source, "to": str(tmp_path / "out" / str(at)), "output_format": "qcow2"}
+        for at, source in enumerate([*causes, str(good)])
     ]
-    lines.append({"source": str(good), "to": str(full), "output_format": "raw"})
+    lines[4]["format"] = "raw"
+    lines.append({"id": "full", "source": str(good), "to": str(full / "disk"), "output_format": "raw"})
+    causes["full"] = "No space left on device"
     lines.append({"job": "check", "source": str(good)})
-    lines.append({"job": "compare", "source": str(good), "other": str(fleet / "rack0" / "0.raw")})
-    lines.append({"id": "after", "source": str(good), "to": str(tmp_path / "x"), "needs": [lines[1]["to"]]})
+    lines.append({"id": "other", "job": "compare", "source": str(good), "other": str(fleet / "rack0" / "0.raw")})
+    causes["other"] = "it differs from"
+    lines.append({"id": "after", "source": str(good), "to": str(tmp_path / "x"), "needs": [lines[0]["id"]]})
+    causes["after"] = "which it needs, failed"
     manifest = tmp_path / "jobs"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = command("batch", "run", manifest, check=False)
+    words = f"mount -t tmpfs -o size=2m none {shlex.quote(str(full))} && exec " + shlex.join(
+        [str(PROGRAM), "batch", "run", str(manifest), "--retries", "0", "--object", "secret,id=wrong,data=no"]
+    )
+    with nbdkit(sock, "--filter=error", "pattern", "1M", "error-pread-rate=100%"):
+        done = run(tool("unshare"), "-rm", "sh", "-c", words, check=False)
     assert done.returncode == 1
-    assert done.stdout == "done: 2, done before: 0, failed: 6, not begun: 0\n"
-    for words in ("cluster_bits", "No such file", "passphrase", "it differs from", "which it needs, failed"):
-        assert words in done.stderr, words
-    assert (tmp_path / "out" / "good.qcow2").exists()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.qcow2"]
+    assert done.stdout == f"done: 2, done before: 0, failed: {len(causes)}, not begun: 0\n"
+    failed = {one["id"]: one["error"] for one in records(tmp_path / "jobs.journal") if one["status"] == "failed"}
+    assert failed.keys() == causes.keys()
+    for id, words in causes.items():
+        assert words in failed[id], failed[id]
+        assert f"'{id}': {failed[id]}" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["5"], "nothing is left of what failed"
+
+
+def test_a_changed_source_is_done_again(tmp_path: Path) -> None:
+    """Also where it is the backing image, or on a server; and so is what reads an output that is made again."""
+    base, same, top, out = (tmp_path / name for name in ("base.raw", "same.raw", "top.qcow2", "out"))
+    base.write_bytes(b"one" * 1024)
+    same.write_bytes(b"one" * 1024)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
+    with faulty(b"one" * 1024, lambda *asked: None) as server:
+        lines: list[dict[str, Any]] = [
+            {"id": "convert", "source": str(top), "to": str(out), "output_format": "qcow2"},
+            {"id": "compare", "job": "compare", "source": str(out), "other": str(top), "needs": ["convert"]},
+            {"id": "here", "job": "digest", "source": str(base), "format": "raw"},
+            {"id": "there", "job": "digest", "source": server.url, "format": "raw"},
+            {"id": "same", "job": "digest", "source": str(same), "format": "raw"},
+        ]
+        (tmp_path / "jobs").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+        def again() -> tuple[str, set[str]]:
+            done = command("batch", "run", tmp_path / "jobs")
+            return done.stdout, {words.split(": ")[1] for words in done.stderr.splitlines()}
+
+        assert again() == ("done: 5, done before: 0, failed: 0, not begun: 0\n", set())
+        assert again() == ("done: 0, done before: 5, failed: 0, not begun: 0\n", set())
+        base.write_bytes(b"two" * 1024)
+        dry = json.loads(command("batch", "run", tmp_path / "jobs", "--dry-run", "--output=json").stdout)
+        assert (dry["jobs"], dry["unmade"]) == (3, 1)
+        assert again() == ("done: 3, done before: 2, failed: 0, not begun: 0\n", {"convert", "compare", "here"})
+        out.unlink()
+        assert again() == ("done: 2, done before: 3, failed: 0, not begun: 0\n", {"convert", "compare"})
+        server.data, server.etag = b"two" * 1024, '"two"'
+        assert again() == ("done: 1, done before: 4, failed: 0, not begun: 0\n", {"there"})
+    digests = {one["id"]: one.get("digest") for one in records(tmp_path / "jobs.journal")}
+    assert digests["there"] == digests["here"] == digests["convert"] == diskmill.digest(base, format="raw")
+    assert again()[0] == "done: 0, done before: 5, failed: 0, not begun: 0\n", "the server is away"
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_an_output_that_was_made_but_not_recorded(mine: bool, tmp_path: Path) -> None:
+    """Killed right in between: where nothing may be replaced, it is known again by what is in it."""
+    source, out, journal = tmp_path / "disk.raw", tmp_path / "out", tmp_path / "jobs.journal"
+    source.write_bytes(b"disk" * 1024)
+    (tmp_path / "jobs").write_text(json.dumps({"source": str(source), "to": str(out), "output_format": "qcow2"}))
+    words = ("batch", "run", tmp_path / "jobs", "--no-clobber")
+    command(*words)
+    journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+    if not mine:
+        qemu_io(out, "write -P 1 0 512", format="qcow2")
+    before = out.read_bytes()
+    found = json.loads(command("batch", "status", "--output=json", journal).stdout)
+    assert (found["done"], found["failed"]) == (0, 0)
+    again = command(*words, check=False)
+    assert again.returncode == (0 if mine else 1)
+    assert ("File exists" in again.stderr) is not mine
+    assert out.read_bytes() == before
+    assert sum(one["status"] == "done" for one in records(journal)) == mine
 
 
 @pytest.mark.parametrize("whom", ["driver", "worker"])
@@ -210,7 +289,7 @@ def test_limits_and_deadline(fleet: Path, tmp_path: Path) -> None:
     dry = json.loads(command("batch", "run", manifest, "--trust=anything", "--dry-run", "--output=json").stdout)
     assert dry["jobs"] == left
     assert dry["required"] > left * 2 * MiB
-    assert dry["seconds"] is not None
+    assert dry["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from .commands.digest import ALGORITHM, digest
 from .commands.info import info_chain
 from .commands.measure import measure
 from .contract.calls import Repair, expect_word
+from .contract.node import Image
 from .contract.results import CheckResult, Comparison, ImageInfo, Measurement
 from .engine.digest import BLOCK
 from .engine.progress import Report
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 Warn = Callable[[str], None]
+Opened = Callable[[Image], None]
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,24 @@ class Job(ABC):
 
     @abstractmethod
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> Any:
         """Do it.
 
         :param progress: called with (bytes dealt with, bytes in all), now and then.
         :param cancel: set it to stop, where the job moves data.
         :param warn: takes a warning, one line.
+        :param opened: takes each image that is read, when it is open.
         :raises DiskmillError: whatever went wrong.
         """
 
-    def _context(self, source: Source, warn: Warn | None) -> Context:
-        return self.settings.context(cache=source.cache, warn=warn)
+    def _context(self, source: Source, warn: Warn | None, opened: Opened | None) -> Context:
+        return replace(self.settings.context(cache=source.cache, warn=warn), opened=opened)
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,16 @@ class Convert(Conversion, Job):
             raise UsageError("all sources have the same cache mode")
 
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> Converted:
         """Make the image; see :func:`diskmill.convert`."""
-        context = self._context(self.sources[0], warn)
-        target = replace(context, cache=self.target.cache, share=False)
+        context = self._context(self.sources[0], warn, opened)
+        target = replace(context, cache=self.target.cache, share=False, opened=None)
         return perform(self, context, target, progress=progress, cancel=cancel)
 
 
@@ -108,7 +121,12 @@ class Check(Job):
         _no_snapshot(self.source, "check")
 
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> CheckResult:
         """What is inconsistent, and what was repaired."""
         return check(
@@ -117,7 +135,7 @@ class Check(Job):
             repair=self.repair,
             dry_run=self.dry_run,
             image_opts=self.source.image_opts,
-            context=self._context(self.source, warn),
+            context=self._context(self.source, warn, opened),
             progress=progress,
         )
 
@@ -134,7 +152,12 @@ class Digest(Job):
         _no_snapshot(self.source, "digest")
 
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> str:
         """The digest, in hexadecimal."""
         return digest(
@@ -143,7 +166,7 @@ class Digest(Job):
             algorithm=self.algorithm,
             block_size=self.block_size,
             image_opts=self.source.image_opts,
-            context=self._context(self.source, warn),
+            context=self._context(self.source, warn, opened),
             progress=progress,
             cancel=cancel,
         )
@@ -159,14 +182,19 @@ class Info(Job):
         _no_snapshot(self.source, "info")
 
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> list[ImageInfo]:
         """The images of the chain, from the top."""
         return info_chain(
             self.source.name,
             format=self.source.format,
             image_opts=self.source.image_opts,
-            context=self._context(self.source, warn),
+            context=self._context(self.source, warn, opened),
         )
 
 
@@ -179,7 +207,12 @@ class Measure(Job):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> Measurement:
         """Bytes that it needs now, and when it is full."""
         return measure(
@@ -189,7 +222,7 @@ class Measure(Job):
             format=self.source.format,
             snapshot=self.source.snapshot,
             image_opts=self.source.image_opts,
-            context=self._context(self.source, warn),
+            context=self._context(self.source, warn, opened),
             progress=progress,
         )
 
@@ -209,7 +242,12 @@ class Compare(Job):
             raise UsageError("either both images are named by option strings, or none")
 
     def run(
-        self, *, progress: Report | None = None, cancel: threading.Event | None = None, warn: Warn | None = None
+        self,
+        *,
+        progress: Report | None = None,
+        cancel: threading.Event | None = None,
+        warn: Warn | None = None,
+        opened: Opened | None = None,
     ) -> Comparison:
         """Whether they are, and where they first differ."""
         return compare(
@@ -219,7 +257,7 @@ class Compare(Job):
             format_b=self.other.format,
             strict=self.strict,
             image_opts=self.one.image_opts,
-            context=self._context(self.one, warn),
+            context=self._context(self.one, warn, opened),
             progress=progress,
             cancel=cancel,
         )

@@ -586,7 +586,7 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
         return None
     spec = relative_to(parse_name(name), new_place(output, context.registry))
     try:
-        return stack.enter_context(open_image(spec, format, context=context))
+        return stack.enter_context(open_image(spec, format, context=replace(context, opened=None)))
     except DiskmillError as error:
         error.place = error.place or f"needed as the backing file of '{output}'"
         raise

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..contract.limits import Budget
 from ..contract.options import Option
 from ..errors import SecretError, UsageError, said_raw
 from .gate import FOLDER, Trust
 from .registry import Registry, default_registry
+
+if TYPE_CHECKING:
+    from ..contract.node import Image
 
 CACHE_MODES = ("none", "writeback", "writethrough", "directsync", "unsafe")
 """What ``-t`` and ``-T`` take, with qemu-img's meanings."""
@@ -76,6 +79,8 @@ class Context:
         replaced when the output is whole, written into, or left alone and the output refused.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
+    :param opened: takes each image that a command was named, when it is open: who wants to know what was read. None:
+        nobody does.
     :param habits: what callers take for granted.
     :param budget: what all that is opened with it may cost: ``Budget(Limits(memory=…))`` for other limits than the
         default ones. A copy of a context shares it.
@@ -92,6 +97,7 @@ class Context:
     overwrite: str = "replace"
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
+    opened: Callable[[Image], None] | None = None
     habits: Habits = field(default_factory=Habits)
     ask: Callable[[str], bytes] | None = None
     spool: str | None = None

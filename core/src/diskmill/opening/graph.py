@@ -91,12 +91,15 @@ def open_image(
             copied=copied,
             unsized=unsized,
         )
-        return opener.graph(spec, _Wish(context, writable))
+        image = opener.graph(spec, _Wish(context, writable))
     except RecursionError:
         raise ImageError("what it stands on is nested too deeply", file=_told(name, context)) from None
     except DiskmillError as error:
         error.opening = _told(name, context)
         raise
+    if context.opened is not None:
+        context.opened(image)
+    return image
 
 
 def _refuse_lent(image: Image, format: str | None, *, writable: bool, repair: str, rehearse: bool) -> None:

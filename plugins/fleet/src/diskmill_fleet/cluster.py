@@ -15,7 +15,7 @@ from diskmill.jobs import Settings
 from .journal import Record
 from .manifest import Line
 from .processes import Event
-from .work import perform
+from .work import Terms, perform
 
 _LOST = 20.0
 """Seconds after which a scheduler that does not answer is taken for gone."""
@@ -54,11 +54,11 @@ class Cluster:
             return max(sum(threads.values()) * 2, 1)
         return 1
 
-    def begin(self, line: Line, *, threads: int, rate: int) -> None:
+    def begin(self, line: Line, terms: Terms) -> None:
         """Have the cluster do *line*. A worker that dies is made good by the scheduler, three times."""
         self._begun += 1
         future = self._client.submit(
-            _perform, line, self._settings, threads, rate, key=f"diskmill-{self._begun}-{line.key}", pure=False
+            _perform, line, self._settings, terms, key=f"diskmill-{self._begun}-{line.key}", pure=False
         )
         self._futures[line.id] = future
         future.add_done_callback(lambda done, id=line.id: self._events.put(_ended(id, done)))
@@ -106,8 +106,8 @@ def _hush() -> None:
             logger.setLevel(logging.CRITICAL)  # its configuration gives some a level of their own
 
 
-def _perform(line: Line, settings: Settings, threads: int, rate: int) -> Record:
-    return perform(line, settings, threads=threads, rate=rate)
+def _perform(line: Line, settings: Settings, terms: Terms) -> Record:
+    return perform(line, settings, terms)
 
 
 def _ended(id: str, future: Any) -> Event:

@@ -12,6 +12,8 @@ from typing import Any, Self
 from diskmill.errors import StorageError, UsageError
 
 Record = dict[str, Any]
+BEGUN = "begun"
+"""The status of a job of which no end is recorded; the others are ``done`` and ``failed``."""
 
 
 class Journal:

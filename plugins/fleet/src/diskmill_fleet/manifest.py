@@ -209,7 +209,7 @@ def _agree(lines: list[Line], path: str) -> None:
 def _expect_apart(lines: list[Line], path: str) -> None:
     """Refuse two lines that write the same file, and one that reads what another writes, unless ``needs`` say which of
     them comes first: else chance would decide which disk is read."""
-    located = _Located()
+    located = Located()
     writers: dict[str, Line] = {}
     for line in lines:
         if line.to is not None:
@@ -222,7 +222,7 @@ def _expect_apart(lines: list[Line], path: str) -> None:
             writer = writers.get(located(name))
             if writer is None or writer is line:  # its own output the job itself refuses to read
                 continue
-            if not (_comes_after(line.id, writer.id, needs) or _comes_after(writer.id, line.id, needs)):
+            if not (comes_after(line.id, writer.id, needs) or comes_after(writer.id, line.id, needs)):
                 text = f"'{line.id}' reads '{name}', which '{writer.id}' writes: one of them must need the other"
                 raise UsageError(text, file=path)
 
@@ -236,7 +236,7 @@ def _inputs(line: Line) -> Iterator[str]:
         yield line.backing if there else os.path.join(os.path.dirname(line.to), line.backing)
 
 
-def _comes_after(late: str, early: str, needs: Mapping[str, tuple[str, ...]]) -> bool:
+def comes_after(late: str, early: str, needs: Mapping[str, tuple[str, ...]]) -> bool:
     """Whether the job *late* waits for *early*, by way of others or not."""
     seen, left = {late}, [late]
     while left:
@@ -249,7 +249,7 @@ def _comes_after(late: str, early: str, needs: Mapping[str, tuple[str, ...]]) ->
     return False
 
 
-class _Located:
+class Located:
     """Where names really lead, each folder looked up once."""
 
     def __init__(self) -> None:

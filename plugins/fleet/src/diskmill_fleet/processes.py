@@ -18,6 +18,7 @@ from typing import IO, Any
 from diskmill.jobs import Settings
 
 from .manifest import Line
+from .work import Terms
 
 Event = tuple[str, str, Any]
 """``done``, ``lost`` or ``progress``; a job's id; its record, why, or (bytes dealt with, bytes in all)."""
@@ -33,13 +34,13 @@ class Processes:
         self._idle: list[_Worker] = []
         self._busy: dict[str, _Worker] = {}
 
-    def begin(self, line: Line, *, threads: int, rate: int) -> None:
+    def begin(self, line: Line, terms: Terms) -> None:
         """Have a worker do *line*."""
         worker = self._idle.pop() if self._idle else self._started()
         worker.line = line.id
         self._busy[line.id] = worker
         with suppress(OSError):  # it died meanwhile, which is seen where its answer is waited for
-            worker.tell((line, threads, rate))
+            worker.tell((line, terms))
 
     def _started(self) -> _Worker:
         worker = _Worker()

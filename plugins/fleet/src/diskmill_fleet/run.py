@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError, UsageError, did_you_mean
@@ -16,16 +16,19 @@ from diskmill_cli.arguments import Arguments
 from . import journal as journals
 from . import manifest as manifests
 from . import running, show
-from .journal import Journal, Record
-from .manifest import Line
+from .estimate import Estimate, estimate
+from .journal import Journal
 from .planning import Wish, plan
 from .processes import Processes
 from .schedule import Limit
+from .standing import Standing, standing
 
 if TYPE_CHECKING:
     from diskmill_cli.session import Session
 
 ACTIONS = ("plan", "run", "status", "report")
+_TOLD = 10
+"""Jobs of which it is told, one by one, why they are done again."""
 
 
 def run(arguments: Arguments, session: Session) -> int:
@@ -91,16 +94,24 @@ def _run(arguments: Arguments, session: Session, path: str) -> int:
         seconds=arguments.number("deadline", "deadline", 0, 1, 1 << 31) if arguments.has("deadline") else None,
         keep_free=arguments.size("keep_free", "size"),
         limits=tuple(Limit.parse(text) for text in arguments.all("limit")),
+        keeps=settings.overwrite == "refuse",
     )
     lines = manifests.read(path)
+    journal_path = arguments.one("journal") or f"{path}.journal"
     if arguments.has("dry_run"):
-        return _dry_run(arguments, session, lines, settings, path)
+        records = journals.read(journal_path) if os.path.exists(journal_path) else []
+        left = standing(lines, {str(record["id"]): record for record in records}, settings)
+        return _dry_run(arguments, session, estimate(
+            lines, left, records, plan, settings, lambda: _executor(arguments, settings)
+        ))  # fmt: skip
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(arguments.one("journal") or f"{path}.journal"))
+        journal = stack.enter_context(Journal(journal_path))
+        found = standing(lines, journal.last, settings)
+        _tell_again(found, session)
         executor = stack.enter_context(closing(_executor(arguments, settings)))
         live = not session.quiet and sys.stderr.isatty() and arguments.one("output") != "json"
         watcher = stack.enter_context(show.Show(len(lines), session, live=live))
-        outcome = running.run(lines, journal, executor, plan, watcher)
+        outcome = running.run(lines, found, journal, executor, plan, watcher)
         stack.close()
     counts = {"done": outcome.done, "done-before": outcome.before, "failed": outcome.failed, "not-begun": outcome.left}
     if arguments.one("output") == "json":
@@ -114,6 +125,32 @@ def _run(arguments: Arguments, session: Session, path: str) -> int:
     return outcome.status
 
 
+def _tell_again(found: Standing, session: Session) -> None:
+    again = list(found.again.items())
+    session.note(*(f"done again: {id}: {why}" for id, why in again[:_TOLD]))
+    if len(again) > _TOLD:
+        session.note(f"done again: {len(again) - _TOLD} more, as their records tell")
+
+
+def _dry_run(arguments: Arguments, session: Session, found: Estimate) -> int:
+    if arguments.one("output") == "json":
+        session.json(found.as_dict())
+        return 1 if found.failures else 0
+    session.print(*(f"cannot be measured: {id}: {why}" for id, why in found.failures))
+    session.print(
+        f"jobs: {found.jobs}, space: {format_size(found.required)} at most where nothing is compressed, "
+        f"time: about {show.clock(found.seconds)}"
+    )
+    if found.unmade:
+        session.print(f"not measured: {found.unmade} that read what others are still to make")
+    if found.untimed:
+        session.print(f"not in the time: {found.untimed} of which nobody can tell")
+    for one in found.short:
+        text = f"too little room: '{one.folder}' has {format_size(one.free)} free, for {format_size(one.required)}"
+        session.print(text)
+    return 1 if found.failures else 0
+
+
 def _executor(arguments: Arguments, settings: Settings) -> running.Executor:
     where = arguments.one("on") or "processes"
     if where.startswith("dask://"):
@@ -123,61 +160,3 @@ def _executor(arguments: Arguments, settings: Settings) -> running.Executor:
     if where != "processes":
         raise UsageError(f"jobs run on processes or dask://HOST:PORT, not on '{where}'")
     return Processes(settings, arguments.number("jobs", "number of jobs", 0, 1, 1024) or running.workers_here())
-
-
-class _Silent:
-    """Looks on, and keeps what was measured."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def began(self, line: Line) -> None: ...
-    def progress(self, id: str, done: int, total: int) -> None: ...
-    def tick(self) -> None: ...
-
-    def ended(self, line: Line, record: Record, *, final: bool) -> None:
-        if final:
-            self.records.append(record)
-
-
-def _dry_run(arguments: Arguments, session: Session, lines: list[Line], settings: Settings, path: str) -> int:
-    """Measure what is left; nothing is written."""
-    import os
-    import tempfile
-
-    known: dict[str, Record] = {}
-    at = arguments.one("journal") or f"{path}.journal"
-    records = journals.read(at) if os.path.exists(at) else []
-    for record in records:
-        known[str(record["id"])] = record
-    left = [line for line in lines if line.job == "convert" and not running.is_done(line, known.get(line.id))]
-    measured = [
-        replace(line, job="measure", to=None, needs=(), backing=None, backing_format=None, verify=False)
-        for line in left
-    ]
-    watcher = _Silent()
-    with ExitStack() as stack:
-        journal = stack.enter_context(Journal(stack.enter_context(tempfile.NamedTemporaryFile()).name))
-        executor = stack.enter_context(closing(_executor(arguments, settings)))
-        outcome = running.run(measured, journal, executor, running.Plan(), watcher)
-    required = sum(record.get("required", 0) for record in watcher.records)
-    past = show.summary(records)
-    rate = past["bytes-in"] / past["seconds"] if past["seconds"] else 0
-    size = sum(line.size for line in left)
-    found = {
-        "jobs": len(left),
-        "required": required,
-        "failed": outcome.failed,
-        "seconds": round(size / rate) if rate and size else None,
-    }
-    if arguments.one("output") == "json":
-        session.json(found)
-        return outcome.status
-    for record in watcher.records:
-        if record["status"] != "done":
-            session.print(f"cannot be measured: {record['id']}: {record['error']}")
-    time = "unknown, until jobs were done" if found["seconds"] is None else f"about {found['seconds']} s"
-    session.print(
-        f"jobs: {len(left)}, space: {format_size(required)} at most where nothing is compressed, time: {time}"
-    )
-    return outcome.status

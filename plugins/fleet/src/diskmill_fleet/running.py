@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .journal import Journal, Record
-from .manifest import Line, is_url
+from .journal import BEGUN, Journal, Record
+from .manifest import Line
 from .processes import Event
 from .schedule import Limit, Schedule
+from .standing import Standing
+from .work import Terms
 
 _MEMORY = 512 << 20
 """Bytes that a job may need: its images' tables (256 MiB by default), its buffers, and Python."""
@@ -24,7 +26,7 @@ class Executor(Protocol):
 
     @property
     def slots(self) -> int: ...
-    def begin(self, line: Line, *, threads: int, rate: int) -> None: ...
+    def begin(self, line: Line, terms: Terms) -> None: ...
     def wait(self, seconds: float) -> Iterator[Event]: ...
     def close(self) -> None: ...
 
@@ -63,6 +65,8 @@ class Plan:
     :param seconds: after which nothing more is begun; None: there is no end.
     :param keep_free: bytes that stay free where outputs go.
     :param limits: of stores.
+    :param keeps: outputs replace nothing. Then it is recorded that a job is about to begin, so that an output that got
+        its name as the last thing before a crash is known again.
     """
 
     retries: int = 2
@@ -70,29 +74,19 @@ class Plan:
     seconds: float | None = None
     keep_free: int = 0
     limits: Sequence[Limit] = ()
+    keeps: bool = False
 
 
-def is_done(line: Line, record: Record | None) -> bool:
-    """Whether *line* need not be done again: it was done as it stands, and its output is as it was then."""
-    if record is None or record.get("status") != "done" or record.get("key") != line.key:
-        return False
-    if line.to is None or is_url(line.to):
-        return True
-    try:
-        return bool(os.stat(line.to).st_size == record.get("length"))
-    except (OSError, ValueError):
-        return False
-
-
-def run(lines: Sequence[Line], journal: Journal, executor: Executor, plan: Plan, watcher: Watcher) -> Outcome:
-    """Do what is left of *lines*.
+def run(
+    lines: Sequence[Line], found: Standing, journal: Journal, executor: Executor, plan: Plan, watcher: Watcher
+) -> Outcome:
+    """Do what is left of *lines*, after what was *found* of them.
 
     :raises StorageError: the journal cannot be written, or the executor is gone.
     """
     outcome = Outcome()
-    done = {line.id for line in lines if is_done(line, journal.last.get(line.id))}
-    outcome.before = len(done)
-    schedule = Schedule(lines, done, plan.limits, plan.keep_free)
+    outcome.before = len(found.done)
+    schedule = Schedule(lines, found.done, plan.limits, plan.keep_free)
     tries: dict[str, int] = {}
     running: dict[str, Line] = {}
     pausing: list[tuple[float, Line]] = []
@@ -103,12 +97,13 @@ def run(lines: Sequence[Line], journal: Journal, executor: Executor, plan: Plan,
         for item in [one for one in pausing if late or one[0] <= time.monotonic()]:
             pausing.remove(item)
             schedule.again(item[1])
-        while not late and len(running) < executor.slots and (found := schedule.next()) is not None:
-            line, rate = found
+        while not late and len(running) < executor.slots and (next := schedule.next()) is not None:
+            line, rate = next
             running[line.id] = line
             tries[line.id] = tries.get(line.id, 0) + 1
             watcher.began(line)
-            executor.begin(line, threads=plan.threads, rate=rate)
+            begun = plan.keeps and line.to is not None and _intend(line, journal)
+            executor.begin(line, Terms(plan.threads, rate, begun))
         if late and not running:
             break
         for kind, id, value in executor.wait(0.25):
@@ -124,6 +119,8 @@ def run(lines: Sequence[Line], journal: Journal, executor: Executor, plan: Plan,
             if not final:
                 pausing.append((time.monotonic() + _FIRST_WAIT * 2 ** (tries[id] - 1), line))
                 continue
+            if id in found.again:
+                record["again"] = found.again[id]
             _record(journal, outcome, record)
             schedule.ended(line, done=record["status"] == "done")
             while schedule.failed_before:
@@ -135,6 +132,16 @@ def run(lines: Sequence[Line], journal: Journal, executor: Executor, plan: Plan,
         watcher.tick()
     outcome.left = len(lines) - outcome.before - outcome.done - outcome.failed
     return outcome
+
+
+def _intend(line: Line, journal: Journal) -> bool:
+    """Record that *line* is about to begin; gives whether that stood there already."""
+    last = journal.last.get(line.id, {})
+    if last.get("status") == BEGUN and last.get("key") == line.key:
+        return True
+    record: Record = {"id": line.id, "key": line.key, "job": line.job, "source": line.source}
+    journal.add(record | {"status": BEGUN, "at": round(time.time(), 3)})
+    return False
 
 
 def _lost(line: Line, why: str) -> Record:

@@ -82,7 +82,7 @@ class Show:
 
         seconds = max(time.monotonic() - self._began, 1e-3)
         ended = self._done + self._failed
-        left = "" if not ended else f", {_clock(seconds / ended * (self._total - ended))} left"
+        left = "" if not ended else f", {clock(seconds / ended * (self._total - ended))} left"
         title = (
             f"{ended} of {self._total} jobs, {self._failed} failed, {format_size(int(self._bytes / seconds))}/s{left}"
         )
@@ -91,13 +91,14 @@ class Show:
         table.add_column("done", justify="right", width=6)
         table.add_column("since", justify="right", width=8)
         for id, (began, part) in list(self._running.items())[:_ROWS]:
-            table.add_row(Text(printable(id)), f"{part:.0%}", _clock(time.monotonic() - began))
+            table.add_row(Text(printable(id)), f"{part:.0%}", clock(time.monotonic() - began))
         for id, cause in self._failures[-_FAILURES:]:
             table.add_row(Text(f"failed: {printable(id)}: {printable(cause)}", style="red"), "", "")
         return table
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
@@ -107,9 +108,9 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     """What a journal says, in numbers: of each job, what was recorded last."""
     last = {str(record["id"]): record for record in records}
     done = [one for one in last.values() if one["status"] == "done"]
-    failed = [one for one in last.values() if one["status"] != "done"]
-    began = [one["began"] for one in last.values() if "began" in one]
-    ended = [one["at"] for one in last.values() if "at" in one]
+    failed = [one for one in last.values() if one["status"] == "failed"]
+    began = [one["began"] for one in (*done, *failed) if "began" in one]
+    ended = [one["at"] for one in (*done, *failed) if "at" in one]
     return {
         "done": len(done),
         "failed": len(failed),
@@ -127,7 +128,7 @@ def told(found: dict[str, Any]) -> list[str]:
     lines = [
         f"done: {found['done']}, failed: {found['failed']}",
         f"read {format_size(found['bytes-in'])}, wrote {format_size(found['bytes-out'])}, "
-        f"{format_size(int(rate))}/s in {_clock(found['seconds'])}",
+        f"{format_size(int(rate))}/s in {clock(found['seconds'])}",
     ]
     lines += [f"failed: {one['id']}: {one['error']}" for one in found["failures"]]
     return lines

@@ -50,7 +50,7 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while (order := orders.get()) is not None and not gone.is_set():
-        line, threads, rate = order
+        line, terms = order
         told = 0.0
 
         def report(done: int, total: int) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
                 told = now
                 answer("progress", (done, total))
 
-        record = perform(line, settings, threads=threads, rate=rate, progress=report, cancel=gone)
+        record = perform(line, settings, terms, progress=report, cancel=gone)
         try:
             answer("done", record)
         except OSError:

@@ -149,6 +149,10 @@ class HttpStorage(RetriedStorage):
         if encoding not in ("", "identity"):
             raise StorageError(f"the server sends it encoded ({encoding[:20]}), not as it is", file=self.name)
 
+    def state(self) -> str | None:
+        tag = self.pin.etag
+        return f"{self.size} {tag}" if tag and not tag.startswith("W/") else None
+
     def interrupt(self) -> None:
         self.stopped.set()
         self.client.connections.stop()

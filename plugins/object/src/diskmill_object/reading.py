@@ -97,6 +97,10 @@ class ObjectStorage(RangedStorage):
         """
         return self.same(self._requests.run(self._look, self.name))
 
+    def state(self) -> str | None:
+        tag = self.pin.get("e_tag")
+        return f"{self.size} {tag}" if tag and not tag.startswith("W/") else None
+
     def interrupt(self) -> None:
         self._requests.stop()
 
