@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract.limits import Budget
 from ..contract.options import Option
 from ..errors import SecretError, UsageError, said_raw
+from ..records import field, record
 from .gate import FOLDER, Trust
 from .registry import Registry, default_registry
 
@@ -19,7 +19,7 @@ OVERWRITES = ("replace", "in-place", "refuse")
 """See :class:`Context`."""
 
 
-@dataclass
+@record
 class SharedObject:
     """What the user defined for nodes to name, other than a secret (``--object throttle-group,id=…``).
 
@@ -33,7 +33,7 @@ class SharedObject:
     state: Any = None
 
 
-@dataclass
+@record
 class Context:
     """Settings that go along with every open.
 
