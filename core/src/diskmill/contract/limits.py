@@ -58,11 +58,9 @@ class Limits:
 
         :raises UsageError: one is unknown, or no number.
         """
-        from dataclasses import fields
-
         from .options import split
 
-        known = [one.name for one in fields(cls)]
+        known = cls.__match_args__
         given = {}
         for name, value in split(text):
             if name not in known:
