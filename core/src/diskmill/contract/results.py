@@ -111,6 +111,22 @@ class MapEntry:
     offset: int | None = None
     filename: str | None = None
 
+    def __init__(  # there may be a million of them
+        self,
+        start: int,
+        length: int,
+        depth: int,
+        present: bool,
+        zero: bool,
+        data: bool,
+        compressed: bool = False,
+        offset: int | None = None,
+        filename: str | None = None,
+    ) -> None:
+        self.start, self.length, self.depth = start, length, depth
+        self.present, self.zero, self.data = present, zero, data
+        self.compressed, self.offset, self.filename = compressed, offset, filename
+
 
 @record
 class Limits:
