@@ -59,7 +59,7 @@ def outcome(function: Callable[[], Any]) -> Any:
         lambda cls: dataclasses.replace(cls("a"), nothing=1),
         lambda cls: dataclasses.asdict(cls("a", 3)),
         lambda cls: [(one.name, one.type, one.repr) for one in dataclasses.fields(cls)],
-        lambda cls: str(inspect.signature(cls)),
+        lambda cls: [(one.name, one.kind) for one in inspect.signature(cls).parameters.values()],
         lambda cls: repr(copy.deepcopy(cls("a", 3))),
     ],
 )

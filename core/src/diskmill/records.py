@@ -9,6 +9,7 @@ are made by the hundred thousand, the class has an ``__init__`` of its own, whic
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 __all__ = ["field", "record", "replace"]
@@ -145,5 +146,9 @@ else:
         twin = make_dataclass(cls.__name__, parts, frozen=frozen)
         import inspect
 
-        twin.__signature__ = inspect.signature(twin)
+        try:
+            names = vars(sys.modules[cls.__module__])
+            twin.__signature__ = inspect.signature(twin, globals=names, eval_str=True)
+        except NameError:  # some types are there for a type checker only
+            twin.__signature__ = inspect.signature(twin)
         return twin
