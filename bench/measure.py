@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -156,7 +157,7 @@ class Bench:
             if brace:
                 uri = f"nbd+unix:///?socket={self.socket}"
                 own = {"out": str(self.out), "size": str(self.size), "image": str(image)}
-                own |= {"socket": str(self.socket), "uri": uri}
+                own |= {"socket": str(self.socket), "uri": uri, "diskmill": shlex.join(self.ours)}
                 word = f"{head}{own[name] if name in own else self._image(name)}{tail}"
             filled.append(word)
         return filled

@@ -75,6 +75,7 @@ def encoded(format: str) -> Recipe:
 
 IMAGES: Mapping[str, Recipe] = {
     "raw": Recipe((("python", "-m", "bench.source", "{image}", "{size}"),)),
+    "raw-gz": Recipe((("sh", "-c", 'gzip -1 -c "$0" > "$1"', "{raw}", "{image}"),)),
     "qcow2": converted("qcow2"),
     "qcow2-deflate": converted("qcow2", "-c"),
     "qcow2-zstd": converted("qcow2", "-c", "-o", "compression_type=zstd"),
@@ -216,6 +217,16 @@ def from_nbd(format: str, *, goal: float, against: Command | None = None, name: 
     )
 
 
+TO_QCOW2: Command = ("convert", "-f", "raw", "-O", "qcow2")
+TO_QCOW2_HOLDS: Command = ("compare", "-f", "raw", "-F", "qcow2", "{raw}", "{out}")
+
+
+def beside_plain(name: str, goal: float, whole: Command) -> Work:
+    """A copy to qcow2 that does more, or comes otherwise, beside our plain one of the file."""
+    plain = ("diskmill", *TO_QCOW2, "{raw}", "{out}")
+    return Work(name, goal, (), whole=whole, against=plain, needs=("qcow2",), verify=TO_QCOW2_HOLDS)
+
+
 WORKS: tuple[Work, ...] = (
     # the main job
     to("qcow2", goal=1.2),
@@ -252,6 +263,35 @@ WORKS: tuple[Work, ...] = (
         before=(("cp", "--sparse=always", "{qcow2-1T}", "{out}"),),
         verify=("check", "-q", "-f", "qcow2", "{out}"),
         memory=512,
+    ),
+    # streams, and what is proven
+    Work("digest-sha256sum", 1.5, ("digest", "-f", "raw", "{raw}"), against=("sha256sum", "{raw}")),
+    Work("digest-openssl", 1.5, ("digest", "-f", "raw", "{raw}"), against=("openssl", "dgst", "-sha256", "{raw}")),
+    beside_plain("copy-with-digest", 1 / 1.1, ("diskmill", *TO_QCOW2, "--digest", "{raw}", "{out}")),
+    beside_plain("copy-verified", 1 / 1.6, ("diskmill", *TO_QCOW2, "--verify", "{raw}", "{out}")),
+    beside_plain(
+        "copy-of-stdin",
+        0.9,
+        ("sh", "-c", 'exec {diskmill} convert -f raw -O qcow2 - "$1" < "$0"', "{raw}", "{out}"),
+    ),
+    beside_plain(
+        "copy-of-a-pipe",
+        0.9,
+        ("sh", "-c", 'cat "$0" | {diskmill} convert -f raw -O qcow2 - "$1"', "{raw}", "{out}"),
+    ),
+    Work(
+        "copy-of-gzip",
+        1.5,
+        ("convert", "-O", "qcow2", "{raw-gz}", "{out}"),
+        against=(
+            "sh",
+            "-c",
+            'zcat "$0" > "$1.raw" && {diskmill} convert -f raw -O qcow2 "$1.raw" "$1" && rm "$1.raw"',
+            "{raw-gz}",
+            "{out}",
+        ),
+        needs=("qcow2",),
+        verify=TO_QCOW2_HOLDS,
     ),
     # VMware's
     to("vmdk", goal=3),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nfs_server as nfs
 import oracles
 import pytest
 import samples
@@ -72,4 +73,11 @@ def oracle(tmp_path: Path) -> Callable[..., None]:
 def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssh.SshServer]:
     """A real sshd on the loopback address; see ssh_server.py."""
     with ssh.SshServer(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nfs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nfs.NfsServer]:
+    """A real NFS server in a network of its own, which a test has yet to enter; see nfs_server.py."""
+    with nfs.NfsServer(tmp_path_factory.mktemp("nfs")) as server:
         yield server

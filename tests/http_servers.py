@@ -4,6 +4,7 @@ own that fails as it is told."""
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 import socketserver
@@ -21,12 +22,16 @@ from typing import Any, NamedTuple
 import pytest
 from tools import run, tool
 
+_PORTS = (20_000, 32_000)
+"""Below those that Linux gives to clients."""
+
 
 def free_port() -> int:
-    """A port that nobody listens at just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port that nobody listens at just now, and that no connection gets by chance before a server has started."""
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager

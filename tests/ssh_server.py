@@ -13,13 +13,8 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from http_servers import free_port
 from tools import run, tool
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class SshServer:
@@ -27,7 +22,7 @@ class SshServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.user = getpass.getuser()
         self.known_hosts = folder / "known_hosts"
         self.command = shlex.join([tool("ssh"), "-F", str(folder / "ssh_config")])

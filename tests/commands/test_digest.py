@@ -48,6 +48,22 @@ def test_zeros_are_no_special_case(tmp_path: Path, size: int) -> None:
         assert blksum(b"") == "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc"
 
 
+def test_a_gibibyte_with_a_little_data(tmp_path: Path) -> None:
+    """By the definition too, but with the blocks of zeros hashed once."""
+    path, blocks = tmp_path / "disk", 1 << 14
+    places = {number: random.Random(number).randbytes(BLOCK) for number in (0, 1, 77, blocks // 2, blocks - 1)}
+    with path.open("wb") as file:
+        file.truncate(blocks * BLOCK)
+        for number, data in places.items():
+            file.seek(number * BLOCK)
+            file.write(data)
+    zero, outer = hashlib.sha256(bytes(BLOCK)).digest(), hashlib.sha256()
+    for number in range(blocks):
+        outer.update(hashlib.sha256(places[number]).digest() if number in places else zero)
+    outer.update((1 << 30).to_bytes(8, "little"))
+    assert api.digest(path, format="raw") == outer.hexdigest()
+
+
 @pytest.mark.parametrize("format", ["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels", "qcow"])
 def test_it_is_the_same_in_every_format(disk: Path, tmp_path: Path, format: str) -> None:
     image = tmp_path / f"copy.{format}"
@@ -144,3 +160,27 @@ def test_a_flipped_bit_in_the_output_is_found_and_the_output_gets_no_name(
         with pytest.raises(ImageError, match=f"guest offset {flipped // BLOCK * BLOCK}: .*reads back differently"):
             api.convert([str(disk)], str(image), format="raw", output_format=format, verify=True)
         assert not image.exists()
+
+
+def test_a_file_of_digests_stands_for_a_disk(disk: Path, tmp_path: Path) -> None:
+    """Both kinds of files, with the first block that differs named where that is known, and what is neither refused."""
+    image, blocks, listed = tmp_path / "disk.qcow2", tmp_path / "blocks", tmp_path / "DIGESTS"
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", disk, image)
+    listed.write_text(diskmill("digest", "-f", "raw", "--block-digests", blocks, disk).stdout)
+    for known in (blocks, listed):
+        done = diskmill("compare", "-f", "qcow2", image, f"digests:{known}")
+        assert done.stdout == "Digests are identical.\n"
+    assert diskmill("digest", "--check", blocks, image).stdout == f"{image}: OK\n"
+    with disk.open("r+b") as file:
+        file.seek(3 * BLOCK + 7)
+        file.write(b"changed")
+        file.seek(9 * BLOCK)
+        file.write(b"changed")
+    failed = diskmill("digest", "-f", "raw", "--check", blocks, disk, check=False)
+    assert (failed.returncode, failed.stdout) == (1, f"{disk}: FAILED (the block at offset {3 * BLOCK} differs)\n")
+    found = api.compare(disk, f"digests:{blocks}", format_a="raw")
+    assert (found.identical, found.offset) == (False, 3 * BLOCK)
+    assert not api.compare(disk, f"digests:{listed}", format_a="raw").identical
+    for wrong, text in ((image, "does not hold the sha256 of each of 49 blocks"), (tmp_path / "none", "No such file")):
+        done = diskmill("compare", "-f", "raw", disk, f"digests:{wrong}", check=False)
+        assert (done.returncode, text in done.stderr) == (2, True), done.stderr

@@ -23,6 +23,7 @@ from http_servers import faulty
 from hypothesis import given
 from hypothesis import strategies as st
 from nbd_servers import nbdkit, uri
+from nfs_server import NfsServer
 from ssh_server import SshServer
 from twins import Content, MemoryDriver
 
@@ -31,7 +32,7 @@ def over(*names: str) -> list[str]:
     return [f"{filter}{name}" for filter in ("", "pass-") for name in names]
 
 
-@pytest.fixture(params=over("file", "memory", "twin", "ssh"))
+@pytest.fixture(params=[*over("file", "memory", "twin", "ssh"), "nfs"])
 def make(
     request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Make]:
@@ -39,6 +40,13 @@ def make(
     monkeypatch.setenv("DISKMILL_SSH", ssh_server.command)
     protocol = request.param.removeprefix("pass-")
     registry = Registry()
+    if protocol == "nfs":
+        server: NfsServer = request.getfixturevalue("nfs_server")
+        folder = server.share / tmp_path.name
+        folder.mkdir()
+        with server.network.inside():
+            yield from makes(registry, lambda word: server.url(folder / word), filtered=False)
+        return
     if protocol == "twin":
         registry.add(MemoryDriver())
 
@@ -94,7 +102,7 @@ def test_images_are_made_on_storage_of_any_protocol() -> None:
 # -- what is only read: every protocol, by itself and under a filter ------------------------------------------------
 
 
-@pytest.fixture(params=over("file", "memory", "twin", "ssh", "nbd", "http"))
+@pytest.fixture(params=[*over("file", "memory", "twin", "ssh", "nbd", "http"), "nfs"])
 def opened(
     request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Open]:
@@ -107,6 +115,12 @@ def opened(
     memory = f"memory:{tmp_path.name}-held"
     names = {"file": str(path), "memory": memory, "twin": "memory:held", "ssh": ssh_server.url(path), "nbd": uri(sock)}
     with ExitStack() as stack:
+        if protocol == "nfs":
+            server: NfsServer = request.getfixturevalue("nfs_server")
+            there = server.share / tmp_path.name
+            there.write_bytes(HELD)
+            names["nfs"] = server.url(there)
+            stack.enter_context(server.network.inside())
         if protocol == "twin":
             twin = MemoryDriver()
             twin.files["held"] = Content(HELD)

@@ -51,6 +51,7 @@ class AskingDriver(FormatDriver):
 
     contract = 1
     name = "asks"
+    children = (*FormatDriver.children, "log")
 
     @hookimpl
     def probe(self, data: bytes, name: str) -> int:
@@ -255,6 +256,33 @@ def test_options_in_a_reference_are_checked(folder: Path, option: str, number: s
     with pytest.raises(DiskmillError) as caught:
         open_with(asking(folder / "top", name))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("child", [{"log.filename": SECRET}, {"log": file_node(SECRET)}, {"log.file.filename": SECRET}])
+@pytest.mark.parametrize("driver", [{"driver": "asks"}, {}], ids=["named", "unnamed"])
+@pytest.mark.parametrize("format", ["asks", None])
+def test_children_that_only_its_driver_declares_are_judged(
+    folder: Path, opens: list[str], child: dict[str, Any], driver: dict[str, str], format: str | None
+) -> None:
+    name = as_json({**driver, **child, "file": file_node(folder / "base")})
+    with pytest.raises(DiskmillError):
+        open_with(asking(folder / "top", name, format=format))
+    assert SECRET not in opens
+
+
+def test_a_user_gives_children_that_only_the_driver_declares(folder: Path, opens: list[str]) -> None:
+    context = Context(registry=REGISTRY)
+    node = {"driver": "asks", "file.filename": str(folder / "base"), "log.filename": str(folder.parent / "outside")}
+    with open_image(as_json(node), context=context) as image:
+        assert isinstance(image, Asking) and len(image.attached) == 1
+    assert opens[-1] == str(folder.parent / "outside")
+    with pytest.raises(DiskmillError, match="log"):
+        open_image(as_json({**node, "driver": "raw"}), context=context)
+    with pytest.raises(DiskmillError, match=r"raw.*no header"):
+        open_image(
+            as_json({"driver": "raw", "file": file_node(folder / "base"), "header": file_node(folder / "base")}),
+            context=context,
+        )
 
 
 def test_policies_name_folders(folder: Path, tmp_path: Path) -> None:

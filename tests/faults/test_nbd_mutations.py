@@ -41,7 +41,7 @@ def talk(path: Path) -> None:
                 list(client.statuses(context, 0, client.size))
         buffer = bytearray(200_000)
         client.read_into(0, buffer)
-        client.read_into(client.size - 1000, bytearray(1000))
+        client.read_into(max(client.size - 1000, 0), bytearray(1000))
         client.write(65536, buffer[:70_000])
         client.zero(4096, 100_000)
         client.trim(0, 65536)

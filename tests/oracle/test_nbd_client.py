@@ -23,6 +23,7 @@ from diskmill_nbd.client import Client, Settings, list_exports
 from diskmill_nbd.location import from_options, parse_location
 from diskmill_nbd.storage import NbdStorage
 from diskmill_nbd.tls import Credentials
+from diskmill_nbd.transport import Transport
 from nbd_servers import make_certificates, nbdkit, qemu_nbd, uri
 from tools import assert_identical, diskmill, diskmill_json, qemu_img, qemu_img_json, qemu_io
 
@@ -325,6 +326,22 @@ def test_a_server_that_trickles_is_an_error_after_the_time_limit(sock: Path) -> 
         client.read_into(0, bytearray(4096))
     assert time.monotonic() - began < 5
     listener.close()
+
+
+def test_a_large_reply_over_a_slow_line_is_no_stall() -> None:
+    ours, theirs = socket.socketpair()
+    said = random.randbytes(3 * MiB // 2)
+
+    def send() -> None:
+        for at in range(0, len(said), 300 * 1024):
+            theirs.sendall(said[at : at + 300 * 1024])
+            time.sleep(0.1)
+
+    threading.Thread(target=send, daemon=True).start()
+    got = bytearray(len(said))
+    with ours, theirs:
+        assert Transport(ours, "slow", 0.3).receive_into(got) == len(said)
+    assert got == said
 
 
 def test_interrupting_a_client_ends_what_waits(disk: Path, sock: Path) -> None:

@@ -9,15 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diskmill import open as open_disk
 from diskmill import serve as export_disk
+from diskmill.contract.extents import Kind
 from diskmill.errors import DiskmillError, UsageError
+from diskmill_nbd.ahead import Job, Readers
 from diskmill_nbd.authorization import authorization
 from diskmill_nbd.client import Client, Settings, list_exports
+from diskmill_nbd.export import PIECE, Export
 from diskmill_nbd.location import parse_location
 from diskmill_nbd.tls import Credentials
 from hypothesis import settings
@@ -142,6 +147,91 @@ def test_libnbd_reads_and_writes(replies: str, format: str, disk: Path, sock: Pa
     assert_identical(disk, path, formats=("raw", format))
     if format == "qcow2":
         assert_clean(path)
+
+
+_MANY = """
+import sys, nbd, random
+uri, path, low, high, leave = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "leave"
+h = nbd.NBD()
+h.connect_uri(uri)
+model, rng, at, asked = open(path, "rb").read(), random.Random(3), 0, []
+while at < len(model):
+    length = min(rng.choice((512, 4096, 70000, 262144, 300032)), len(model) - at)
+    if rng.random() < .9:
+        buffer = nbd.Buffer(length)
+        asked.append((at, length, buffer, h.aio_pread(buffer, at)))
+    else:
+        h.aio_cache(length, at)
+    at += length
+if leave:
+    sys.exit()
+for at, length, buffer, cookie in asked:
+    while True:
+        try:
+            if h.aio_command_completed(cookie):
+                assert not (at < high and at + length > low), ("no error", at, length)
+                assert buffer.to_bytearray() == model[at : at + length], (at, length)
+                break
+        except nbd.Error as error:
+            assert at < high and at + length > low and error.errno == "EIO", (at, length, error)
+            break
+        h.poll(-1)
+h.shutdown()
+"""
+
+
+@pytest.mark.parametrize("cluster", [512, 65536])
+def test_requests_of_compressed_data_that_come_together(cluster: int, tmp_path: Path) -> None:
+    """What is decoded before its turn is what was asked for: zeros too short for a chunk, failures, and no more than
+    one client's trouble where it leaves.
+    """
+    tool("/usr/lib/python3/dist-packages/nbd.py")
+    disk, path = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
+    chance = random.Random(5)
+    words = [chance.randbytes(64) for _ in range(50)]
+    blocks = (bytes(512) if chance.random() < 0.2 else b"".join(chance.choices(words, k=8)) for _ in range(6144))
+    disk.write_bytes(b"".join(blocks))
+    options = ("-c", "-o", f"compression_type=zstd,cluster_size={cluster}")
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, disk, path)
+    with open_disk(str(path), "qcow2") as image:
+        extent = next(one for one in image.extents(MiB, image.size - MiB) if one.kind is Kind.ENCODED)
+    with path.open("r+b") as file:
+        file.seek(extent.offset)
+        file.write(b"\xff" * 16)
+    damaged = (str(extent.start), str(extent.end))
+    with export_disk(str(path), format="qcow2") as server:
+        for manner in ("stay", "leave", "stay"):
+            run("/usr/bin/python3", "-c", _MANY, server.uri, disk, *damaged, manner)
+
+
+def test_buffers_that_clients_share_are_bounded_and_come_back() -> None:
+    """A client that leaves amid its requests takes none with it, and one whose buffer is being filled lends it to
+    nobody else.
+    """
+    readers, began, goes_on = Readers(), threading.Event(), threading.Event()
+
+    class Slow(Export):
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            began.set()
+            goes_on.wait(20)
+
+    try:
+        readers.count = 1
+        jobs = []
+        while (memory := readers.lend()) is not None:
+            jobs.append(Job(Slow(), 0, 512, memory))
+        assert len(jobs) * PIECE <= 16 * MiB
+        readers.put(jobs)
+        assert began.wait(20)
+        readers.take_back(*jobs)
+        again = []
+        while (memory := readers.lend()) is not None:
+            again.append(memory)
+        assert len(again) == len(jobs)
+        assert all(memory is not jobs[0].memory for memory in again)
+    finally:
+        goes_on.set()
+        readers.close()
 
 
 def test_qemu_and_nbdcopy_and_fio_write(disk: Path, sock: Path, tmp_path: Path) -> None:

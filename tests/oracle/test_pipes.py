@@ -43,6 +43,20 @@ def test_a_raw_disk_of_unknown_size_becomes_any_image_that_grows(raw: Path, tmp_
     qemu_img("check", tmp_path / "out.qcow2")
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        "offset=512,file.driver=pipe,file.filename=pipe:-",
+        "file.driver=retry,file.file.filename=pipe:-,file.file.driver=pipe",
+    ],
+    ids=["window", "filter"],
+)
+def test_part_of_what_has_no_size_is_refused_before_a_byte(node: str, raw: Path, tmp_path: Path) -> None:
+    done = piped(raw, "--image-opts", f"driver=raw,{node}", "-O", "raw", tmp_path / "out")
+    assert done.returncode == 1 and b"nobody knows the size" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [(), ("-c",), ("-o", "cluster_size=16k")], ids=["plain", "compressed", "small"])
 def test_qcow2_through_both_pipes_is_whole_or_refused(raw: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     image = tmp_path / "disk.qcow2"
@@ -59,10 +73,15 @@ def test_tables_come_before_their_clusters(writer: str | Path, words: tuple[str,
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
     raw.write_bytes(os.urandom(48 * MiB))
     subprocess.run([writer, "convert", "-f", "raw", "-O", "qcow2", *words, raw, image], check=True)
-    with image.open("rb") as file:
-        done = subprocess.run([COMMAND, "convert", "-O", "raw", "-", "-"], stdin=file, capture_output=True)
+    done = piped(image, "-O", "raw", "-", "-")
     assert done.returncode == 0, done.stderr
     assert done.stdout == raw.read_bytes()
+    with image.open("rb") as file:  # which a shell has opened: no pipe at all
+        done = subprocess.run([COMMAND, "convert", "-O", "qcow2", "-", "-"], stdin=file, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    copy = tmp_path / "copy.qcow2"
+    copy.write_bytes(done.stdout)
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, copy)
     qemu_img("check", "-f", "qcow2", image)
 
 

@@ -199,3 +199,19 @@ def test_parts_suffice() -> None:
 
     for size in (0, 1, 80 << 30, 1 << 40, 5 << 40):
         assert part_size(size) * MOST_PARTS > size * 1.02
+
+
+def test_a_fleet_out_of_a_bucket(folder: Path, tmp_path: Path) -> None:
+    """Of a folder what is an image, of a pattern what is so called; extents and data files are parts of others."""
+    files = {url(f"images/{path.name}") for path in folder.iterdir() if path.is_file()}
+    assert set(diskmill.listing(url("images/"))) == files
+    assert set(diskmill.listing(url("images"))) == files
+    assert not list(diskmill.listing(url("image")))
+    jobs, journal = tmp_path / "jobs", tmp_path / "journal"
+    command("batch", "plan", url("images/*.qcow2"), "--to", f"{tmp_path}/{{relative}}", "-O", "raw", "-m", jobs)
+    assert command("batch", "run", jobs, "--journal", journal, check=False).returncode == 1, "some are damaged"
+    for name in IMAGES:
+        if name.endswith(".qcow2"):
+            qemu_img("compare", "-F", "raw", name, tmp_path / name.removesuffix(".qcow2"), cwd=folder)
+    with pytest.raises(DiskmillError, match="cannot tell what is in a folder"):
+        list(diskmill.listing("ssh://localhost/tmp/"))

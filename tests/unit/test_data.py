@@ -9,7 +9,7 @@ import pytest
 from diskmill.contract.options import HelpAsked, Option, split, validate
 from diskmill.engine.zeros import data_runs, is_zero
 from diskmill.errors import DiskmillError, ImageError, UsageError
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, several, u16, u32, u64
 from diskmill.opening.names import display, nest, parse_name, parse_options, relative_to
 from diskmill.opening.places import place_named
 from diskmill.opening.registry import Registry
@@ -18,7 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twins import MemoryDriver
 
-HEADER = Structure("Header", ">", [("magic", "4s"), ("version", "I"), ("_pad", "3s"), ("table", "3H"), ("size", "Q")])
+
+class Header(Record):
+    magic = raw(4)
+    version = u32
+    _pad = raw(3)
+    table = several(3, u16)
+    size = u64
+
+
+HEADER = Structure("Header", ">", Header)
 
 
 # -- structures

@@ -24,6 +24,7 @@ _IMAGE = "The image"
 _TARGET = "The output"
 _ACCESS = "Access"
 _SHOW = "What is shown"
+_DIGEST = "The digest"
 
 FORMAT = Option(
     "format", ("-f", "--format"), "The image's format; without it, the image is probed.", "FMT", panel=_IMAGE
@@ -68,6 +69,8 @@ SOURCE_CACHE = Option(
     panel=_ACCESS,
     default="writeback",
 )
+ALGORITHM = Option("algorithm", ("-a", "--algorithm"), "The digest's algorithm; sha256.", "NAME", panel=_DIGEST)
+BLOCK_SIZE = Option("block_size", ("--block-size",), "Bytes that are hashed by themselves; 64k.", "SIZE", panel=_DIGEST)
 SHARE = Option(
     "share",
     ("-U", "--force-share"),
@@ -154,9 +157,7 @@ def context_of(arguments: Arguments, session: Session, cache: str = "writeback",
         share=arguments.has("share"),
         overwrite=_overwrite(arguments, session),
         warn=session.warn,
-        guessed=session.guessed,
-        idle_options=session.idle_options(),
-        as_qemu_img=session.plain,
+        habits=session.habits(),
         ask=_asker(session),
         budget=Budget(Limits.parse(_last(arguments.all("limits")) or os.environ.get("DISKMILL_LIMITS", ""))),
     )

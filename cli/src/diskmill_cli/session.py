@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from diskmill.contract.options import Option as DriverOption
     from diskmill.contract.results import Creation
     from diskmill.errors import DiskmillError
+    from diskmill.opening.context import Habits
     from rich.console import Console
 
     from .arguments import Arguments
@@ -50,14 +50,11 @@ class Session:
 
         return __version__
 
-    def idle_options(self) -> Sequence[DriverOption]:
-        """See :class:`~diskmill.opening.context.Context`: an option without effect is an error here."""
-        return ()
+    def habits(self) -> Habits:
+        """What is taken for granted of images."""
+        from diskmill.opening.context import Habits
 
-    @property
-    def guessed(self) -> Callable[[str], None] | None:
-        """See :class:`~diskmill.opening.context.Context`: a warning like any other tells it."""
-        return None
+        return Habits()
 
     def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:
         """What ``create`` prints about the image *made*, after its name and format.

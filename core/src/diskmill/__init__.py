@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .commands.drivers import list_drivers as list_drivers
     from .commands.info import info as info
     from .commands.info import info_chain as info_chain
+    from .commands.listing import listing as listing
     from .commands.map import map as map
     from .commands.measure import measure as measure
     from .commands.rebase import rebase as rebase
@@ -107,6 +108,7 @@ _HOMES = {
     "info": "commands.info",
     "info_chain": "commands.info",
     "list_drivers": "commands.drivers",
+    "listing": "commands.listing",
     "map": "commands.map",
     "measure": "commands.measure",
     "memory": "storages.memory",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from diskmill_cli import __version__
@@ -10,9 +10,9 @@ from diskmill_cli.main import main as run
 from diskmill_cli.session import Session
 
 if TYPE_CHECKING:
-    from diskmill.contract.options import Option
     from diskmill.contract.results import Creation
     from diskmill.errors import DiskmillError
+    from diskmill.opening.context import Habits
 
 FOLLOWS = "7.2.0"
 """The release of qemu-img whose commands, options and outputs these are; callers look for it in ``--version``."""
@@ -29,20 +29,10 @@ class QemuImg(Session):
     def version(self) -> str:
         return f"version {FOLLOWS} (diskmill {__version__})"
 
-    @property
-    def guessed(self) -> Callable[[str], None]:
-        """qemu-img tells it in three lines, without its name in front, and with ``-q``, too."""
-        return _tell_guess
+    def habits(self) -> Habits:
+        from .habits import QemuHabits
 
-    def idle_options(self) -> Sequence[Option]:
-        """What is for the file: qemu-img takes it with every format, though a file that begins empty has nothing to
-        claim space for, and the hint means something on XFS only."""
-        from diskmill.contract.options import Option
-
-        return (
-            Option("preallocation", "str", "claim space for an empty file", choices=("off", "falloc", "full")),
-            Option("extent_size_hint", "size", "how much space the file system shall claim at once"),
-        )
+        return QemuHabits()
 
     def creation_words(self, made: Creation, given: Mapping[str, str]) -> Iterator[str]:
         """The options, order and spelling of the release that is followed."""
@@ -55,21 +45,6 @@ class QemuImg(Session):
         from .phrases import message
 
         return message(error)
-
-
-def _tell_guess(name: str) -> None:
-    import sys
-
-    from diskmill.errors import printable
-
-    sys.stdout.flush()
-    sys.stderr.write(
-        f"WARNING: Image format was not specified for '{printable(name)}' and probing guessed raw.\n"
-        "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be "
-        "restricted.\n"
-        "         Specify the 'raw' format explicitly to remove the restrictions.\n"
-    )
-    sys.stderr.flush()
 
 
 def main() -> None:

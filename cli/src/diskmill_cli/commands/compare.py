@@ -20,6 +20,8 @@ TROUBLE = 2
 
 def run(arguments: Arguments, session: Session) -> int:
     from diskmill.commands.compare import compare
+    from diskmill.commands.digest import ALGORITHM
+    from diskmill.engine.digest import BLOCK
     from diskmill.errors import DiskmillError, UsageError
 
     if len(arguments.operands) != 2:
@@ -32,6 +34,8 @@ def run(arguments: Arguments, session: Session) -> int:
                 format_b=arguments.one("format_b"),
                 strict=arguments.has("strict"),
                 image_opts=arguments.has("image_opts"),
+                algorithm=arguments.one("algorithm") or ALGORITHM,
+                block_size=arguments.size("block_size", "block size", BLOCK),
                 context=common.context_of(arguments, session, key="source_cache"),
                 progress=report,
             )
@@ -74,6 +78,8 @@ COMMAND = Command(
         Option("format_b", ("-F", "--b-format"), "The second image's format.", "FMT", panel="The image"),
         common.IMAGE_OPTS,
         Option("strict", ("-s", "--strict"), "Sizes and allocation must be the same, too.", panel="The image"),
+        common.ALGORITHM,
+        common.BLOCK_SIZE,
         common.SOURCE_CACHE,
         common.PROGRESS,
         common.QUIET,
@@ -82,5 +88,8 @@ COMMAND = Command(
     ),
     run,
     about="Exit status: 0 they are identical, 1 they differ, 2 an image could not be opened, 4 not be read.",
-    examples=(Example("diskmill compare disk.img disk.qcow2", "do both read the same?"),),
+    examples=(
+        Example("diskmill compare disk.img disk.qcow2", "do both read the same?"),
+        Example("diskmill compare disk.img digests:FILE", "is it what digest, or digest --block-digests, wrote there?"),
+    ),
 )

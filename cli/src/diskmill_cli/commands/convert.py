@@ -45,7 +45,7 @@ def run(arguments: Arguments, session: Session) -> int:
         arguments, lambda: create.options_for(output_format, arguments.operands[-1], context=context)
     )
     existing = arguments.has("existing")
-    piped = arguments.operands[-1] in ("-", PIPE) and not context.as_qemu_img
+    piped = arguments.operands[-1] in ("-", PIPE) and not context.habits.dash_is_a_file
     if piped and arguments.one("output") == "json":
         raise UsageError("the image goes to standard output, where --output=json prints, too")
     named = arguments.has("backing_format") or options.get("backing_fmt")

@@ -14,12 +14,13 @@ from ..contract.node import Image
 from ..engine.compare import pairs
 from ..engine.digest import BLOCK, Digester, scan
 from ..engine.progress import Progress
-from ..errors import DiskmillError, StorageError, UsageError
+from ..errors import UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
 from .bitmap import bitmaps_of
 from .conversion import Source
 from .digest import ALGORITHM, BlockFile
+from .known_digests import blocks_of
 from .snapshot import load_snapshot
 
 Ranges = Callable[[], Iterator[tuple[int, int]]]
@@ -95,8 +96,8 @@ def _unlike(
     """The blocks of *source* that have other digests than those that are *known*."""
     found = Marked(source.size, block)
 
-    def look(first: int, count: int, digest: bytes | None) -> None:
-        for number in known.unlike(first, count, digest):
+    def look(first: int, count: int, digests: bytes | None) -> None:
+        for number in known.unlike(first, count, digests):
             found.mark(number)
 
     digester = Digester(source.size, algorithm, block, look)
@@ -189,16 +190,6 @@ def _same(now: Extent, then: Extent) -> bool:
 
 
 def _since_digests(image: Image, name: str, progress: Progress) -> Marked:
-    try:
-        with open(name, "rb") as file:
-            zero = Digester(0, ALGORITHM, BLOCK).zero
-            blocks = -(-image.size // BLOCK)
-            if os.fstat(file.fileno()).st_size != blocks * len(zero):
-                text = f"it does not hold the {ALGORITHM} of each of {blocks} blocks of {BLOCK} bytes"
-                raise UsageError(text, file=name)
-            progress.expect(image.size)
-            return _unlike(image, BlockFile(file, zero), ALGORITHM, BLOCK, None, progress, None)
-    except DiskmillError:
-        raise
-    except OSError as error:
-        raise StorageError.from_os(error, name) from None
+    with blocks_of(name, image.size, ALGORITHM, BLOCK) as known:
+        progress.expect(image.size)
+        return _unlike(image, known, ALGORITHM, BLOCK, None, progress, None)

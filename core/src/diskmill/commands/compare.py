@@ -8,12 +8,15 @@ from ..contract.extents import Extent, Kind
 from ..contract.node import Image
 from ..contract.results import Comparison
 from ..engine.compare import first_data, first_difference
+from ..engine.digest import BLOCK
 from ..engine.progress import Progress, Report
-from ..errors import CancelledError, DiskmillError, UnsupportedError
+from ..errors import CancelledError, DiskmillError, UnsupportedError, UsageError, said
 from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from .digest import ALGORITHM
+from .known_digests import PREFIX, against
 from .unsized import is_unsized, piped
 
 UNREADABLE = 4
@@ -28,6 +31,8 @@ def compare(
     format_b: str | None = None,
     strict: bool = False,
     image_opts: bool = False,
+    algorithm: str = ALGORITHM,
+    block_size: int = BLOCK,
     context: Context | None = None,
     progress: Report | None = None,
     cancel: threading.Event | None = None,
@@ -36,12 +41,29 @@ def compare(
 
     Where one disk is longer, the rest of it must read as zeros.
 
+    :param b: ``digests:PATH`` stands for the disk that a file is of: what :func:`diskmill.digest` gave, or wrote there
+        of the disk's blocks, by *algorithm* for blocks of *block_size* bytes.
     :param strict: also compare the disks' sizes, and which ranges are allocated.
     :raises DiskmillError: an image cannot be opened, or (with an ``exit_code`` of :data:`UNREADABLE`) not be read.
     """
     context = context or Context()
     a, b = (piped(given_name(one), context, image_opts=image_opts) for one in (a, b))
     counter = Progress(progress)
+    if b.startswith(PREFIX) and not (image_opts or context.habits.digests_are_a_file):
+        if strict:
+            raise UsageError(f"digests tell nothing of what is allocated ({said('strict', '-s')})", file=b)
+        with open_image(a, format_a, context=context) as image:
+            result = against(
+                image,
+                b.removeprefix(PREFIX),
+                algorithm=algorithm,
+                block_size=block_size,
+                progress=counter,
+                cancel=cancel,
+            )
+            if result.identical:
+                drain(image)
+            return result
     with (
         open_image(a, format_a, context=context, image_opts=image_opts, unsized=True) as left,
         open_image(b, format_b, context=context, image_opts=image_opts, unsized=True) as right,

@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 from ..contract import calls
 from ..contract.extents import Kind
 from ..contract.ids import derived
-from ..contract.node import Image, Node, Storage
+from ..contract.node import Image, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
 from ..engine.compare import glimpsed_data
-from ..engine.copy import CopyPlan, copy
+from ..engine.copy import CopyPlan, Watcher, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
 from ..errors import DiskmillError, UnsupportedError, UsageError, said
-from ..kit.forward import drain
+from ..kit.forward import NEAR, ForwardStorage, drain
 from ..opening.context import Context
 from ..opening.creation import create_image
-from ..opening.graph import chain_of, open_image, refuse_unreadable
+from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
-from ..opening.registry import Registry
+from ..sizes import MiB
+from . import copied_bitmaps
 from .bitmap import bitmaps_of
 from .conversion import Conversion, Converted, Source, Target
+from .identity import identities, refuse_self, shared_base
 from .snapshot import load_snapshot
 from .unsized import PIPE
 
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from ..engine.digest import Digester
     from .changes import Ranges
     from .resumption import Resumption
+
+
+BEHIND = 32 * MiB
+"""Bytes of data after which what was written is sent to the disk, where it will be read back."""
 
 
 def convert(
@@ -155,7 +161,7 @@ def perform(
     :param damaged: told of what ``salvage`` wrote as zeros: (guest offset, length, error).
     :raises DiskmillError: whatever went wrong.
     """
-    if not context.as_qemu_img:  # to qemu-img "-" is a file
+    if not context.habits.dash_is_a_file:
         asked = _with_pipes(asked)
     counter = Progress(progress)
     with ExitStack() as stack:
@@ -172,10 +178,11 @@ def perform(
         target = work.existing() if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
-            _add_bitmaps(work.bitmaps, target, context)
+            copied_bitmaps.add_empty(work.bitmaps, target, context)
             watched = _Watched(work.size, asked.digest, asked.verify, stack)
             if asked.verify:
                 counter.expect(work.size)
+                watched.watchers.append(_Behind(target))
             limit = RateLimit(asked.rate)
             if work.endless is not None:
                 from .unsized import copy_unsized
@@ -306,29 +313,36 @@ class _Work:
         found = bitmaps_of(image, context)
         if not found and "bitmaps" not in image.driver.capabilities:
             raise UnsupportedError("the source's format has no persistent bitmaps", file=image.name)
-        if not found and not _can_have_bitmaps(image, context):
+        if not found and not copied_bitmaps.can_have(image, context):
             raise UnsupportedError(
                 "the source's version of the format has no persistent bitmaps", file=self.asked.sources[0].name
             )
         if not target.image_opts and "bitmaps" not in context.registry.format(target.format).capabilities:
             raise UnsupportedError(f"format '{target.format}' does not support persistent bitmaps", file=target.name)
-        return _sound_bitmaps(found, self.asked.skip_broken, image, context)
+        return copied_bitmaps.sound(found, self.asked.skip_broken, image, context)
 
     def existing(self) -> Image:
         """The target, which is there, and takes what is asked."""
         asked = self.asked.target
         named = None if asked.image_opts else asked.format  # an option string names its driver itself
-        target = open_image(asked.name, named, context=self.target_context, writable=True, image_opts=asked.image_opts)
+
+        def opened(repair: str = "") -> Image:
+            context = self.target_context if self.resumption is None else self.resumption.context
+            return open_image(
+                asked.name, named, context=context, writable=True, image_opts=asked.image_opts, repair=repair
+            )
+
+        target = opened() if self.resumption is None else self.resumption.existing(opened)
         try:
             self._refuse_existing(target)
             if self.backing is not None and target.backing is not None and _empty(target):
-                self.shared = _shared(self.images[0], target.backing, self.snapshot)
+                self.shared = shared_base(self.images[0], target.backing, self.snapshot)
                 self.shared_size = target.backing.size
             for image in self.images:
                 refuse_unreadable(image, self.context)
             _refuse_compression(self.asked.compress, target)
-            _refuse_bitmaps(self.asked.bitmaps, self.bitmaps, target, self.context)
-            if asked.zeroed:
+            copied_bitmaps.refuse(self.asked.bitmaps, self.bitmaps, target, self.context)
+            if asked.zeroed and not (self.resumption is not None and self.resumption.begun):
                 _refuse_data(target, self.size)
         except BaseException:
             target.close()
@@ -350,7 +364,7 @@ class _Work:
         asked, registry = self.asked.target, self.context.registry
         base = _backing(self.stack, self.backing, self.backing_format, asked.name, self.context)
         if base is not None:
-            self.shared, self.shared_size = _shared(self.images[0], base, self.snapshot), base.size
+            self.shared, self.shared_size = shared_base(self.images[0], base, self.snapshot), base.size
         resumption = self.resumption
         target = create_image(
             asked.name,
@@ -400,7 +414,8 @@ class _Work:
         _tell_sectors(self.images, target, context)
         for image in self.images:
             _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
-        _refuse_bitmaps(asked.bitmaps, self.bitmaps, target, context)
+        copied_bitmaps.refuse(asked.bitmaps, self.bitmaps, target, context)
+        ordered = comes_in_order(self.images)
         return CopyPlan(
             sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
             zeroed=asked.target.zeroed if asked.target.existing else target.blank and self.backing is None,
@@ -409,13 +424,20 @@ class _Work:
             shared=self.shared,
             shared_size=self.shared_size,
             offload=asked.offload,
-            threads=1 if self._in_turn() else asked.threads,
+            threads=min(asked.threads or 2, 2) if ordered else asked.threads,
+            one_by_one=ordered,
             salvage=salvage,
         )
 
-    def _in_turn(self) -> bool:
-        """Whether a source is best read by one thread: what comes in order, in that order."""
-        return any(one.file.forward and "stream" not in one.driver.capabilities for one in self.images)
+
+def comes_in_order(images: Sequence[Image]) -> bool:
+    """Whether one of *images* is read in order, as its bytes come: then one thread reads on, while another writes what
+    it has read."""
+    ordered = [one.file for one in images if one.file.forward and "stream" not in one.driver.capabilities]
+    for file in ordered:
+        if isinstance(file, ForwardStorage):
+            file.keep(NEAR)
+    return bool(ordered)
 
 
 def _epoch() -> int:
@@ -446,28 +468,28 @@ class _Watched:
     """What looks on at a copy of *size* bytes: a digest that was asked for, and what the output is verified by."""
 
     def __init__(self, size: int, algorithm: str | None, verify: bool, stack: ExitStack) -> None:
-        self.watchers: list[Digester] = []
+        self.watchers: list[Watcher] = []
         self._size = size
-        self._told = algorithm is not None
-        if algorithm is None and not verify:
-            return
-        import tempfile
+        self._digester: Digester | None = None
+        if algorithm is not None:
+            from ..engine.digest import Digester
 
-        from ..engine.digest import BLOCK, Digester
-        from .digest import ALGORITHM, BlockFile
+            self._digester = Digester(size, algorithm)
+            self.watchers.append(self._digester)
+        if verify:  # an eighth of a thousandth of the disk, on disk rather than in memory
+            import tempfile
 
-        self._algorithm, self._block = algorithm or ALGORITHM, BLOCK
-        put = None
-        if verify:  # two tenths of a thousandth of the disk, on disk rather than in memory
+            from ..engine.digest import BLOCK, Checks, Digester
+            from .digest import BlockFile
+
             self._recorded = stack.enter_context(tempfile.TemporaryFile(prefix="diskmill-"))  # noqa: SIM115
-            zero = Digester(0, self._algorithm, BLOCK).zero
-            put = BlockFile(self._recorded, zero).put
-        self.watchers.append(Digester(size, self._algorithm, BLOCK, put))
+            zero = Digester(0, Checks).zero
+            self.watchers.append(Digester(size, Checks, BLOCK, BlockFile(self._recorded, zero).put))
 
     @property
     def found(self) -> str | None:
         """The digest, where it was asked for; all was copied."""
-        return self.watchers[0].hexdigest() if self._told else None
+        return None if self._digester is None else self._digester.hexdigest()
 
     def verify(self, target: Image, counter: Progress, cancel: threading.Event | None) -> None:
         """See that *target* reads as what was copied.
@@ -479,10 +501,32 @@ class _Watched:
         target.flush()
         for storage in target.leaves():
             storage.forget()
-        algorithm, block = self._algorithm, self._block
-        verify(
-            target, self._size, self._recorded, algorithm=algorithm, block_size=block, progress=counter, cancel=cancel
-        )
+        verify(target, self._size, self._recorded, progress=counter, cancel=cancel)
+
+
+class _Behind:
+    """Looks on at a copy that will be flushed and read back: what was written is on its way to the disk meanwhile."""
+
+    def __init__(self, target: Image) -> None:
+        self._leaves = list(target.leaves())
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def data(self, start: int, view: memoryview) -> None:
+        self._waiting += len(view)
+        if self._waiting >= BEHIND and self._lock.acquire(blocking=False):
+            try:
+                self._waiting = 0
+                for storage in self._leaves:
+                    storage.write_behind()
+            finally:
+                self._lock.release()
+
+    def zeros(self, start: int, length: int) -> None:
+        """What is left out is nothing to write."""
+
+    def shared(self, start: int, length: int) -> None:
+        """Nor is what is left to the backing image."""
 
 
 def _tell_left_out(image: Image, context: Context, *, bitmaps: bool, snapshots: bool) -> None:
@@ -509,21 +553,6 @@ def _tell_sectors(images: Sequence[Image], target: Image, context: Context) -> N
             )
 
 
-def _sound_bitmaps(found: Sequence[Bitmap], skip_broken: bool, image: Image, context: Context) -> list[Bitmap]:
-    sound = []
-    for one in found:
-        if not one.inconsistent:
-            sound.append(one)
-        elif skip_broken:
-            context.warn(f"Skipping inconsistent bitmap '{one.name}'")
-        else:
-            skip = said("skip_broken=True", "--skip-broken-bitmaps")
-            raise UsageError(
-                f"Cannot copy inconsistent bitmap '{one.name}': skip it with {skip}, or remove it", file=image.name
-            )
-    return sound
-
-
 def _refuse_compression(compress: bool, target: Image) -> None:
     if compress and "compression" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
@@ -539,9 +568,9 @@ def _refuse_data(target: Image, size: int) -> None:
 
 
 def _stays_uncompressed(target: Image, context: Context) -> bool:
-    """Whether qemu-img would store the data as it is, since *target* is of a subformat that cannot have it compressed;
-    a warning tells that. A disk without clusters is an error there too."""
-    if not context.as_qemu_img or target.cluster_size is None:
+    """Whether the data is stored as it is, since *target* is of a subformat that cannot have it compressed, and callers
+    are used to that; a warning tells it. A disk without clusters is an error all the same."""
+    if not context.habits.incompressible_is_plain or target.cluster_size is None:
         return False
     try:
         target.encoder()
@@ -549,35 +578,6 @@ def _stays_uncompressed(target: Image, context: Context) -> bool:
         context.warn(f"{error}; the data is stored uncompressed")
         return True
     return False
-
-
-def _can_have_bitmaps(image: Image, context: Context) -> bool:
-    if "bitmaps" not in image.driver.capabilities:
-        return False
-    options = {"action": "add", "name": "", "options": {}}
-    return calls.preflight(context.registry, image, "bitmap", options) is not False
-
-
-def _refuse_bitmaps(wanted: bool, copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Refuse an image that cannot have all of these bitmaps, before it is written."""
-    if not wanted:
-        return
-    if not _can_have_bitmaps(target, context):
-        text = f"format '{target.driver.name}', or this version of it, does not support persistent bitmaps"
-        raise UnsupportedError(text, file=target.name)
-    there = {one.name for one in calls.bitmaps(context.registry, target)}
-    for one in copied:
-        if one.size != target.size:  # of an image that exists: nothing could be merged into it afterwards
-            text = f"bitmap '{one.name}' is of a disk of {one.size} bytes, this one has {target.size}"
-            raise UsageError(text, file=target.name)
-        if one.name in there:
-            raise UsageError(f"Bitmap already exists: {one.name}", file=target.name)
-
-
-def _add_bitmaps(copied: Sequence[Bitmap], target: Image, context: Context) -> None:
-    """Empty bitmaps in *target*, which record nothing."""
-    for one in copied:
-        calls.bitmap(context.registry, target, "add", one.name, granularity=one.granularity, disabled=True)
 
 
 def _backing(stack: ExitStack, name: str | None, format: str | None, output: str, context: Context) -> Image | None:
@@ -595,49 +595,3 @@ def _backing(stack: ExitStack, name: str | None, format: str | None, output: str
 def _empty(target: Image) -> bool:
     """Whether *target* leaves everything to its backing image."""
     return all(extent.kind is Kind.HOLE for extent in target.extents(0, target.size))
-
-
-def _shared(source: Image, base: Image, snapshot: str | None) -> Image | None:
-    """The image of *source*'s chain that reads as *base* does; None: there is none, so that nothing can be left to it.
-
-    It is *base* itself, wherever in the chain that is. Elsewhere the user vouches for the source's backing image.
-    """
-    for one in chain_of(source):
-        if _same(one, base):
-            # A snapshot is not what the image reads as when it is a backing image.
-            return None if one is source and snapshot is not None else one
-    return source.backing
-
-
-def _same(one: Image, other: Image) -> bool:
-    """Whether both surely are the same graph of images, on the same storage."""
-    if [_view(image) for image in chain_of(one)] != [_view(image) for image in chain_of(other)]:
-        return False
-    identities = list(_identities(one))
-    return None not in identities and identities == list(_identities(other))
-
-
-def _view(image: Image) -> tuple[object, ...]:
-    return image.driver.name, image.size, image.window
-
-
-def refuse_self(images: Sequence[Image], output: str, registry: Registry) -> None:
-    """An image cannot be converted onto itself, nor onto one that it stands on."""
-    identity = new_place(output, registry).identity()
-    if identity is not None and identity in identities(images):
-        raise UsageError("the output is also an input", file=output)
-
-
-def identities(images: Sequence[Image]) -> set[object]:
-    """The identities of all files that *images* stand on."""
-    return {one for image in images for one in _identities(image) if one is not None}
-
-
-def _identities(top: Node) -> Iterator[object]:
-    nodes = [top]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, Storage):
-            yield node.identity()
-        elif isinstance(node, Image):
-            nodes += node.children()

@@ -93,7 +93,7 @@ def create(
     from ..contract.results import Creation
 
     protocol: ProtocolDriver = new_place(name, context.registry).driver
-    own, below = split_options(driver, protocol, rest, context.idle_options)
+    own, below = split_options(driver, protocol, rest, context.habits.idle_options)
     settings = {**_settings(driver, own), **below}
     return Creation(name, format, size, settings, base.name if base else None, backing_format)
 
@@ -109,7 +109,7 @@ def _backing(
     spec = relative_to(parse_name(backing), own)
     if display(spec) == own.display():
         raise UsageError("an image cannot be its own backing image", file=name)
-    from .convert import identities
+    from .identity import identities
 
     # Only its size and format are asked: what it stands on in turn is none of this command's business.
     with open_image(spec, format, context=context, shallow=True) as base:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from ..contract.node import Image
-from ..engine.digest import BLOCK, Digester, hash_of, scan
+from ..engine.digest import BLOCK, Checks, Digester, hash_of, scan
 from ..engine.progress import Progress, Report
 from ..errors import CancelledError, ImageError, UsageError
 from ..kit.forward import drain
@@ -90,22 +90,29 @@ class BlockFile:
         self.file = file
         self.zero = zero
 
-    def put(self, first: int, count: int, digest: bytes | None) -> None:
-        """Write the digests of *count* blocks from block *first* on; None: they are zeros."""
-        for at in range(0, count, 1 << 14):
-            self.file.write((digest or self.zero) * min(1 << 14, count - at))
+    def put(self, first: int, count: int, digests: bytes | None) -> None:
+        """Write the *digests* of *count* blocks from block *first* on; None: they are zeros."""
+        for wanted in self._runs(count, digests):
+            self.file.write(wanted)
 
-    def unlike(self, first: int, count: int, digest: bytes | None) -> Iterator[int]:
-        """Those of *count* blocks from block *first* on that the file has another digest for."""
+    def unlike(self, first: int, count: int, digests: bytes | None) -> Iterator[int]:
+        """Those of *count* blocks from block *first* on that the file has other *digests* for."""
         length = len(self.zero)
+        for wanted in self._runs(count, digests):
+            there = self.file.read(len(wanted))
+            if there != wanted:
+                for at in range(0, len(wanted), length):
+                    if there[at : at + length] != wanted[at : at + length]:
+                        yield first + at // length
+            first += len(wanted) // length
+
+    def _runs(self, count: int, digests: bytes | None) -> Iterator[bytes]:
+        """The digests of *count* blocks, so many at once as fit in memory."""
+        if digests is not None:
+            yield digests
+            return
         for at in range(0, count, 1 << 14):
-            many = min(1 << 14, count - at)
-            wanted = digest or self.zero
-            there = self.file.read(many * length)
-            if there != wanted * many:
-                for one in range(many):
-                    if there[one * length :][:length] != wanted:
-                        yield first + at + one
+            yield self.zero * min(1 << 14, count - at)
 
 
 def verify(
@@ -113,24 +120,22 @@ def verify(
     size: int,
     recorded: BinaryIO,
     *,
-    algorithm: str,
-    block_size: int,
     progress: Progress,
     cancel: threading.Event | None = None,
 ) -> None:
-    """Read the first *size* bytes of *image* back, and hold them against the digests of blocks that were *recorded*.
+    """Read the first *size* bytes of *image* back, and hold them against the checks of blocks that were *recorded*.
 
     :raises ImageError: they differ; the first block that does is named.
     """
     wrong: list[int] = []
 
-    def look(first: int, count: int, digest: bytes | None) -> None:
-        wrong.extend(islice(blocks.unlike(first, count, digest), 1 - len(wrong)))
+    def look(first: int, count: int, digests: bytes | None) -> None:
+        wrong.extend(islice(blocks.unlike(first, count, digests), 1 - len(wrong)))
 
-    digester = Digester(size, algorithm, block_size, look)
+    digester = Digester(size, Checks, BLOCK, look)
     blocks = BlockFile(recorded, digester.zero)
     recorded.seek(0)
-    scan(image, [digester], length=size, granule=block_size, progress=progress, cancel=cancel)
+    scan(image, [digester], length=size, progress=progress, cancel=cancel)
     if wrong:
-        place = f"guest offset {wrong[0] * block_size}"
+        place = f"guest offset {wrong[0] * BLOCK}"
         raise ImageError("what was written reads back differently", file=image.name, place=place)

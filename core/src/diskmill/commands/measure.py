@@ -55,7 +55,9 @@ def measure(
     driver = context.registry.format(output_format)
     if "create" not in driver.capabilities:
         raise UnsupportedError(f"format '{output_format}' does not support size measurement")
-    own, _ = split_options(driver, context.registry.protocol("file"), _without_backing(rest), context.idle_options)
+    own, _ = split_options(
+        driver, context.registry.protocol("file"), _without_backing(rest), context.habits.idle_options
+    )
     with ExitStack() as stack:
         source: Image | None = None
         if name is not None:

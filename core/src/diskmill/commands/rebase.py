@@ -10,7 +10,7 @@ from ..contract import calls
 from ..contract.drivers import FormatDriver
 from ..contract.extents import Extent, Kind
 from ..contract.limits import Meter
-from ..contract.node import Image, Node
+from ..contract.node import Image
 from ..engine.access import read_extent
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, Report
@@ -212,13 +212,7 @@ def _alike(a: Extent, b: Extent, at: int) -> bool:
         return a.reads_as_zeros and b.reads_as_zeros
     if a.kind is not Kind.DATA or b.kind is not Kind.DATA or a.node is None or b.node is None:
         return False
-    return a.offset - a.start == b.offset - b.start and _identity(a.node) == _identity(b.node) is not None
-
-
-def _identity(node: Node) -> object | None:
-    from ..contract.node import Storage
-
-    return node.identity() if isinstance(node, Storage) else None
+    return a.offset - a.start == b.offset - b.start and a.node.identity() == b.node.identity() is not None
 
 
 def _padded(image: Image | None, start: int, end: int) -> Iterator[Extent]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import posixpath
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,13 +25,13 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.requests import CreateRequest, OpenRequest
 from ..engine.copy import CopyPlan, Watcher, copy
+from ..engine.copy.tasks import joined
 from ..engine.digest import Digester, scan
 from ..engine.progress import Progress, RateLimit
-from ..engine.walk import walk
 from ..errors import ImageError, StorageError, UnsupportedError, UsageError, said
 from ..opening.context import Context
-from ..opening.creation import new_storage
-from ..opening.places import new_place
+from ..opening.creation import expect_unfinished, new_storage
+from ..opening.places import new_place, storage_of
 from ..sizes import MiB
 from ..storages.unfinished import PAGE, Unfinished
 from .conversion import Conversion
@@ -106,10 +106,12 @@ class Resumption:
         self.context = replace(target, cache="writeback") if target.cache == "unsafe" else target
         self._asked = asked
         self._refuse(images)
-        self._image = images[0]
-        states = [leaf.state() for leaf in images[0].leaves()]
+        self._images = images
+        self._size = sum(image.size for image in images)
+        states = [leaf.state() for image in images for leaf in image.leaves()]
         self._blind = None in states
-        self._journal = _Journal(_hashes(asked, self._image), [state or "" for state in states])
+        self._journal = _Journal(_hashes(asked, self._size), [state or "" for state in states])
+        self._begun = False
         self._storage: Unfinished | None = None
         self._distance = asked.mark_every or DISTANCE
         self._align = _ALIGN
@@ -122,15 +124,18 @@ class Resumption:
 
     def _refuse(self, images: Sequence[Image]) -> None:
         asked, resume = self._asked, said("resume", "--resume")
-        if len(images) > 1:
-            raise UsageError(f"one image at a time can be converted with {resume}")
-        if asked.target.existing:
-            raise UsageError(f"{resume} is for new images, and {said('existing', '-n')} for those that exist")
+        if asked.since is not None:
+            raise UsageError(f"{said('since', '--since')} begins anew: {resume} does not go with it")
+        if asked.target.existing and asked.target.backing is not None:
+            raise UsageError(f"{resume} does not go with {said('existing and backing', '-n and -B')}")
+        if not asked.target.existing:
+            expect_unfinished(new_place(asked.target.name, self.context.registry))
         if asked.bitmaps or asked.salvage:
             both = said("bitmaps and salvage", "--bitmaps and --salvage")
             raise UsageError(f"{resume} does not go with {both}")
-        if any(leaf.forward for leaf in images[0].leaves()):
-            raise UsageError(f"what only comes once, in order, cannot be read again ({resume})", file=images[0].name)
+        for image in images:
+            if any(leaf.forward for leaf in image.leaves()):
+                raise UsageError(f"what only comes once, in order, cannot be read again ({resume})", file=image.name)
         if self.context.overwrite == "in-place":
             raise UsageError(f"{resume} does not go with {said('overwrite in-place', '--in-place')}")
 
@@ -140,12 +145,13 @@ class Resumption:
         name = self._asked.resume
         if name:
             return new_place(name, self.context.registry)
-        if device:
-            text = (
-                f"a device has no folder of its own: say where the journal is to be ({said('resume', '--resume=FILE')})"
-            )
-            raise UsageError(text, file=self._asked.target.name)
-        output = new_place(self._asked.target.name, self.context.registry).resolved()
+        target = self._asked.target
+        if not (device or target.image_opts):
+            output = new_place(target.name, self.context.registry).resolved()
+            device = "unfinished" not in output.driver.capabilities
+        if device or target.image_opts:
+            text = f"there is no folder of its own: say where the journal is to be ({said('resume', '--resume=FILE')})"
+            raise UsageError(text, file=target.name)
         return output.beside(posixpath.basename(output.display()) + ".part.journal")
 
     def _opened(self) -> Storage | None:
@@ -182,7 +188,7 @@ class Resumption:
                 raise UsageError(text, file=self._asked.target.name)
         if found.states != self._journal.states:
             text = f"the source has changed since the conversion was begun: {again}"
-            raise UsageError(text, file=self._image.name)
+            raise UsageError(text, file=self._images[0].name)
         return found
 
     @property
@@ -254,6 +260,43 @@ class Resumption:
         self._journal.identity = str(storage.identity())
         return image
 
+    def existing(self, opened: Callable[[str], Image]) -> Image:
+        """The output, which was there before.
+
+        :param opened: opens it; told how it is to be mended, as in ``OpenRequest.repair``.
+        """
+        self._place = self._journal_place(device=False)
+        found = self._found()
+        if found is not None:
+            with opened("all") as image:
+                if "repair" in image.driver.capabilities:  # space may have been taken that no table knew of yet
+                    calls.check(self.context.registry, image, "all" if image.dirty else "leaks")
+        image = opened("")
+        try:
+            storage = storage_of(image)
+            self._place = self._journal_place(device=storage.is_device)
+            identity = str(storage.identity())
+            if found is not None and found.identity != identity:
+                self.context.warn(f"'{self._asked.target.name}' is another one than before: it is written anew")
+                found = None
+            if found is not None:
+                self._journal, self._begun = found, True
+            self._journal.identity = identity
+        except BaseException:
+            image.close()
+            raise
+        self._align = max(_ALIGN, image.cluster_size or 1)
+        return image
+
+    @property
+    def begun(self) -> bool:
+        """Whether the output, one that was there before, holds some of the copy already."""
+        return self._begun
+
+    def _mend(self, image: Image) -> None:
+        if image.dirty and "repair" in image.driver.capabilities:  # it says that somebody writes it; that is taken back
+            calls.check(self.context.registry, image, "all")
+
     def _again(self, driver: FormatDriver, request: CreateRequest) -> Image:
         known = {one.name for one in driver.options if "open" in one.when}
         given = {key: value for key, value in self._asked.target.options.items() if key in known}
@@ -267,8 +310,7 @@ class Resumption:
             repair="all",
         )
         image = calls.open_image(self.context.registry, driver, again)
-        if image.dirty and "repair" in driver.capabilities:  # it says that somebody writes it, which takes it back
-            calls.check(self.context.registry, image, "all")
+        self._mend(image)
         return image
 
     def copy(
@@ -282,20 +324,22 @@ class Resumption:
         watchers: Sequence[Watcher],
     ) -> None:
         """Copy what the output does not have yet, with marks."""
-        assert self._storage is not None
-        image, at = self._image, self.at
+        images, at = self._images, self.at
         if at and (watchers or self._blind):
             self._look_again(progress, cancel, watchers)
         elif at:
             progress.advance(at)
-        if self._storage.plain and (at or self._storage.base.is_device):
+        storage = self._storage
+        if self._begun or storage is not None and storage.plain and (at or storage.base.is_device):
             plan = replace(plan, zeroed=False)  # what was written behind the mark is there still
-        while at < image.size:
+        if storage is None and not self._begun:
+            self._mark(target, 0)
+        while at < self._size:
             end = self._next(at)
             digester = Digester(end - at) if self._blind else None
             more: list[Watcher] = [] if digester is None else [_Shifted(digester, at)]
             copy(
-                image,
+                images,
                 target,
                 plan,
                 source_offset=at,
@@ -309,7 +353,7 @@ class Resumption:
             at = end
             if digester is not None:
                 self._journal.seen.append((at, digester.hexdigest()))
-            if at < image.size:
+            if at < self._size:
                 self._mark(target, at)
 
     def _look_again(self, progress: Progress, cancel: threading.Event | None, watchers: Sequence[Watcher]) -> None:
@@ -321,24 +365,24 @@ class Resumption:
         for end, digest in self._journal.seen or [(self.at, "")]:
             digester = Digester(end - at)
             shown = [*watchers, _Shifted(digester, at)] if digest else watchers
-            scan(self._image, shown, offset=at, length=end - at, progress=progress, cancel=cancel)
+            scan(self._images, shown, offset=at, length=end - at, progress=progress, cancel=cancel)
             if digest and digester.hexdigest() != digest:
                 text = (
                     f"the source has changed since the conversion was begun: remove '{self._place_name}' to begin anew"
                 )
-                raise UsageError(text, file=self._image.name, place=f"before guest offset {end}")
+                raise UsageError(text, file=self._images[0].name, place=f"before guest offset {end}")
             at = end
 
     def _next(self, at: int) -> int:
         """Where the next mark comes: as much data away as the distance says."""
-        image, found = self._image, 0
-        for extent in walk(image, at, image.size - at):
+        found = 0
+        for extent in joined(self._images, at, at, None, CopyPlan()):
             if not extent.reads_as_zeros:
                 if found + extent.length >= self._distance:
                     end = extent.start + self._distance - found
-                    return min(-(-end // self._align) * self._align, image.size)
+                    return min(-(-end // self._align) * self._align, self._size)
                 found += extent.length
-        return image.size
+        return self._size
 
     def _mark(self, target: Image, at: int) -> None:
         """Let what is there last, and say so."""
@@ -347,22 +391,23 @@ class Resumption:
         self._keep()
 
     def _keep(self) -> None:
-        storage = self._storage
-        assert storage is not None
+        storage, journal = self._storage, self._journal
+        if storage is None:  # the output is an image already, and was flushed
+            self._write(journal)
+            return
         storage.base.flush()
-        journal = self._journal
         journal.size, journal.least = storage.size, min(storage.base.size, storage.size)
         journal.pages = storage.pages
         self._write(journal)
         storage.marked()
 
     def _keep_whole(self) -> None:
-        self._journal.at, self._journal.whole = self._image.size, True
+        self._journal.at, self._journal.whole = self._size, True
         self._keep()
 
     def finished(self) -> bool:
         """Whether the output has its name already, and only the journal was left."""
-        if self._asked.digest is not None or self._asked.verify:
+        if self._asked.digest is not None or self._asked.verify or self._asked.target.existing:
             return False  # which nobody could tell of it
         output = new_place(self._asked.target.name, self.context.registry)
         identity = output.identity()
@@ -401,14 +446,15 @@ class _Shifted:
         self._digester.zeros(start - self._start, length)
 
 
-def _hashes(asked: Conversion, image: Image) -> dict[str, str]:
+def _hashes(asked: Conversion, size: int) -> dict[str, str]:
     """A hash for each thing that the output depends on, by a word for it."""
     target = asked.target
     told: dict[str, Any] = {
         "source": [(one.name, one.format, one.snapshot, one.image_opts) for one in asked.sources],
-        "size of the disk": image.size,
+        "size of the disk": size,
         "format": target.format,
         "set of options": sorted((key, str(value)) for key, value in target.options.items()),
+        "target (-n)": asked.target.existing,
         "backing image": [target.backing, target.backing_format],
         "compression (-c)": asked.compress,
         "sparse size (-S)": asked.sparse,

@@ -15,7 +15,7 @@ from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from ..records import replace
 from .changes import unlike
-from .convert import refuse_self
+from .identity import refuse_self
 
 
 class Synced(NamedTuple):

@@ -26,17 +26,12 @@ PIPE = "pipe:-"
 
 def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
     """*name* as it was given, with ``-`` as what it stands for, where callers do not expect a file, as of qemu-img."""
-    return PIPE if name == "-" and not image_opts and not context.as_qemu_img else name
+    return PIPE if name == "-" and not image_opts and not context.habits.dash_is_a_file else name
 
 
 def is_unsized(image: Image) -> bool:
     """Whether nobody knows how large *image* is."""
-    return (
-        image.window == 0
-        and isinstance(image.file, ForwardStorage)
-        and image.file.unsized
-        and image.size >= MAX_SIZE - SECTOR
-    )
+    return image.unsized and isinstance(image.file, ForwardStorage)
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:
@@ -68,26 +63,42 @@ def copy_unsized(
     progress: Progress,
     limit: RateLimit,
     cancel: threading.Event | None,
-) -> None:
-    """Copy *image* into *target*, a new one, which grows as it comes."""
+    *,
+    skip: int = 0,
+    most: int = MAX_SIZE,
+) -> int:
+    """Copy *image* into *target*, a new one, which grows as it comes.
+
+    :param skip: bytes at the beginning that are left out.
+    :param most: bytes that are copied at most.
+    :return: how many were.
+    """
     storage = cast("ForwardStorage", image.file)  # as is_unsized has found
     at = 0
-    while storage.end is None or at < storage.end:  # probing may have seen the end of a small one
-        if target.size < at + FIRST:
-            set_size(target, max(at + FIRST, 2 * at) if target.unit > 1 else at + FIRST, context)
-        progress.expect(FIRST)
+
+    def left() -> int:
+        """Bytes that come behind *at*, as far as that is known."""
+        return (most if storage.end is None else min(max(round_up(storage.end, SECTOR) - skip, 0), most)) - at
+
+    while left() > 0:  # probing may have seen the end of a small one
+        step = min(FIRST, left())
+        if target.size < at + step:
+            grown = round_up(at + step, SECTOR)
+            set_size(target, max(grown, 2 * at) if target.unit > 1 else grown, context)
+        progress.expect(step)
         copy(
             image,
             target,
             plan,
-            source_offset=at,
+            source_offset=skip + at,
             target_offset=at,
-            length=FIRST if storage.end is None else round_up(storage.end, SECTOR) - at,
+            length=step,
             progress=progress,
             limit=limit,
             cancel=cancel,
         )
-        at += FIRST
-    size = round_up(storage.end, SECTOR)
-    if size != target.size:
-        set_size(target, size, context)
+        at += step
+    at += left()
+    if round_up(at, SECTOR) != target.size:
+        set_size(target, round_up(at, SECTOR), context)
+    return at

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
     from .extents import Extent
     from .options import Value
+    from .place import Place
     from .requests import CreateRequest, MeasureRequest, OpenRequest
     from .results import Bitmap, CheckResult, Measurement, Snapshot
 
@@ -90,6 +91,17 @@ def open_image(hooks: Hooks, driver: FormatDriver, request: OpenRequest) -> Imag
 def open_storage(hooks: Hooks, driver: ProtocolDriver | FilterDriver, request: OpenRequest) -> Storage:
     """The storage at ``request.place``, or the filter over ``request.file``."""
     return _typed(_ask(hooks, driver, "open", request=request), Storage, driver, "open")
+
+
+def listing(hooks: Hooks, driver: ProtocolDriver, request: OpenRequest) -> Iterator[Place]:
+    """The files below the folder ``request.place``.
+
+    :raises UnsupportedError: its protocol cannot tell them.
+    """
+    found = _ask(hooks, driver, "listing", request=request) if "list" in driver.capabilities else None
+    if found is None:
+        raise UnsupportedError(f"protocol '{driver.name}' cannot tell what is in a folder", file=request.name)
+    return _typed(found, Iterator, driver, "listing")
 
 
 def create_image(hooks: Hooks, driver: FormatDriver, request: CreateRequest) -> Image:

@@ -22,7 +22,7 @@ from ..errors import ImageError, SecretError, printable
 from ..records import field, record, replace
 from ..sizes import SECTOR
 from .extents import Extent
-from .node import Node, ReadBuffer, Storage
+from .node import Node, ReadBuffer
 from .options import Option, Value
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ class Header:
 
     def barrier(self) -> None:
         """What was written before reaches the disk before what is written after."""
-        if isinstance(self.node, Storage):
-            self.node.barrier()
-        else:
-            self.node.flush()
+        self.node.barrier()
 
 
 @record

@@ -45,6 +45,7 @@ CAPABILITIES = {
     "pipe": "images can be read from a pipe, from the first byte to the last",
     "writes-forward": "data is written in the order of the guest disk, whatever the user allows",
     "forward": "new images can be written to a pipe, from the first byte to the last (with some options, perhaps)",
+    "list": "the files below a folder can be told",
     "unfinished": "outputs that were left unfinished can be gone on with",
     "stream": "compressed output must be written from the first byte to the last, once",
 }
@@ -59,8 +60,10 @@ HOOKS = {
     "amend": "amend",
     "snapshots": "snapshot",
     "bitmaps": "bitmap",
+    "list": "listing",
 }
-"""Capability → the hook that a format driver with it has. Of storage, only ``create`` is a hook."""
+"""Capability → the hook that a driver with it has. Of protocols, only those of :data:`_OF_PROTOCOLS` are."""
+_OF_PROTOCOLS = ("create", "list")
 
 
 class Driver:
@@ -94,7 +97,7 @@ class Driver:
         for capability in sorted(self.capabilities):
             if capability not in CAPABILITIES:
                 yield f"there is no capability '{capability}': use some of {', '.join(sorted(CAPABILITIES))}"
-            hook = HOOKS.get(capability) if isinstance(self, FormatDriver) or capability == "create" else None
+            hook = HOOKS.get(capability) if isinstance(self, FormatDriver) or capability in _OF_PROTOCOLS else None
             if hook is not None and not hasattr(self, hook):
                 yield f"it declares the capability '{capability}' without the hook '{hook}': add a method of that name"
 
@@ -105,6 +108,8 @@ class FormatDriver(Driver):
     group = "diskmill.format"
     kind = "format"
     children = ("file", "backing", "data-file", "header")
+    """What a node of any format may be given; a driver adds its own, which are found where it is named. It takes what
+    is given with ``OpenRequest.child``; what it does not take is attached to the image."""
 
     @hookimpl
     def map(self, image: Image, offset: int, length: int) -> Iterator[Extent]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .extents import Extent
     from .node import Image, Node
     from .options import Value
+    from .place import Place
     from .requests import CreateRequest, MeasureRequest, OpenRequest
     from .results import Bitmap, CheckResult, Measurement, Snapshot
 
@@ -47,6 +48,16 @@ def create(request: CreateRequest) -> Node | None:
     """Make a new, empty image (or file), open for writing.
 
     What it writes becomes valid when the caller flushes it; the caller closes it.
+    """
+
+
+@hookspec(firstresult=True)
+def listing(request: OpenRequest) -> Iterator[Place] | None:
+    """The files below the folder ``request.place``, in whatever depth, one after the other: there may be very many.
+
+    Asked of protocol drivers with the capability ``list``. Where there is no such folder, there are none.
+
+    :raises StorageError: it cannot be told.
     """
 
 

@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
-from ..sizes import MAX_SIZE
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
 from .threads import Ranges, Readers
@@ -70,16 +69,18 @@ class Node(ABC):
     """Whether its bytes come once, in order (a pipe), mostly as many as nobody knows (:attr:`unsized`), and what was
     read is gone, except for the first 64 KiB. Only formats with the capability ``pipe`` are opened on it. Of a
     new output: they are taken once, in order."""
+    unsized: bool = False
+    """Whether nobody knows its size before its end has come: ``size`` then is no more than a bound."""
     is_device: bool = False
     """Whether it is a block device, which is as large as it is."""
     one_pass: str = "a pipe"
     """What storage that is read forward is, in messages."""
+    requests: Requests = Requests()
+    """How it wants to be asked."""
+    conflict: StorageError | None = None
+    """Set where only metadata is to be looked at, and another process writes the file. A format that has metadata may
+    read nonsense then, so the core raises it; a plain window (raw) is looked at all the same."""
     driver: Driver
-
-    @property
-    def unsized(self) -> bool:
-        """Whether nobody knows its size before its end has come: ``size`` is the largest that there can be then."""
-        return self.forward and self.size == MAX_SIZE
 
     @property
     def account(self) -> Account:
@@ -134,6 +135,11 @@ class Node(ABC):
         """What was written before reaches the disk before what is written after. The default flushes."""
         self.flush()
 
+    def take_from(self, source: Node, start: int, offset: int, length: int) -> bool:
+        """Copy *length* bytes of *source*, from *start* on, to *offset*, in some way that moves no bytes through this
+        process. False: there is none for these two, and nothing was changed that a plain copy would not make good."""
+        return False
+
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         """Put *buffers* one after the other at *offset*."""
         for buffer in buffers:
@@ -178,6 +184,15 @@ class Node(ABC):
 
     def settle(self) -> None:
         """Give a new output its name: it is whole. Before, closing it removes it. Harmless for what has its name."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has its name: all has but a new output that was not settled."""
+        return True
+
+    def remove(self) -> None:
+        """Take its name away, so that nothing is left once it is closed."""
+        self._refuse("remove files")
 
     def allocated(self) -> int | None:
         """Bytes of disk space it takes; None where nobody can tell."""
@@ -257,13 +272,8 @@ class Storage(Node):
     """What a protocol driver opens: bytes without a format. See :class:`Node` for what it must answer."""
 
     resizable = True
-    requests: Requests = Requests()
-    """How it wants to be asked."""
     place: Place | None = None
     """Where its bytes are; None where that has no name (a window, something in memory)."""
-    conflict: StorageError | None = None
-    """Set where only metadata is to be looked at, and another process writes the file. A format that has metadata may
-    read nonsense then, so the core raises it; a plain window (raw) is looked at all the same."""
 
     in_place: bool = False
     """Of a new output: whether it is written where it will stay, so that the first write ends what was there."""
@@ -273,11 +283,6 @@ class Storage(Node):
     @property
     def account(self) -> Account:
         return self.charged
-
-    def take_from(self, source: Node, start: int, offset: int, length: int) -> bool:
-        """Copy *length* bytes of *source*, from *start* on, to *offset*, in some way that moves no bytes through this
-        process. False: there is none for these two, and nothing was changed that a plain copy would not make good."""
-        return False
 
     def bitmaps(self) -> list[Bitmap]:
         """Dirty bitmaps that the storage keeps of itself (an NBD export may)."""
@@ -292,11 +297,6 @@ class Storage(Node):
         """
         for other in others:
             other.settle()
-
-    @property
-    def settled(self) -> bool:
-        """Whether it has its name: all has but a new output that was not settled."""
-        return True
 
     @property
     def replaces(self) -> bool:
@@ -323,13 +323,12 @@ class Storage(Node):
         and zeros behind them; 0: it begins anew. Nothing was written to it since it was opened."""
         self.truncate(size)
 
-    def remove(self) -> None:
-        """Take its name away, so that nothing is left once it is closed."""
-        self._refuse("remove files")
-
     def forget(self) -> None:
         """Drop what is remembered of its bytes (a page cache, a buffer), where that can be: the next reads shall come
         from where they are kept."""
+
+    def write_behind(self) -> None:
+        """Begin to put where it lasts what was written, and wait for nothing: a flush comes soon."""
 
     def identity(self) -> object | None:
         return None if self.place is None else self.place.identity()

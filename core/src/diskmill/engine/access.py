@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Buffer, Image, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
@@ -11,6 +13,8 @@ from .zeros import ZEROS, is_zero
 
 _FEW = memoryview(ZEROS)[: 128 << 10]
 """Zeros that stay in the cache of a processor."""
+_GATHER = 2 * MiB
+"""The most stored bytes that are read at once for neighbouring compressed extents."""
 _BRIEF = 128 * KiB
 """Bytes that are copied into the page cache in less time than threads take to change places: who writes no more keeps
 the image's lock meanwhile. The kernel lets one thread at a time write to a file, too."""
@@ -37,8 +41,60 @@ def read_into(image: Image, offset: int, buffer: Buffer) -> None:
 
 
 def _read(image: Image, offset: int, view: memoryview) -> None:
-    for extent in walk(image, offset, len(view), sparse=False):
-        read_extent(extent, view[extent.start - offset : extent.end - offset])
+    read_extents(walk(image, offset, len(view), sparse=False), offset, view)
+
+
+def read_extents(extents: Iterable[Extent], offset: int, view: memoryview) -> None:
+    """Fill *view*, guest bytes from *offset* on, with *extents*, which follow each other and lie inside.
+
+    Nothing is kept of them but neighbours that are compressed, for as long as these are read together.
+    """
+    group: list[Extent] = []
+    for extent in extents:
+        if group and not follows(extent, group[0], group[-1]):
+            _read_group(group, offset, view)
+            group = []
+        if extent.unit:
+            group.append(extent)
+        else:
+            read_extent(extent, view[extent.start - offset : extent.end - offset])
+    if group:
+        _read_group(group, offset, view)
+
+
+def _read_group(group: Sequence[Extent], offset: int, view: memoryview) -> None:
+    view = view[group[0].start - offset : group[-1].end - offset]
+    if len(group) == 1:
+        read_extent(group[0], view)
+    else:
+        read_gathered(group, view, memoryview(bytearray(stored_of(group))))
+
+
+def follows(extent: Extent, first: Extent, previous: Extent) -> bool:
+    """Whether *extent*'s payload comes after *previous*'s, near enough to be read along with it."""
+    return (
+        extent.unit > 0
+        and extent.node is first.node
+        and extent.start == previous.end
+        and 0 <= extent.offset - previous.offset <= previous.stored + 4 * KiB
+        and extent.offset + extent.stored - first.offset <= _GATHER
+    )
+
+
+def stored_of(group: Sequence[Extent]) -> int:
+    """The bytes from the first payload of *group* to the end of the last; payloads may overlap."""
+    return max(extent.offset + extent.stored for extent in group) - group[0].offset
+
+
+def read_gathered(group: Sequence[Extent], view: memoryview, stored: memoryview) -> None:
+    """Fill *view* from neighbours whose payloads are read at once, into *stored*, which has :func:`stored_of` bytes."""
+    first = group[0]
+    assert first.node is not None
+    first.node.read_into(first.offset, stored)
+    for extent in group:
+        at = extent.offset - first.offset
+        into = view[extent.start - first.start : extent.end - first.start]
+        place_decoded(extent, stored[at : at + extent.stored], into)
 
 
 def read_extent(extent: Extent, view: memoryview) -> None:

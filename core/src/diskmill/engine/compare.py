@@ -13,7 +13,7 @@ from . import beneath
 from .access import read_extent
 from .progress import Progress
 from .walk import walk
-from .workers import Workers
+from .workers import Order, Workers
 from .zeros import ZEROS
 
 _CHUNK = 512 * KiB
@@ -56,7 +56,7 @@ def first_difference(
     """
     found = _Found()
     tasks = _tasks(pairs(left, right, length), found, watch, progress or Progress())
-    comparer = _Comparer(found, progress or Progress())
+    comparer = _Comparer(found, beneath.order((left, right)), progress or Progress())
     count, interrupt = threads or beneath.threads((left, right)), partial(beneath.interrupt, (left, right))
     Workers(tasks, comparer.worker, threads=count, cancel=cancel, interrupt=interrupt).run()
     return found.offset
@@ -98,8 +98,9 @@ def _tasks(
 
 
 class _Comparer:
-    def __init__(self, found: _Found, progress: Progress) -> None:
+    def __init__(self, found: _Found, order: Order, progress: Progress) -> None:
         self.found = found
+        self.order = order
         self.progress = progress
 
     def worker(self, workers: Workers[list[Pair]]) -> Callable[[list[Pair], int], None]:
@@ -108,9 +109,10 @@ class _Comparer:
         def work(task: list[Pair], turn: int) -> None:
             start, end = task[0][0].start, task[-1][0].end
             length = end - start
-            for a, b in task:
-                for extent, buffer in ((a, left), (b, right)):
-                    read_extent(extent, memoryview(buffer)[extent.start - start : extent.end - start])
+            with self.order.reading(turn, workers.check):
+                for a, b in task:
+                    for extent, buffer in ((a, left), (b, right)):
+                        read_extent(extent, memoryview(buffer)[extent.start - start : extent.end - start])
             # Only whole bytearrays compare at memory speed.
             same = left == right if length == _CHUNK else left[:length] == right[:length]
             if not same:

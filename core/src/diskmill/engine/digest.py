@@ -8,9 +8,11 @@ The disk is cut into blocks of *B* bytes (65536 unless told otherwise; the last 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ..contract.extents import Extent
@@ -30,11 +32,40 @@ BLOCK = 65536
 _RUN = 1 << 14
 """Digests of zero blocks that are fed at once."""
 
+Hash = Callable[[bytes | bytearray | memoryview], Any]
+"""Starts a hash with some bytes: what it gives has ``update``, ``digest`` and ``hexdigest``."""
 Sink = Callable[[int, int, bytes | None], None]
-"""Told, in order: the first block, how many, and the digest of each; None: they are zeros."""
+"""Told, in order: the first block, how many, and their digests, one after the other; None: they are zeros."""
 
 
-def hash_of(algorithm: str) -> Callable[[bytes | bytearray | memoryview], Any]:
+class Checks:
+    """CRC-32 and Adler-32 as a hash of 8 bytes: against damage, not forgery. With isal's they take a tenth of the
+    time of SHA-256, with zlib's about as long."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        library = _checksums()
+        self._crc, self._adler = library.crc32(data), library.adler32(data)
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        library = _checksums()
+        self._crc, self._adler = library.crc32(data, self._crc), library.adler32(data, self._adler)
+
+    def digest(self) -> bytes:
+        return int(self._crc << 32 | self._adler).to_bytes(8, "big")
+
+    def hexdigest(self) -> str:
+        return self.digest().hex()
+
+
+@cache
+def _checksums() -> Any:
+    try:
+        return importlib.import_module("isal.isal_zlib")
+    except ImportError:
+        return zlib
+
+
+def hash_of(algorithm: str) -> Hash:
     """What starts a hash called *algorithm*, as hashlib or OpenSSL name it (``sha512-256`` and ``blake2b512`` too).
 
     :raises UsageError: there is none.
@@ -61,32 +92,37 @@ class Digester:
     Out of order it holds no more than what is being read at once: a block's bytes until they are all there, and the
     digests of blocks before whose turn it is.
 
+    :param algorithm: its name, or the hash itself.
     :param sink: told of the digests of blocks as they come in order.
     """
 
-    def __init__(self, size: int, algorithm: str = "sha256", block: int = BLOCK, sink: Sink | None = None) -> None:
-        self._hash = hash_of(algorithm)
+    def __init__(
+        self, size: int, algorithm: str | Hash = "sha256", block: int = BLOCK, sink: Sink | None = None
+    ) -> None:
+        self._hash = hash_of(algorithm) if isinstance(algorithm, str) else algorithm
         self._size = size
         self._block = block
         self._sink = sink
         self._outer = self._hash(b"")
         self._zero: bytes = self._hash(bytes(block)).digest()
         self._at = 0  # the first block that was not fed yet
-        self._done: dict[int, tuple[int, bytes | None]] = {}  # first block → how many, their digest
+        self._done: dict[int, tuple[int, bytes | None]] = {}  # first block → how many, their digests
         self._parts: dict[int, tuple[bytearray, list[int]]] = {}  # block → its bytes, and how many are there
         self._lock = threading.Lock()
 
     def data(self, start: int, view: memoryview) -> None:
-        end, block = start + len(view), self._block
-        while start < end:
-            number, skip = divmod(start, block)
-            length = min(block - skip, end - start)
-            piece = view[len(view) - (end - start) :][:length]
-            if length == self._length(number):
-                self._finished(number, 1, self._hash(piece).digest())
+        new, block, length, at = self._hash, self._block, len(view), 0
+        while at < length:
+            number, skip = divmod(start + at, block)
+            upto = length if start + length == self._size else at + (length - at) // block * block
+            if not skip and upto > at:  # whole blocks, in one go; the disk's last one may be short
+                digests = b"".join([new(view[one : one + block]).digest() for one in range(at, upto, block)])
+                self._finished(number, -(-(upto - at) // block), digests)
+                at = upto
             else:
+                piece = view[at : at + min(block - skip, length - at)]
                 self._partly(number, skip, piece)
-            start += length
+                at += len(piece)
 
     def zeros(self, start: int, length: int) -> None:
         end, block = start + length, self._block
@@ -122,20 +158,20 @@ class Digester:
             del self._parts[number]
         self._finished(number, 1, self._hash(whole).digest())
 
-    def _finished(self, number: int, count: int, digest: bytes | None) -> None:
+    def _finished(self, number: int, count: int, digests: bytes | None) -> None:
         with self._lock:
-            self._done[number] = count, digest
+            self._done[number] = count, digests
             while self._at in self._done:
                 first = self._at
-                count, digest = self._done.pop(first)
+                count, digests = self._done.pop(first)
                 self._at += count
-                if digest is not None:
-                    self._outer.update(digest)
+                if digests is not None:
+                    self._outer.update(digests)
                 else:
                     for at in range(0, count, _RUN):
                         self._outer.update(self._zero * min(_RUN, count - at))
                 if self._sink is not None:
-                    self._sink(first, count, digest)
+                    self._sink(first, count, digests)
 
     @property
     def zero(self) -> bytes:
@@ -167,13 +203,15 @@ def scan(
 ) -> None:
     """Read *source*, one node or several one after the other, and show all of it to *watchers*.
 
-    :param offset: where to begin in each; watchers are told that.
-    :param length: how many bytes of each; None: all.
+    :param offset: where to begin, in all of them; watchers are told that.
+    :param length: how many bytes; None: all.
     :param granule: bytes; tasks end at multiples of it where they can.
     :raises CancelledError: *cancel* was set.
     """
     counter, pace = progress or Progress(), limit or RateLimit()
     plan = CopyPlan(zeroed=True)
+    sources = [source] if isinstance(source, Node) else source
+    order = beneath.order(sources)
     chunk = -(-CHUNK // granule) * granule
 
     def left_out(extent: Extent) -> None:
@@ -187,7 +225,8 @@ def scan(
         def work(task: Task, turn: int) -> None:
             pace.take(task.end - task.start)
             view = memoryview(buffers.for_guest(task.end - task.start))
-            read(task.extents, list(_runs(task.extents)), view, task.start, buffers, None)
+            with order.reading(turn, workers.check):
+                read(task.extents, list(_runs(task.extents)), view, task.start, buffers, None)
             for extent in task.extents:
                 for watcher in watchers:
                     watcher.data(extent.start, view[extent.start - task.start : extent.end - task.start])
@@ -195,7 +234,6 @@ def scan(
 
         return work
 
-    sources = [source] if isinstance(source, Node) else source
     tasks = tasks_of(joined(sources, offset, offset, length, plan), chunk, granule, 1, plan, left_out)
     count, interrupt = threads or beneath.threads(sources), partial(beneath.interrupt, sources)
     Workers(tasks, worker, threads=count, cancel=cancel, interrupt=interrupt).run()

@@ -11,6 +11,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
 from typing import Generic, TypeVar
@@ -75,6 +76,39 @@ _M_ARENA_MAX = -8
 
 class Stopped(Exception):
     """Raised inside workers when another one failed, or the caller cancelled."""
+
+
+class Order:
+    """Lets tasks be read about in the order in which they were taken, of what comes once and is kept for a while only.
+
+    :param ahead: no task is begun before all that were taken so many tasks earlier have been read.
+    """
+
+    def __init__(self, ahead: int) -> None:
+        self._ahead = ahead
+        self._first = 0
+        self._read = set[int]()
+        self._moved = threading.Condition()
+
+    @contextmanager
+    def reading(self, turn: int, check: Callable[[], None]) -> Iterator[None]:
+        """Read the task *turn* inside.
+
+        :param check: raises when it is time to leave.
+        """
+        with self._moved:
+            while turn >= self._first + self._ahead:
+                self._moved.wait(_LOOK)
+                check()
+        try:
+            yield
+        finally:
+            with self._moved:
+                self._read.add(turn)
+                while self._first in self._read:
+                    self._read.remove(self._first)
+                    self._first += 1
+                self._moved.notify_all()
 
 
 class Workers(Generic[Task]):

@@ -13,39 +13,52 @@ from typing import NamedTuple
 
 from ..contract.node import Node
 from ..errors import ImageError, UsageError
-from ..kit.structs import Record, Structure
+from ..kit.structs import Record, Structure, raw, u8, u32, u64
 from ..sizes import SECTOR
 
-GPT_HEADER = Structure(
-    "GPT header",
-    "<",
-    [
-        *(("Signature", "8s"), ("Revision", "I"), ("HeaderSize", "I"), ("HeaderCRC32", "I"), ("_Reserved", "4s")),
-        *(("MyLBA", "Q"), ("AlternateLBA", "Q"), ("FirstUsableLBA", "Q"), ("LastUsableLBA", "Q"), ("DiskGUID", "16s")),
-        *(("PartitionEntryLBA", "Q"), ("NumberOfPartitionEntries", "I"), ("SizeOfPartitionEntry", "I")),
-        ("PartitionEntryArrayCRC32", "I"),
-    ],
-)
-GPT_ENTRY = Structure(
-    "GPT partition entry",
-    "<",
-    [
-        *(("PartitionTypeGUID", "16s"), ("UniquePartitionGUID", "16s"), ("StartingLBA", "Q"), ("EndingLBA", "Q")),
-        *(("Attributes", "Q"), ("PartitionName", "72s")),
-    ],
-)
-MBR_RECORD = Structure(
-    "MBR partition record",
-    "<",
-    [
-        ("BootIndicator", "B"),
-        ("_StartingCHS", "3s"),
-        ("OSType", "B"),
-        ("_EndingCHS", "3s"),
-        ("start", "I"),
-        ("size", "I"),
-    ],
-)
+
+class GptHeader(Record):
+    Signature = raw(8)
+    Revision = u32
+    HeaderSize = u32
+    HeaderCRC32 = u32
+    _Reserved = raw(4)
+    MyLBA = u64
+    AlternateLBA = u64
+    FirstUsableLBA = u64
+    LastUsableLBA = u64
+    DiskGUID = raw(16)
+    PartitionEntryLBA = u64
+    NumberOfPartitionEntries = u32
+    SizeOfPartitionEntry = u32
+    PartitionEntryArrayCRC32 = u32
+
+
+GPT_HEADER = Structure("GPT header", "<", GptHeader)
+
+
+class GptEntry(Record):
+    PartitionTypeGUID = raw(16)
+    UniquePartitionGUID = raw(16)
+    StartingLBA = u64
+    EndingLBA = u64
+    Attributes = u64
+    PartitionName = raw(72)
+
+
+GPT_ENTRY = Structure("GPT partition entry", "<", GptEntry)
+
+
+class MbrRecord(Record):
+    BootIndicator = u8
+    _StartingCHS = raw(3)
+    OSType = u8
+    _EndingCHS = raw(3)
+    start = u32
+    size = u32
+
+
+MBR_RECORD = Structure("MBR partition record", "<", MbrRecord)
 _SECTORS = (SECTOR, 4096)
 """Sizes of sectors by which a GPT may count."""
 _RECORDS, _SIGNATURE, _DISK = 446, 510, 440
@@ -115,7 +128,7 @@ def partitions(disk: Node) -> Iterator[Partition]:
     yield from _mbr(disk, start)
 
 
-def _gpt_header(disk: Node, lba: int, sector: int) -> Record | None:
+def _gpt_header(disk: Node, lba: int, sector: int) -> GptHeader | None:
     """The sound header at *lba*; None: there is none."""
     if lba < 1:
         return None
@@ -135,7 +148,7 @@ def _gpt_header(disk: Node, lba: int, sector: int) -> Record | None:
     return header if zlib.crc32(table) == header.PartitionEntryArrayCRC32 else None
 
 
-def _gpt(disk: Node, header: Record, sector: int) -> Iterator[Partition]:
+def _gpt(disk: Node, header: GptHeader, sector: int) -> Iterator[Partition]:
     size = header.SizeOfPartitionEntry
     table = disk.read(header.PartitionEntryLBA * sector, header.NumberOfPartitionEntries * size)
     for index in range(header.NumberOfPartitionEntries):
@@ -147,7 +160,7 @@ def _gpt(disk: Node, header: Record, sector: int) -> Iterator[Partition]:
             yield Partition(index + 1, name, own, start, end - start)
 
 
-def _records(sector: bytes) -> list[Record]:
+def _records(sector: bytes) -> list[MbrRecord]:
     return [MBR_RECORD.unpack(sector, _RECORDS + index * MBR_RECORD.size) for index in range(4)]
 
 

@@ -45,6 +45,7 @@ class RawImage(FormatImage):
         super().__init__(driver, file, name=name, size=available if size is None else size, writable=writable)
         self.window = offset
         self.blank = file.blank
+        self.unsized = file.unsized and size is None
         self.fixed = offset > 0 or size is not None
         self.head = head
         """Looks at what is written to the file's first bytes, where the format was guessed."""

@@ -466,10 +466,7 @@ class BlockImage(FormatImage):
 
     def order_files(self) -> None:
         """What was written to its files before reaches the disk before what is written after; tables in memory stay."""
-        if isinstance(self.file, Storage):
-            self.file.barrier()
-        else:
-            self.file.flush()
+        self.file.barrier()
 
     # -- checking -----------------------------------------------------------------------------------------------
 

@@ -33,10 +33,10 @@ class Filter(Storage):
         self.writable = file.writable
         self.blank = file.blank
         self.charged = file.account
+        self.requests = file.requests
+        self.conflict = file.conflict
         if isinstance(file, Storage):
-            self.requests = file.requests
             self.place = file.place
-            self.conflict = file.conflict
         self.forward = file.forward
         self.one_pass = file.one_pass
         self.resizable = file.resizable
@@ -45,6 +45,11 @@ class Filter(Storage):
     def size(self) -> int:  # type: ignore[override]
         """The size of the node below, in bytes."""
         return self.file.size
+
+    @property
+    def unsized(self) -> bool:  # type: ignore[override]
+        """A filter that has a size of its own knows it."""
+        return self.file.unsized and self.size == self.file.size
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         for extent in walk(self.file, offset, length):
@@ -113,13 +118,10 @@ class Filter(Storage):
 
     @property
     def settled(self) -> bool:
-        return self.file.settled if isinstance(self.file, Storage) else True
+        return self.file.settled
 
     def remove(self) -> None:
-        if isinstance(self.file, Storage):
-            self.file.remove()
-        else:
-            super().remove()
+        self.file.remove()
 
     def interrupt(self) -> None:
         for child in self.children():

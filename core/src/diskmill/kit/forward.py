@@ -3,9 +3,9 @@ upload."""
 
 from __future__ import annotations
 
+import mmap
 import threading
 from abc import abstractmethod
-from collections import deque
 
 from ..contract.drivers import Driver
 from ..contract.node import Buffer, Image, Node, ReadBuffer, Requests, Storage
@@ -24,15 +24,28 @@ def needs_copy() -> str:
     return f"let a temporary copy be made ({said('Context(spool=…)', '--spool')}), or save it to a file first"
 
 
+NEAR = 4 * MiB
+"""The same where two threads take what comes in turn."""
+
+
+def _ring(length: int) -> memoryview:
+    """Memory that is taken as it is filled."""
+    return memoryview(mmap.mmap(-1, length))
+
+
 class ForwardStorage(Storage):
-    """Bytes that come once; ``size`` is the largest there is where it is not known. A driver answers :meth:`more`."""
+    """Bytes that come once. A driver answers :meth:`more`.
+
+    :param size: how many will come; None: nobody knows.
+    """
 
     forward = True
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str, size: int | None = None) -> None:
         self.driver = driver
         self.name = name
-        self.size = MAX_SIZE
+        self.size = MAX_SIZE if size is None else size
+        self.unsized = size is None
         self.position = 0
         """Where the next byte that comes belongs."""
         self.end: int | None = None
@@ -40,7 +53,8 @@ class ForwardStorage(Storage):
         self.drained = False
         """Whether only its end tells that all that was read is right."""
         self._head = bytearray()
-        self._window: deque[tuple[int, bytes]] = deque()
+        self._window = _ring(WINDOW)
+        self._passed = bytearray()
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -50,59 +64,113 @@ class ForwardStorage(Storage):
         :raises StorageError: they cannot be had.
         """
 
+    def more_into(self, view: memoryview) -> int:
+        """The next bytes, put into *view*, which has room for one at least: how many; 0 only at the end.
+
+        A driver that has no bytes of its own to give answers this too, and saves a copy.
+        """
+        data = self.more(len(view))
+        view[: len(data)] = data
+        return len(data)
+
     def read_some(self, offset: int, length: int) -> bytes:
         result = bytearray()
         with self._lock:
-            if offset < HEAD:
-                while len(self._head) < min(offset + length, HEAD) and self._next(HEAD - len(self._head)):
-                    pass
-                result += self._head[offset : offset + length]
-                offset, length = offset + len(result), length - len(result)
-            if length and offset < self.position:
-                result += self._kept(offset, min(length, self.position - offset))
-                length -= min(length, self.position - offset)
-                offset = self.position
-            while length and self.position < offset:  # skip
-                if not self._next(min(offset - self.position, MiB)):
-                    return bytes(result)
             while length:
-                data = self._next(min(length, MiB))
-                if not data:
+                part = bytearray(min(length, 4 * MiB))
+                count = self._fill(offset, memoryview(part))
+                result += memoryview(part)[:count]
+                if count < len(part):
                     break
-                result += data
-                length -= len(data)
+                offset, length = offset + count, length - count
         return bytes(result)
 
-    def _kept(self, offset: int, length: int) -> bytearray:
-        """What was read before, as far as it is kept.
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        view = memoryview(buffer).cast("B")
+        with self._lock:
+            count = self._fill(offset, view)
+        if count < len(view):
+            view[count:] = bytes(len(view) - count)
 
-        :raises StorageError: it is not.
+    def _fill(self, offset: int, view: memoryview) -> int:
+        """Put the bytes from *offset* on into *view*: how many there are of them."""
+        at, end = offset, offset + len(view)
+        if at < HEAD:
+            while len(self._head) < min(end, HEAD) and self._skip(HEAD - len(self._head)):
+                pass
+            part = memoryview(self._head)[at:end]
+            view[: len(part)] = part
+            at += len(part)
+            if len(self._head) < min(end, HEAD):
+                return len(part)
+        if at < min(end, self.position):
+            upto = min(end, self.position)
+            self._recall(at, view[at - offset : upto - offset])
+            at = upto
+        while at < end and self.position < at:
+            if not self._skip(at - self.position):
+                return at - offset
+        while at < end:
+            count = self._take(view[at - offset :])
+            if not count:
+                break
+            at += count
+        return at - offset
+
+    def _take(self, view: memoryview) -> int:
+        """Let the next bytes come into *view*, and keep them for a while: how many they are; 0: there are no more."""
+        count = 0 if self.end is not None else self.more_into(view)
+        if not count:
+            self.end = self.position
+            return 0
+        view = view[:count]
+        if len(self._head) < HEAD:
+            self._head += view[: HEAD - len(self._head)]
+        self._remember(self.position, view)
+        self.position += count
+        return count
+
+    def _remember(self, offset: int, view: memoryview) -> None:
+        """Keep *view*, the bytes from *offset* on, behind which nothing is kept yet."""
+        window = self._window
+        length = min(len(view), len(window))
+        offset, view = offset + len(view) - length, view[len(view) - length :]
+        at = offset % len(window)
+        first = min(length, len(window) - at)
+        window[at : at + first] = view[:first]
+        window[: length - first] = view[first:]
+
+    def _skip(self, length: int) -> int:
+        """Let the next bytes come, up to *length* and a MiB, for nobody yet."""
+        if not self._passed:
+            self._passed = bytearray(MiB)
+        return self._take(memoryview(self._passed)[:length])
+
+    def _recall(self, offset: int, view: memoryview) -> None:
+        """Put what was read before into *view*.
+
+        :raises StorageError: it is not kept any more.
         """
-        if not self._window or offset < self._window[0][0]:
+        window = self._window
+        if offset < self.position - len(window):
             raise StorageError(
                 f"{self.one_pass} cannot be read backwards: {needs_copy()}",
                 file=self.name,
                 place=f"read at offset {offset}",
             )
-        result = bytearray()
-        for start, data in self._window:
-            low, high = max(offset - start, 0), min(offset + length - start, len(data))
-            if low < high:
-                result += memoryview(data)[low:high]
-        return result
+        at = offset % len(window)
+        first = min(len(view), len(window) - at)
+        view[:first] = window[at : at + first]
+        view[first:] = window[: len(view) - first]
 
-    def _next(self, length: int) -> bytes:
-        data = b"" if self.end is not None else self.more(length)
-        if not data:
-            self.end = self.position
-            return data
-        if len(self._head) < HEAD:
-            self._head += data[: HEAD - len(self._head)]
-        self._window.append((self.position, data))
-        self.position += len(data)
-        while self._window[0][0] + len(self._window[0][1]) < self.position - WINDOW:
-            self._window.popleft()
-        return data
+    def keep(self, length: int) -> None:
+        """Keep but the last *length* bytes from now on: who reads in order needs no more, and a small ring stays in the
+        processor's cache."""
+        with self._lock:
+            kept = bytearray(min(self.position, length, len(self._window)))
+            self._recall(self.position - len(kept), memoryview(kept))
+            self._window = _ring(length)
+            self._remember(self.position - len(kept), memoryview(kept))
 
     def drain(self) -> None:
         """Read what is left and let it go. A driver whose bytes can be checked only at their end asks for that by
@@ -111,14 +179,8 @@ class ForwardStorage(Storage):
         :raises DiskmillError: what came was damaged, all of it included that was read before.
         """
         with self._lock:
-            while self._next(MiB):
+            while self._skip(MiB):
                 pass
-
-    def read_into(self, offset: int, buffer: Buffer) -> None:
-        view = memoryview(buffer)
-        data = self.read_some(offset, len(view))
-        view[: len(data)] = data
-        view[len(data) :] = bytes(len(view) - len(data))
 
 
 def drain(image: Image) -> None:

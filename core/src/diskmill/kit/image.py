@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from ..contract.node import Buffer, Image, ReadBuffer
 from ..engine import access
+from ..engine.access import read_extents
 from ..engine.walk import walk
 
-__all__ = ["FormatImage", "walk"]
+__all__ = ["FormatImage", "read_extents", "walk"]
 
 
 class FormatImage(Image):

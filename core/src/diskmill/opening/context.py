@@ -19,6 +19,37 @@ OVERWRITES = ("replace", "in-place", "refuse")
 """See :class:`Context`."""
 
 
+class Habits:
+    """What callers take for granted of every image. A program that stands in for another one has its habits."""
+
+    archives_are_bytes: bool = False
+    """An archive, or a compressed file, is a raw disk, whatever is inside."""
+    anything_is_a_disk: bool = False
+    """What looks like no disk is copied and written as one all the same."""
+    all_extents_are_there: bool = False
+    """An image whose extents are missing is an error also where only metadata is asked."""
+    devices_are_there: bool = False
+    """``host_device`` names a block device that is there, and no file."""
+    dash_is_a_file: bool = False
+    """``-`` is the name of a file, and not standard input or output."""
+    digests_are_a_file: bool = False
+    """``digests:…`` is a name like any other, and no disk that is known by its digests."""
+    incompressible_is_plain: bool = False
+    """Where a subformat has nothing compressed, data is stored as it is, with a warning."""
+
+    @property
+    def idle_options(self) -> Sequence[Option]:
+        """Options to create images that are taken without effect by formats that do not have them."""
+        return ()
+
+    def tell_guess(self, name: str, warn: Callable[[str], None]) -> None:
+        """Tell that the image *name*, which is opened for writing, was guessed to be raw."""
+        warn(
+            f"'{name}': that it is raw was guessed: its first bytes can only be written as long as it looks raw "
+            f"({said_raw()} says that it is)"
+        )
+
+
 @record
 class SharedObject:
     """What the user defined for nodes to name, other than a secret (``--object throttle-group,id=…``).
@@ -45,13 +76,9 @@ class Context:
         replaced when the output is whole, written into, or left alone and the output refused.
     :param share: open images that another process writes (``-U``); what is read may be inconsistent.
     :param warn: takes a warning, one line.
-    :param guessed: takes the name of an image that is opened for writing, and whose format was guessed to be raw; None:
-        a warning tells it.
-    :param idle_options: options to create images that are taken without effect by formats that do not have them.
+    :param habits: what callers take for granted.
     :param budget: what all that is opened with it may cost: ``Budget(Limits(memory=…))`` for other limits than the
         default ones. A copy of a context shares it.
-    :param as_qemu_img: callers expect what qemu-img does: what looks like no disk is copied all the same, and an image
-        whose extents are missing is an error also where only metadata is asked.
     :param spool: the folder for temporary copies of what only comes or goes once, in order (a pipe, a server without
         ranges), where a format needs more; empty: the system's; None: no such copies are made.
     :param ask: asks a person for a passphrase, with the prompt that it is given; None: there is nobody to ask.
@@ -65,9 +92,7 @@ class Context:
     overwrite: str = "replace"
     registry: Registry = field(default_factory=default_registry)
     warn: Callable[[str], None] = lambda text: None
-    guessed: Callable[[str], None] | None = None
-    idle_options: Sequence[Option] = ()
-    as_qemu_img: bool = False
+    habits: Habits = field(default_factory=Habits)
     ask: Callable[[str], bytes] | None = None
     spool: str | None = None
     budget: Budget = field(default_factory=Budget, repr=False)
@@ -84,13 +109,7 @@ class Context:
 
     def warn_of_guess(self, name: str) -> None:
         """Tell that *name*, which is opened for writing, was guessed to be raw."""
-        if self.guessed is not None:
-            self.guessed(name)
-            return
-        self.warn(
-            f"'{name}': that it is raw was guessed: its first bytes can only be written as long as it looks raw "
-            f"({said_raw()} says that it is)"
-        )
+        self.habits.tell_guess(name, self.warn)
 
     def properties(self, key: str) -> dict[str, Any] | None:
         """The properties of the object with id *key*, its type as ``qom-type``; None: there is none."""

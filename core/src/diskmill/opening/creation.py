@@ -52,7 +52,7 @@ def create_image(
     if backing is not None and "backing" not in driver.capabilities:
         raise UnsupportedError(f"format '{format}' does not support backing files", file=name)
     place = new_place(name, registry)
-    own, below = split_options(driver, place.driver, options, context.idle_options)
+    own, below = split_options(driver, place.driver, options, context.habits.idle_options)
     read, taken = frozenset(inputs), set[object]()
     made: list[Storage] = []
 
@@ -100,7 +100,7 @@ def create_image(
 
             made.append(storage := Spool(storage, context.spool, writable=True))
         for device in (format, new_file(name).get("driver")):
-            if device in DEVICES and context.as_qemu_img and not storage.in_place:
+            if device in DEVICES and context.habits.devices_are_there and not storage.in_place:
                 error = StorageError("No such file or directory", file=place.display())  # nobody makes devices
                 error.opening = place.display()
                 raise error
@@ -143,9 +143,8 @@ def new_storage(
     protocol = place.driver
     if "create" not in protocol.capabilities:
         raise UnsupportedError(f"protocol '{protocol.name}' cannot create files", file=place.display())
-    if unfinished and "unfinished" not in protocol.capabilities:
-        text = f"what protocol '{protocol.name}' was left with unfinished cannot be gone on with"
-        raise UnsupportedError(text, file=place.display())
+    if unfinished:
+        expect_unfinished(place)
     request = CreateRequest(
         name=place.display(),
         context=context,
@@ -160,6 +159,16 @@ def new_storage(
     if storage.place is None:
         storage.place = place
     return storage
+
+
+def expect_unfinished(place: Place) -> None:
+    """See that a new file at *place* that was left unfinished could be gone on with.
+
+    :raises UnsupportedError: it could not.
+    """
+    if "unfinished" not in place.driver.capabilities:
+        text = f"what protocol '{place.driver.name}' was left with unfinished cannot be gone on with"
+        raise UnsupportedError(text, file=place.display())
 
 
 def split_options(

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..contract.drivers import FilterDriver
 from ..contract.place import Place
-from ..errors import DiskmillError, RefusedError, StorageError, UsageError, said
-from .names import CHILDREN, DEVICES, new_file
+from ..errors import DiskmillError, ImageError, RefusedError, StorageError, UsageError, said
+from .names import DEVICES, new_file
 from .places import place_of
 from .registry import Registry
+from .spec import node_spec
 
 OPTION = "--trust"
 _SHOWN = 200
@@ -65,13 +66,21 @@ class Trust:
         return self.folders is None
 
     def admit(
-        self, spec: Mapping[str, Any], *, image: str, reference: str, home: Place | None, registry: Registry
+        self,
+        spec: Mapping[str, Any],
+        *,
+        image: str,
+        reference: str,
+        home: Place | None,
+        registry: Registry,
+        format: str | None = None,
     ) -> dict[str, Any]:
         """*spec*, the parsed *reference* of the file *image*, with its places resolved, if it may be opened.
 
         Nothing is opened to find out.
 
         :param home: the folder of the image that the user named, resolved.
+        :param format: the driver that will open it where *spec* names none.
         :raises RefusedError: the policy forbids it; the message names the reference and the option.
         """
         if self.folders is None:
@@ -79,28 +88,36 @@ class Trust:
         if self._places is None:  # resolved once: what their names lead to may change
             self._places = tuple(place_of(new_file(name), registry).resolved() for name in self.folders)
         try:
-            return self._admitted(spec, home if self.own else None, registry)
+            return self._admitted(spec, home if self.own else None, registry, format)
+        except UsageError as error:
+            raise ImageError(f"refers to '{reference[:_SHOWN]}': {error.cause}", file=image) from None
         except _Objection as why:
             shown = reference if len(reference) <= _SHOWN else reference[:_SHOWN] + "…"
             raise RefusedError(
                 f"refers to '{shown}', which was not opened: {why} (allow it with {said('trust', OPTION)})", file=image
             ) from None
 
-    def _admitted(self, spec: Mapping[str, Any], own: Place | None, registry: Registry) -> dict[str, Any]:
+    def _admitted(
+        self, spec: Mapping[str, Any], own: Place | None, registry: Registry, format: str | None = None
+    ) -> dict[str, Any]:
         """*spec*, with its places as they were judged: they are resolved once, and opened as such.
 
+        :param format: the driver that will open it where *spec* names none.
         :raises _Objection: something speaks against opening a node of it.
+        :raises UsageError: it contradicts itself.
         """
-        result = dict(spec)
         name = spec.get("driver")
         if isinstance(name, str) and registry.has(FilterDriver.group, name):
             raise _Objection(f"filter '{name[:_SHOWN]}' is not trusted")  # who knows what else it opens
-        if _is_opened(spec):
+        node = node_spec(spec, registry, default=format)
+        if any(isinstance(child, str) for child in node.children.values()):
+            raise _Objection("a node is named without its protocol")
+        result = dict(node.options) if node.driver is None else {"driver": node.driver, **node.options}
+        if not isinstance(node.children.get("file"), Mapping):  # it stands on no node: it is one that is opened
             place = self._judged(spec, own, registry)
             result.update(place=place, filename=place.display())
-        for key, value in spec.items():
-            if isinstance(value, Mapping):
-                result[key] = self._admitted(value, own, registry)
+        for role, child in node.children.items():
+            result[role] = self._admitted(child, own, registry) if isinstance(child, Mapping) else child
         return result
 
     def _judged(self, leaf: Mapping[str, Any], own: Place | None, registry: Registry) -> Place:
@@ -108,8 +125,6 @@ class Trust:
 
         :raises _Objection: it may not be.
         """
-        if any(isinstance(leaf.get(role), str) for role in CHILDREN):
-            raise _Objection("a node is named without its protocol")
         protocols = {place.driver.name for place in self._places or ()} | ({own.driver.name} if own else set())
         driver = str(leaf.get("driver", "file"))
         try:
@@ -150,8 +165,3 @@ ANYTHING = Trust(None)
 
 class _Objection(Exception):
     """Why a file is not opened."""
-
-
-def _is_opened(spec: Mapping[str, Any]) -> bool:
-    """Whether something is opened for the node *spec* by itself: for all but those that stand on a ``file`` node."""
-    return not isinstance(spec.get("file"), Mapping) or any(isinstance(spec.get(role), str) for role in CHILDREN)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..contract import calls
@@ -32,9 +32,10 @@ from ..errors import (
 from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
-from .names import Spec, child_options, children_of, display, flatten, parse_name, parse_options, relative_to
+from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .places import expect_device, place_under, protocol_of, storage_of
 from .runtime import split_runtime, without_runtime
+from .spec import NodeSpec, node_spec
 
 if TYPE_CHECKING:
     from .siblings import Siblings
@@ -172,8 +173,8 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
     """
     data = node.read(0, min(PROBE_BYTES, node.size))
     driver = context.registry.probe(data, node.name)
-    if driver is not None and "archive" in driver.capabilities and context.as_qemu_img:
-        driver = context.registry.format("raw")  # to qemu-img an archive is bytes like any others
+    if driver is not None and "archive" in driver.capabilities and context.habits.archives_are_bytes:
+        driver = context.registry.format("raw")
     if driver is None or driver.name == "raw":
         looks = recognise(data, node.name)
         if looks is not None and looks != "raw" and not context.registry.has(FormatDriver.group, looks):
@@ -183,7 +184,7 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
             context.warn(f"'{node.name}' looks like {looks}, but it is read as raw: {why}")
         other = no_disk(data, node.name)
         if other is not None:
-            if (writable or copied) and not context.as_qemu_img:
+            if (writable or copied) and not context.habits.anything_is_a_disk:
                 text = f"it is {other}, and no disk ({said_raw()} takes its bytes as they are)"
                 raise DriverError(text, file=node.name)
             context.warn(f"'{node.name}' is {other}, and no disk: its bytes are taken as they are")
@@ -218,10 +219,10 @@ class _Wish(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """An image whose references are still to be opened: what the user gave for it, and how it was opened."""
+    """An image whose references are still to be opened: the nodes below that were given, and how it was opened."""
 
     image: Image
-    spec: Spec
+    children: Spec
     wish: _Wish
 
 
@@ -278,17 +279,14 @@ class _Opener:
     def image(self, spec: Spec, wish: _Wish) -> Image:
         """The image, opened; what it refers to is a job for later."""
         name, registry = spec.get("driver"), self.registry
-        if name is not None and not isinstance(name, str):
-            raise UsageError("the option 'driver' takes a name")
-        bare = name is not None and "file" not in spec and registry.has(ProtocolDriver.group, name)
-        if bare or name is not None and registry.has(FilterDriver.group, name):
+        bare = isinstance(name, str) and "file" not in spec and registry.has(ProtocolDriver.group, name)
+        if bare or isinstance(name, str) and registry.has(FilterDriver.group, name):
             spec = {"driver": "raw", "file": spec}  # a protocol or a filter without a format: its bytes as they are
-            name = "raw"
-        options = _own_options(spec, FormatDriver.children)
+        name, options, children = node_spec(spec, registry)
         runtime, options = split_runtime(options)
         wish = wish._replace(context=runtime.context(wish.context))
-        if spec.get("file") is not None:
-            child = child_options(spec["file"])
+        if children.get("file") is not None:
+            child = child_options(children["file"])
         elif "filename" in options:
             child = {"driver": "file"}
             child.update({key: options.pop(key) for key in ("filename", "follow") if key in options})
@@ -303,7 +301,7 @@ class _Opener:
         if (
             self.unsized
             and not wish.depth
-            and not wish.context.as_qemu_img
+            and not wish.context.habits.archives_are_bytes
             and name != "raw"
             and isinstance(file, Storage)
         ):
@@ -314,22 +312,23 @@ class _Opener:
             expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:
                 self.home = place.folder()
-            image = self.opened(spec, name, options, file, wish)
+            image = self.opened(NodeSpec(name, options, children), file, wish)
             image.discards, image.detect_zeroes = runtime.discards, runtime.detect_zeroes
         except BaseException:
             file.abandon()
             raise
         try:
-            if isinstance(file, Storage) and file.conflict is not None and image.window is None:
+            if file.conflict is not None and image.window is None:
                 raise file.conflict
         except BaseException:
             image.abandon()
             raise
-        self.jobs.append(_Job(image, spec, wish))
+        self.jobs.append(_Job(image, children, wish))
         return image
 
-    def opened(self, spec: Spec, name: str | None, options: Spec, file: Node, wish: _Wish) -> Image:
-        """The image in *file*, by the driver called *name*, or by the one that knows it."""
+    def opened(self, spec: NodeSpec, file: Node, wish: _Wish) -> Image:
+        """The image in *file*, by the driver that *spec* names, or by the one that knows it."""
+        name, options, children = spec
         context, writable = wish.context, wish.writable
         if name is not None:
             driver = self.registry.format(name)
@@ -346,7 +345,7 @@ class _Opener:
             shallow=self.shallow,
             repair="" if wish.depth else self.repair,
             guessed=name is None or (wish.told and not context.trust.anything),
-            child=lambda role: self.given(spec, role, wish),
+            child=lambda role: self.given(children, role, wish),
             siblings=self.siblings(file, context) if writable else None,
         )
         if writable and "write" not in driver.capabilities:
@@ -356,13 +355,13 @@ class _Opener:
 
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        unknown = file.unsized and "size" not in options
-        if unknown and driver.name == "raw" and (wish.depth or not self.unsized):
+        image = calls.open_image(self.registry, driver, request)
+        if image.unsized and (wish.depth or not self.unsized or image.window != 0 or any(file.children())):
             from ..kit.forward import needs_copy
 
             text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
-        return calls.open_image(self.registry, driver, request)
+        return image
 
     @staticmethod
     def unwrapped(file: Storage) -> Storage:
@@ -400,9 +399,10 @@ class _Opener:
 
         return Siblings(file, context, rehearse=self.rehearse)
 
-    def given(self, spec: Spec, role: str, wish: _Wish) -> Node | None:
-        """The node below that the user gave for *role*, opened without a format."""
-        target = spec.get(role)
+    def given(self, children: Spec, role: str, wish: _Wish) -> Node | None:
+        """The node below that the user gave for *role*, opened without a format. Its driver took it: it is not there
+        to be attached."""
+        target = children.pop(role, None)
         if target is None:
             return None
         target = child_options(target)
@@ -425,7 +425,9 @@ class _Opener:
         self.files += 1
         if self.files > self.limits.files:
             raise LimitError(f"more than {self.limits.files} files are needed to open it (--limits files=… raises it)")
-        runtime, options = split_runtime(_own_options(spec, ("place",)))
+        runtime, options = split_runtime(
+            flatten({key: value for key, value in spec.items() if key not in ("driver", "place")})
+        )
         place = spec.get("place")
         if not isinstance(place, Place):
             place = driver.place(options)
@@ -461,11 +463,11 @@ class _Opener:
         typed = spec.get("filename")
         if isinstance(typed, str):
             spec = {key: value for key, value in spec.items() if key != "filename"} | dict(driver.named(typed))
-        below, own = children_of(spec, driver.children)
+        _, own, below = node_spec(spec, self.registry)
         for role in driver.children:
             if not role.endswith(".*") and below.get(role) is None:
                 raise UsageError(f"filter '{driver.name}' needs the option '{role}': a node that it stands on")
-        runtime, options = split_runtime(_own_options(own, ()))
+        runtime, options = split_runtime(own)
         context = runtime.context(wish.context)
         runtime.allow(wish.writable, driver.name)
         checked = validate(driver.options, options, when="open", driver=driver.name)
@@ -494,27 +496,27 @@ class _Opener:
 
     def attach(self, job: _Job) -> None:
         """Open what an image refers to: what the user gave instead comes first."""
-        image, spec = job.image, job.spec
+        image, children = job.image, job.children
         wish = job.wish._replace(above=self.standing_on(image, job.wish.above))
         if self.shallow:
             self.attach_extents(image, wish)
             return
         references = list(image.references)
         roles = {reference.role for reference in references}
-        for role in ("backing", "data-file"):
-            if spec.get(role) is not None and role not in roles:
+        for role, given in children.items():
+            if role != "file" and given is not None and role not in roles:
                 references.append(Reference(role, ""))
         first = len(self.jobs)
         files: dict[str, Node] = {}
         for reference in references:
             if reference.role == "backing" and not self.backing:
                 continue
-            if reference.role not in spec:
+            if reference.role not in children:
                 known = len(image.references)
                 self.attach_named(image, reference, wish._replace(told=reference.role == "backing"), files)
                 references += image.references[known:]  # what it took may name more
                 continue
-            given = spec[reference.role]
+            given = children[reference.role]
             if given is not None:
                 target = parse_name(given) if isinstance(given, str) else child_options(given)
                 self.attached(image, reference, self.referred(image, reference, target, wish._replace(told=False)))
@@ -565,7 +567,7 @@ class _Opener:
             except LimitError:
                 raise
             except DiskmillError as error:
-                if wish.context.as_qemu_img:
+                if wish.context.habits.all_extents_are_there:
                     raise
                 wish.context.warn(str(error))
 
@@ -583,7 +585,12 @@ class _Opener:
         except DiskmillError as error:
             raise ImageError(f"{reference.role} file: {error.cause}", file=image.name) from None
         return wish.context.trust.admit(
-            target, image=image.name, reference=reference.name, home=self.home, registry=self.registry
+            target,
+            image=image.name,
+            reference=reference.name,
+            home=self.home,
+            registry=self.registry,
+            format=None if reference.storage else reference.format,
         )
 
     def referred(self, image: Image, reference: Reference, target: Spec, wish: _Wish) -> Node | None:
@@ -618,11 +625,6 @@ class _Opener:
             node.abandon()
             raise ImageError(f"the {reference.role} file is the image itself", file=image.name)
         return node
-
-
-def _own_options(spec: Spec, others: Sequence[str]) -> Spec:
-    """The options of a node itself, flat: without its driver and without *others*, which name the nodes below."""
-    return flatten({key: value for key, value in spec.items() if key != "driver" and key not in others})
 
 
 def _stands_on(above: _Above | None, identity: object) -> bool:

@@ -29,6 +29,7 @@ PACKAGES = {
     "sparseimage": "diskmill-sparseimage",
     "vma": "diskmill-vma",
     "ova": "diskmill-ova",
+    "nfs": "diskmill-nfs",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
     **dict.fromkeys(

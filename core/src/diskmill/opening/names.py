@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from ..contract.drivers import FormatDriver
 from ..contract.node import Image
 from ..contract.options import HelpAsked, split
 from ..errors import UsageError
@@ -146,6 +147,9 @@ def _constant(name: str) -> Any:
 def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
     """*pairs* with dotted names as nested mappings: ``file.filename=x`` is ``{"file": {"filename": "x"}}``.
 
+    Children are what all formats have; the options of what else a driver stands on stay flat (``raw.filename``) until
+    the driver is known, and :func:`~diskmill.opening.spec.node_spec` gathers them.
+
     :raises UsageError: options contradict each other, or are nested more than 32 deep.
     """
     result: Spec = {}
@@ -158,7 +162,7 @@ def nest(pairs: Iterable[tuple[str, Any]], *, depth: int = 0) -> Spec:
             level = level.setdefault(part, {})
             if not isinstance(level, dict):
                 raise UsageError(f"option '{name}' and option '{part}' contradict each other")
-        if isinstance(value, list) or isinstance(value, Mapping) and value and last not in CHILDREN:
+        if isinstance(value, list) or isinstance(value, Mapping) and value and last not in FormatDriver.children:
             flat = flatten({last: value})
             if any(key.count(".") > _DOTS for key in flat):
                 raise UsageError(f"option '{name[:80]}' is nested too deeply")
@@ -177,7 +181,7 @@ def _path(name: str) -> tuple[list[str], str]:
     """The children that the dotted *name* leads through, and the option that it names there, which may have dots."""
     path = []
     head, dot, rest = name.partition(".")
-    while dot and head in CHILDREN:
+    while dot and head in FormatDriver.children:
         path.append(head)
         name = rest
         head, dot, rest = name.partition(".")
@@ -189,80 +193,6 @@ DEVICES = ("host_device", "host_cdrom")
 
 _DOTS = 64
 """Dots that the name of an option may have: what filters stand on is no deeper, either."""
-
-CHILDREN = ("file", "backing", "data-file", "header", "image")
-"""Option names whose value is another node, whatever the driver. What else a filter stands on, it declares itself: its
-options stay flat (``raw.filename``) until the driver is known, and :func:`children_of` gathers them."""
-
-
-def children_of(spec: Mapping[str, Any], declared: Sequence[str]) -> tuple[dict[str, Any], Spec]:
-    """The nodes below that *spec* gives, by role, and its other options.
-
-    :param declared: what the driver declares: option names, or ``NAME.*`` for a list, whose roles are ``NAME.0`` and so
-        on, in the order of the numbers.
-    :raises UsageError: options contradict each other, or a list's number is none.
-    """
-    given: dict[str, Any] = {}
-    rest: Spec = {}
-    parts: dict[str, list[tuple[str, Any]]] = {}
-    for key, value in _flatten_lists(spec):
-        role, inside = _role(key, declared)
-        if role is None:
-            rest[key] = value
-        elif not inside:
-            given[role] = value
-        else:
-            parts.setdefault(role, []).append((inside, value))
-    for role, pairs in parts.items():
-        if role in given and not isinstance(given[role], Mapping):
-            raise UsageError(f"option '{role}' and option '{role}.{pairs[0][0]}' contradict each other")
-        given[role] = {**given.get(role, {}), **nest(pairs)}
-    return {role: given[role] for role in sorted(given, key=lambda role: _rank(role, declared))}, rest
-
-
-def gathered(spec: Mapping[str, Any], declared: Sequence[str]) -> Spec:
-    """*spec* of a driver with the children *declared*, with those nested, in lists where they stand in one, and other
-    options flat: as QEMU shows it."""
-    below, rest = children_of(spec, declared)
-    result = flatten(rest)
-    for role, value in below.items():
-        name, _, number = role.rpartition(".")
-        if number.isdecimal():
-            result.setdefault(name, []).append(value)
-        else:
-            result[role] = value
-    return result
-
-
-def _flatten_lists(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The options of *spec*, those of a list under numbered names: ``children.0``."""
-    for key, value in spec.items():
-        if isinstance(value, list):
-            yield from _flatten_lists({f"{key}.{number}": one for number, one in enumerate(value)})
-        else:
-            yield key, value
-
-
-def _role(key: str, declared: Sequence[str]) -> tuple[str | None, str]:
-    """The child of those *declared* that the option *key* belongs to, and its name there; None: to no child."""
-    for name in declared:
-        if name.endswith(".*"):
-            head, _, rest = key.removeprefix(name[:-1]).partition(".")
-            if key.startswith(name[:-1]):
-                if not head.isdecimal() or len(head) > 4:
-                    raise UsageError(f"option '{key[:80]}': the nodes of a list are numbered: {name[:-1]}0 and so on")
-                return f"{name[:-1]}{int(head)}", rest
-        elif key == name or key.startswith(f"{name}."):
-            return name, key[len(name) + 1 :]
-    return None, ""
-
-
-def _rank(role: str, declared: Sequence[str]) -> tuple[int, int]:
-    """Where *role* stands among all children: as declared, those of a list by number."""
-    if role in declared:
-        return declared.index(role), 0
-    name, _, number = role.rpartition(".")
-    return declared.index(f"{name}.*"), int(number)
 
 
 def child_options(value: object) -> Spec:
@@ -322,12 +252,12 @@ def _typed(spec: Mapping[str, Any]) -> Spec:
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> Spec:
     """*options* without nesting, as drivers declare them: ``{"encrypt": {"format": x}}`` is ``encrypt.format=x``, and
-    ``{"server": [x]}`` is ``server.0=x``."""
+    ``{"server": [x]}`` is ``server.0=x``. What is empty stays, for who checks the options."""
     result: Spec = {}
     for key, value in options.items():
         if isinstance(value, list):
             value = {str(number): one for number, one in enumerate(value)}
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             result.update(flatten(value, f"{prefix}{key}."))
         else:
             result[prefix + key] = value

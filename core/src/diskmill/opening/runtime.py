@@ -16,9 +16,9 @@ from ..contract.options import Option, validate
 from ..errors import UsageError
 from ..records import record, replace
 from .context import Context
-from .names import gathered
 from .places import place_of
 from .registry import Registry
+from .spec import gathered
 
 OPTIONS = (
     Option("cache.direct", "bool", "go around the page cache", when=("open",)),

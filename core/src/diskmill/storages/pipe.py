@@ -6,6 +6,7 @@ Only formats that can be read or written from their first byte to their last mak
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import warnings
@@ -14,11 +15,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..contract.drivers import ProtocolDriver, hookimpl
-from ..contract.node import ReadBuffer
+from ..contract.node import ReadBuffer, Storage
 from ..contract.options import Option
 from ..contract.place import NamedPlace
 from ..errors import StorageError, UnsupportedError
 from ..kit.forward import ForwardOutput, ForwardStorage
+from ..sizes import MiB
+from .file.locks import lock
+from .file.storage import FileStorage
 
 if TYPE_CHECKING:
     from ..contract.requests import CreateRequest, OpenRequest
@@ -32,18 +36,23 @@ class PipePlace(NamedPlace):
 
 
 class PipeStorage(ForwardStorage):
-    """Bytes that come once. ``size`` is not known unless a file stands behind; then it is the largest there is."""
+    """Bytes that come once, as many as nobody knows unless a file stands behind."""
 
     def __init__(self, driver: ProtocolDriver, name: str, fd: int) -> None:
-        super().__init__(driver, name)
-        self._fd = fd
         found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode):  # a shell's "< file"
-            self.size = max(found.st_size - os.lseek(fd, 0, os.SEEK_CUR), 0)
+        is_file = stat.S_ISREG(found.st_mode)  # a shell's "< file"
+        super().__init__(driver, name, max(found.st_size - os.lseek(fd, 0, os.SEEK_CUR), 0) if is_file else None)
+        self._fd = fd
+        with suppress(OSError):  # a user has so much for pipes, and no more; other kinds of files have none
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MiB)
 
     def more(self, length: int) -> bytes:
+        buffer = bytearray(length)
+        return bytes(buffer[: self.more_into(memoryview(buffer))])
+
+    def more_into(self, view: memoryview) -> int:
         try:
-            return os.read(self._fd, length)
+            return os.readv(self._fd, (view,))
         except OSError as error:
             raise StorageError.from_os(error, self.name, f"read at offset {self.position}") from None
 
@@ -78,6 +87,8 @@ class PipeOutput(ForwardOutput):
         super().__init__(driver, name)
         self._fd = fd
         self._settled = False
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MiB)
 
     def append(self, data: ReadBuffer) -> None:
         view = memoryview(data).cast("B")
@@ -119,8 +130,8 @@ class PipeDriver(ProtocolDriver):
         return PipePlace(self, str(options.get("filename", self.name)))
 
     @hookimpl
-    def open(self, request: OpenRequest) -> PipeStorage:
-        """Standard input, or a FIFO, which is waited for."""
+    def open(self, request: OpenRequest) -> Storage:
+        """Standard input, or a FIFO, which is waited for. A file that a shell opened for it is one to read at will."""
         where = request.name.removeprefix("pipe:")
         if request.writable:
             raise UnsupportedError("a pipe can only be read", file=request.name)
@@ -128,6 +139,14 @@ class PipeDriver(ProtocolDriver):
             fd = os.dup(0) if where == "-" else os.open(where, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise StorageError.from_os(error, request.name) from None
+        if stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0:
+            try:
+                # Not held: the locks would be whose file it is, and outlive this.
+                lock(fd, request.name, writable=False, share=request.context.share, hold=False)
+                return FileStorage(self, request.name, fd, writable=False, cache=request.context.cache)
+            except BaseException:
+                os.close(fd)
+                raise
         return PipeStorage(self, request.name, fd)
 
     @hookimpl

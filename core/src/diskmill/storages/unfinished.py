@@ -204,6 +204,9 @@ class Unfinished(Storage):
     def forget(self) -> None:
         self.base.forget()
 
+    def write_behind(self) -> None:
+        self.base.write_behind()
+
     @property
     def replaces(self) -> bool:
         return self.base.replaces

@@ -18,7 +18,7 @@ from diskmill.contract.threads import Retired
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit import tables
 from diskmill.kit.image import FormatImage
-from diskmill.kit.structs import Record, Structure
+from diskmill.kit.structs import Record, Structure, raw, u32, u64
 from diskmill.sizes import SECTOR
 
 from . import MAGIC
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from diskmill.contract.drivers import Driver
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
 
-HEADER = Structure(
-    "header",
-    "<",
-    [("magic", "8s"), ("version", "I"), ("block_bits", "I"), ("size", "Q"), ("table", "I"), ("_reserved", "4s")],
-)
+
+class Header(Record):
+    magic = raw(8)
+    version = u32
+    block_bits = u32
+    size = u64
+    table = u32
+    _reserved = raw(4)
+
+
+HEADER = Structure("header", "<", Header)
 ENTRY = 4
 """Bytes in a table entry."""
 MAX_BLOCKS = 1 << 22
@@ -47,7 +53,7 @@ def blocks(count: int, block: int) -> int:
 class BlkImage(FormatImage):
     """An open ``blk`` image, with its whole table in memory."""
 
-    def __init__(self, driver: Driver, file: Node, header: Record, table: array[int], *, name: str, writable: bool):
+    def __init__(self, driver: Driver, file: Node, header: Header, table: array[int], *, name: str, writable: bool):
         super().__init__(driver, file, name=name, size=header.size, writable=writable)
         self.header = header
         self.table = table

@@ -21,7 +21,7 @@ from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit import tables
 from diskmill.kit.chunks import unreadable
 from diskmill.kit.image import FormatImage
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u32, u64
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
 from . import MAGIC
@@ -34,17 +34,40 @@ if TYPE_CHECKING:
     from . import BochsDriver
 
 V1, V2 = 0x00010000, 0x00020000
-HEADER = Structure(
-    "header",
-    "<",
-    [("magic", "32s"), ("type", "16s"), ("subtype", "16s"), ("version", "I"), ("header", "I")],
-)
+
+
+class Header(Record):
+    magic = raw(32)
+    type = raw(16)
+    subtype = raw(16)
+    version = u32
+    header = u32
+
+
+HEADER = Structure("header", "<", Header)
 """The generic part. ``header`` is the size of both parts: the catalog follows."""
-REDOLOG = Structure(
-    "redolog header", "<", [("catalog", "I"), ("bitmap", "I"), ("extent", "I"), ("timestamp", "I"), ("disk", "Q")]
-)
+
+
+class Redolog(Record):
+    catalog = u32
+    bitmap = u32
+    extent = u32
+    timestamp = u32
+    disk = u64
+
+
+REDOLOG = Structure("redolog header", "<", Redolog)
 """The specific part: entries of the catalog; bytes in a bitmap, in an extent and of the guest disk."""
-REDOLOG_V1 = Structure("redolog header", "<", [("catalog", "I"), ("bitmap", "I"), ("extent", "I"), ("disk", "Q")])
+
+
+class RedologV1(Record):
+    catalog = u32
+    bitmap = u32
+    extent = u32
+    disk = u64
+
+
+REDOLOG_V1 = Structure("redolog header", "<", RedologV1)
 
 NOT_ALLOCATED = 0xFFFFFFFF
 MAX_CATALOG = 1 << 20
@@ -61,8 +84,8 @@ class BochsImage(FormatImage):
         self,
         driver: BochsDriver,
         file: Node,
-        header: Record,
-        redolog: Record,
+        header: Header,
+        redolog: Redolog | RedologV1,
         catalog: array[int],
         *,
         name: str,

@@ -18,7 +18,7 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.blocks import BlockTable
 from diskmill.kit.chunks import Chunk, Chunks, unreadable, zlib_method
 from diskmill.kit.image import FormatImage
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, u32
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
 if TYPE_CHECKING:
@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 PREAMBLE = 128
 """Bytes of the shell script."""
 VERSION = b"#V2.0 Format"
-HEADER = Structure("cloop_head", ">", [("block_size", "I"), ("num_blocks", "I")])
+
+
+class Header(Record):
+    block_size = u32
+    num_blocks = u32
+
+
+HEADER = Structure("cloop_head", ">", Header)
 TABLE = PREAMBLE + HEADER.size
 MAX_BLOCK = 64 * MiB
 """Bytes in a block: as many as QEMU opens."""

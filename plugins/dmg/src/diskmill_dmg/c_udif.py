@@ -7,75 +7,72 @@ Apple never published the format. Sources: the header ``UDIF.h`` as several proj
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u16, u32, u64
 
 KOLY = b"koly"
 MISH = b"mish"
 
-TRAILER = Structure(
-    "UDIFResourceFile",
-    ">",
-    [
-        ("Signature", "4s"),
-        ("Version", "I"),
-        ("HeaderSize", "I"),
-        ("Flags", "I"),
-        ("RunningDataForkOffset", "Q"),
-        ("DataForkOffset", "Q"),
-        ("DataForkLength", "Q"),
-        ("RsrcForkOffset", "Q"),
-        ("RsrcForkLength", "Q"),
-        ("SegmentNumber", "I"),
-        ("SegmentCount", "I"),
-        ("SegmentID", "16s"),
-        ("DataChecksumType", "I"),
-        ("DataChecksumSize", "I"),
-        ("DataChecksum", "128s"),
-        ("XMLOffset", "Q"),
-        ("XMLLength", "Q"),
-        ("_Reserved1", "120s"),
-        ("ChecksumType", "I"),
-        ("ChecksumSize", "I"),
-        ("Checksum", "128s"),
-        ("ImageVariant", "I"),
-        ("SectorCount", "Q"),
-        ("_Reserved2", "12s"),
-    ],
-)
+
+class Trailer(Record):
+    Signature = raw(4)
+    Version = u32
+    HeaderSize = u32
+    Flags = u32
+    RunningDataForkOffset = u64
+    DataForkOffset = u64
+    DataForkLength = u64
+    RsrcForkOffset = u64
+    RsrcForkLength = u64
+    SegmentNumber = u32
+    SegmentCount = u32
+    SegmentID = raw(16)
+    DataChecksumType = u32
+    DataChecksumSize = u32
+    DataChecksum = raw(128)
+    XMLOffset = u64
+    XMLLength = u64
+    _Reserved1 = raw(120)
+    ChecksumType = u32
+    ChecksumSize = u32
+    Checksum = raw(128)
+    ImageVariant = u32
+    SectorCount = u64
+    _Reserved2 = raw(12)
+
+
+TRAILER = Structure("UDIFResourceFile", ">", Trailer)
 """The last 512 bytes of the file (of some old ones, the first)."""
 
-BLOCK_TABLE = Structure(
-    "BLKXTable",
-    ">",
-    [
-        ("Signature", "4s"),
-        ("Version", "I"),
-        ("SectorNumber", "Q"),
-        ("SectorCount", "Q"),
-        ("DataOffset", "Q"),
-        ("BuffersNeeded", "I"),
-        ("BlockDescriptors", "I"),
-        ("_Reserved", "24s"),
-        ("ChecksumType", "I"),
-        ("ChecksumSize", "I"),
-        ("Checksum", "128s"),
-        ("NumberOfBlockChunks", "I"),
-    ],
-)
+
+class BlockTable(Record):
+    Signature = raw(4)
+    Version = u32
+    SectorNumber = u64
+    SectorCount = u64
+    DataOffset = u64
+    BuffersNeeded = u32
+    BlockDescriptors = u32
+    _Reserved = raw(24)
+    ChecksumType = u32
+    ChecksumSize = u32
+    Checksum = raw(128)
+    NumberOfBlockChunks = u32
+
+
+BLOCK_TABLE = Structure("BLKXTable", ">", BlockTable)
 """What a ``blkx`` resource begins with: one for each partition. Its chunks follow."""
 
-CHUNK = Structure(
-    "BLKXChunkEntry",
-    ">",
-    [
-        ("EntryType", "I"),
-        ("Comment", "I"),
-        ("SectorNumber", "Q"),
-        ("SectorCount", "Q"),
-        ("CompressedOffset", "Q"),
-        ("CompressedLength", "Q"),
-    ],
-)
+
+class Chunk(Record):
+    EntryType = u32
+    Comment = u32
+    SectorNumber = u64
+    SectorCount = u64
+    CompressedOffset = u64
+    CompressedLength = u64
+
+
+CHUNK = Structure("BLKXChunkEntry", ">", Chunk)
 """Sectors count from the table's ``SectorNumber``, offsets from its ``DataOffset`` in the data fork."""
 
 ZERO, RAW, IGNORE = 0, 1, 2
@@ -86,12 +83,42 @@ COMMENT, TERMINATOR = 0x7FFFFFFE, 0xFFFFFFFF
 CRC32 = 2
 """A value of ``ChecksumType``; the checksum is the first four bytes of its field."""
 
-RESOURCE_HEADER = Structure(
-    "resource header", ">", [("data", "I"), ("map", "I"), ("data_length", "I"), ("map_length", "I")]
-)
-RESOURCE_MAP = Structure(
-    "resource map", ">", [("_header", "16s"), ("_handle", "8s"), ("type_list", "H"), ("name_list", "H")]
-)
-RESOURCE_TYPE = Structure("resource type", ">", [("type", "4s"), ("last", "H"), ("references", "H")])
-RESOURCE_REFERENCE = Structure("resource reference", ">", [("id", "H"), ("name", "H"), ("data", "I"), ("_handle", "I")])
+
+class ResourceHeader(Record):
+    data = u32
+    map = u32
+    data_length = u32
+    map_length = u32
+
+
+RESOURCE_HEADER = Structure("resource header", ">", ResourceHeader)
+
+
+class ResourceMap(Record):
+    _header = raw(16)
+    _handle = raw(8)
+    type_list = u16
+    name_list = u16
+
+
+RESOURCE_MAP = Structure("resource map", ">", ResourceMap)
+
+
+class ResourceType(Record):
+    type = raw(4)
+    last = u16
+    references = u16
+
+
+RESOURCE_TYPE = Structure("resource type", ">", ResourceType)
+
+
+class ResourceReference(Record):
+    id = u16
+    name = u16
+    data = u32
+    _handle = u32
+
+
+RESOURCE_REFERENCE = Structure("resource reference", ">", ResourceReference)
 """``data``: attributes in the upper 8 bits, in the others the offset of the resource in the resource data."""

@@ -17,9 +17,8 @@ from .c_udif import IGNORE, RAW, ZERO
 from .methods import METHODS
 
 if TYPE_CHECKING:
-    from diskmill.kit.structs import Record
-
     from . import DmgDriver
+    from .c_udif import BlockTable, Trailer
     from .tables import ChunkTable
 
 MAX_CHUNK = 64 * MiB
@@ -38,8 +37,8 @@ class DmgImage(FormatImage):
         self,
         driver: DmgDriver,
         file: Node,
-        trailer: Record,
-        partitions: list[Record],
+        trailer: Trailer,
+        partitions: list[BlockTable],
         table: ChunkTable,
         *,
         name: str,

@@ -16,9 +16,9 @@ from .tables import ChunkTable, read_tables
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import DmgDriver
+    from .c_udif import Trailer
 
 
 def open_dmg(driver: DmgDriver, request: OpenRequest) -> DmgImage:
@@ -50,7 +50,7 @@ def open_dmg(driver: DmgDriver, request: OpenRequest) -> DmgImage:
     return DmgImage(driver, file, trailer, partitions, table, name=name)
 
 
-def _trailer(file: Node, name: str) -> tuple[Record, int]:
+def _trailer(file: Node, name: str) -> tuple[Trailer, int]:
     """The trailer, and the file offset that what it leads to ends before."""
     size = file.size
     # It ends the file; what copied the file may have added up to a sector of zeros.

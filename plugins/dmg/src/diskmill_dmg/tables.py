@@ -15,7 +15,7 @@ from diskmill.sizes import MAX_SIZE, SECTOR
 from .c_udif import BLOCK_TABLE, CHUNK, COMMENT, MISH, TERMINATOR
 
 if TYPE_CHECKING:
-    from diskmill.kit.structs import Record
+    from .c_udif import BlockTable
 
 _WORDS = CHUNK.size // 8
 
@@ -30,13 +30,13 @@ class ChunkTable(NamedTuple):
     lengths: array[int]
 
 
-def read_tables(resources: Iterable[bytes], data_fork: int, name: str) -> tuple[list[Record], ChunkTable]:
+def read_tables(resources: Iterable[bytes], data_fork: int, name: str) -> tuple[list[BlockTable], ChunkTable]:
     """The headers of all block tables, in their order, and the chunks of all.
 
     :param data_fork: the file offset that chunks' offsets count from.
     :raises ImageError: a table is damaged, or two chunks have the same sector.
     """
-    headers: list[Record] = []
+    headers: list[BlockTable] = []
     table = ChunkTable(array("I"), *(array("Q") for _ in range(4)))
     for number, data in enumerate(resources):
         place = f"block table {number}"

@@ -7,71 +7,94 @@ header, then sections: each a descriptor and what it holds, which often ends wit
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from typing import Any
+
+from diskmill.kit.structs import Record, Structure, raw, u8, u16, u32, u64
 
 SIGNATURE = b"EVF\x09\x0d\x0a\xff\0"
 
-FILE_HEADER = Structure(
-    "file header", "<", [("signature", "8s"), ("fields_start", "B"), ("segment_number", "H"), ("fields_end", "H")]
-)
 
-SECTION_DESCRIPTOR = Structure(
-    "section descriptor",
-    "<",
-    [("type", "16s"), ("next_offset", "Q"), ("size", "Q"), ("_padding", "40s"), ("checksum", "I")],
-)
+class FileHeader(Record):
+    signature = raw(8)
+    fields_start = u8
+    segment_number = u16
+    fields_end = u16
+
+
+FILE_HEADER = Structure("file header", "<", FileHeader)
+
+
+class SectionDescriptor(Record):
+    type = raw(16)
+    next_offset = size = u64
+    _padding = raw(40)
+    checksum = u32
+
+
+SECTION_DESCRIPTOR = Structure("section descriptor", "<", SectionDescriptor)
 """Some writers leave ``size`` 0. ``next_offset`` of the last section means nothing."""
 
-VOLUME = Structure(
-    "volume section",
-    "<",
-    [
-        ("media_type", "B"),
-        ("_unknown1", "3s"),
-        ("number_of_chunks", "I"),
-        ("sectors_per_chunk", "I"),
-        ("bytes_per_sector", "I"),
-        ("number_of_sectors", "Q"),
-        ("_geometry", "12s"),
-        ("_acquisition", "28s"),
-        ("set_identifier", "16s"),
-        ("_unknown", "963s"),
-        ("signature", "5s"),
-        ("checksum", "I"),
-    ],
-)
 
-VOLUME_SMART = Structure(
-    "volume section",
-    "<",
-    [
-        ("_reserved", "4s"),
-        ("number_of_chunks", "I"),
-        ("sectors_per_chunk", "I"),
-        ("bytes_per_sector", "I"),
-        ("number_of_sectors", "I"),
-        ("_unknown", "65s"),
-        ("signature", "5s"),
-        ("checksum", "I"),
-    ],
-)
+class Volume(Record):
+    media_type = u8
+    _unknown1 = raw(3)
+    number_of_chunks = sectors_per_chunk = bytes_per_sector = u32
+    number_of_sectors = u64
+    _geometry_and_acquisition = raw(40)
+    set_identifier = raw(16)
+    _unknown = raw(963)
+    signature = raw(5)
+    checksum = u32
+
+
+VOLUME = Structure("volume section", "<", Volume)
+
+
+class VolumeSmart(Record):
+    _reserved = raw(4)
+    number_of_chunks = sectors_per_chunk = bytes_per_sector = number_of_sectors = u32
+    _unknown = raw(65)
+    signature = raw(5)
+    checksum = u32
+
+
+VOLUME_SMART = Structure("volume section", "<", VolumeSmart)
 """As ASR Data has it. All others are like EnCase's."""
 
-TABLE_HEADER = Structure(
-    "table header",
-    "<",
-    [("number_of_entries", "I"), ("_padding1", "4s"), ("base_offset", "Q"), ("_padding2", "4s"), ("checksum", "I")],
-)
+
+class TableHeader(Record):
+    number_of_entries = u32
+    _padding1 = raw(4)
+    base_offset = u64
+    _padding2 = raw(4)
+    checksum = u32
+
+
+TABLE_HEADER = Structure("table header", "<", TableHeader)
 """Before the entries: 4 bytes for each chunk, the top bit of which tells that it is compressed, the others where it
 is, from ``base_offset`` on. Behind them their checksum, if the chunks are in a section ``sectors`` and not here."""
 
 COMPRESSED = 1 << 31
-ENTRY = 4
-CHECKSUM = 4
+ENTRY = CHECKSUM = 4
 
-HASH = Structure("hash section", "<", [("md5", "16s"), ("_unknown", "16s"), ("checksum", "I")])
-DIGEST = Structure("digest section", "<", [("md5", "16s"), ("sha1", "20s"), ("_padding", "40s"), ("checksum", "I")])
-HASHES = {"hash": HASH, "digest": DIGEST}
+
+class Hash(Record):
+    md5 = raw(16)
+    _unknown = raw(16)
+    checksum = u32
+
+
+class Digest(Record):
+    md5 = raw(16)
+    sha1 = raw(20)
+    _padding = raw(40)
+    checksum = u32
+
+
+HASHES: dict[str, Structure[Any]] = {
+    "hash": Structure("hash section", "<", Hash),
+    "digest": Structure("digest section", "<", Digest),
+}
 
 LAST = ("next", "done")
 """Types of sections that end a segment: another one follows, or none."""

@@ -22,7 +22,6 @@ from .segments import Section, Table, sections, segment_name
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import EwfDriver
 
@@ -68,12 +67,10 @@ class EwfImage(FormatImage):
     :ivar hashes: MD5 and SHA1 of the disk, as far as the image tells them.
     """
 
-    def __init__(self, driver: EwfDriver, file: Node, volume: Record, *, name: str) -> None:
-        size = volume.number_of_sectors * volume.bytes_per_sector
+    def __init__(self, driver: EwfDriver, file: Node, size: int, chunk: int, sector: int, *, name: str) -> None:
         super().__init__(driver, file, name=name, size=size, writable=False)
-        self.volume = volume
-        self.sector_size = volume.bytes_per_sector
-        self.chunk_size: int = volume.sectors_per_chunk * volume.bytes_per_sector
+        self.sector_size = sector
+        self.chunk_size = chunk
         self.hashes: dict[str, bytes] = {}
         self.references: list[Reference] = []
         self.tables: list[Table] = []
@@ -171,11 +168,11 @@ def open_ewf(driver: EwfDriver, request: OpenRequest) -> EwfImage:
     section = next((one for one in sections(file, 1) if one.type in ("volume", "disk")), None)
     if section is None:
         raise ImageError("it has no volume section", file=name)
-    volume = section.read(VOLUME if section.end - section.start >= VOLUME.size else VOLUME_SMART)
-    chunk = volume.sectors_per_chunk * volume.bytes_per_sector
-    size = volume.number_of_sectors * volume.bytes_per_sector
+    large = section.end - section.start >= VOLUME.size
+    volume = section.read(VOLUME) if large else section.read(VOLUME_SMART)
+    chunk, size = (volume.bytes_per_sector * n for n in (volume.sectors_per_chunk, volume.number_of_sectors))
     if not 0 < chunk <= MAX_CHUNK or size > MAX_SIZE:
         raise section.bad(f"a disk of {size} bytes in chunks of {chunk} is not possible")
-    image = EwfImage(driver, file, volume, name=name)
+    image = EwfImage(driver, file, size, chunk, volume.bytes_per_sector, name=name)
     image.add_segment(file)
     return image

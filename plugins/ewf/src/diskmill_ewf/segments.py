@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from diskmill.contract.node import Node
 from diskmill.errors import ImageError
@@ -14,6 +14,8 @@ from diskmill.kit.structs import Record, Structure
 from diskmill.sizes import MiB
 
 from .c_ewf import CHECKSUM, ENTRY, FILE_HEADER, LAST, SECTION_DESCRIPTOR, SIGNATURE, TABLE_HEADER
+
+T = TypeVar("T", bound=Record)
 
 MAX_SECTIONS = 1 << 18
 """Sections of a segment at most."""
@@ -54,11 +56,11 @@ class Section(NamedTuple):
     def bad(self, why: str) -> ImageError:
         return ImageError(why, file=self.name, place=self.place)
 
-    def read(self, structure: Structure) -> Record:
+    def read(self, structure: Structure[T]) -> T:
         """The *structure* that it begins with, which ends with its checksum."""
         data = self.file.read(self.start, min(structure.size, self.end - self.start))
         record = structure.unpack(data, file=self.name)
-        if zlib.adler32(data[:-CHECKSUM]) != record.checksum:
+        if zlib.adler32(data[:-CHECKSUM]) != int.from_bytes(data[-CHECKSUM:], "little"):
             raise self.bad("its checksum is wrong")
         return record
 

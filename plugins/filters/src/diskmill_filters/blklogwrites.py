@@ -17,7 +17,7 @@ from diskmill.contract.drivers import FilterDriver, hookimpl
 from diskmill.contract.options import Option
 from diskmill.errors import ImageError, UsageError
 from diskmill.kit.filter import Filter
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, u32, u64
 from diskmill.sizes import MiB, round_down, round_up
 
 if TYPE_CHECKING:
@@ -27,8 +27,26 @@ if TYPE_CHECKING:
 MAGIC = 0x6A736677736872
 VERSION = 1
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
-SUPER = Structure("log_write_super", "<", [("magic", "Q"), ("version", "Q"), ("nr_entries", "Q"), ("sectorsize", "I")])
-ENTRY = Structure("log_write_entry", "<", [("sector", "Q"), ("nr_sectors", "Q"), ("flags", "Q"), ("data_len", "Q")])
+
+
+class Super(Record):
+    magic = u64
+    version = u64
+    nr_entries = u64
+    sectorsize = u32
+
+
+SUPER = Structure("log_write_super", "<", Super)
+
+
+class Entry(Record):
+    sector = u64
+    nr_sectors = u64
+    flags = u64
+    data_len = u64
+
+
+ENTRY = Structure("log_write_entry", "<", Entry)
 
 
 class LogWriter:

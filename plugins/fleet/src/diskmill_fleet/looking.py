@@ -18,6 +18,8 @@ from diskmill.contract.results import ChildInfo, ImageInfo
 from diskmill.errors import DiskmillError, StorageError
 from diskmill.jobs import Settings, Source
 
+from .manifest import is_url
+
 _FEW = 1000
 """Images that are looked at sooner than processes have started."""
 _AT_ONCE = 64
@@ -28,14 +30,19 @@ class Seen(NamedTuple):
     """What matters of an image.
 
     :param size: bytes that its file takes.
-    :param base: the real path of its backing image.
-    :param parts: the real paths of other files that it consists of.
+    :param base: the real name of its backing image.
+    :param parts: the real names of other files that it consists of.
     """
 
     format: str
     size: int
     base: str | None
     parts: tuple[str, ...]
+
+
+def real_name(name: str) -> str:
+    """The one name of the file called *name*, whatever links lead there."""
+    return name if is_url(name) else os.path.realpath(name)
 
 
 def look(paths: Sequence[str], settings: Settings) -> Iterator[Seen | None]:
@@ -79,9 +86,9 @@ def _seen(path: str, settings: Settings) -> Seen | None:
     if files == [path]:
         parts = []
     else:
-        own = os.path.realpath(path)
-        parts = [real for real in dict.fromkeys(map(os.path.realpath, files)) if real != own]
-    return Seen(info.format, info.actual_size or 0, None if base is None else os.path.realpath(base), tuple(parts))
+        own = real_name(path)
+        parts = [real for real in dict.fromkeys(map(real_name, files)) if real != own]
+    return Seen(info.format, info.actual_size or 0, None if base is None else real_name(base), tuple(parts))
 
 
 def _files(info: ImageInfo | ChildInfo) -> Iterator[str]:

@@ -76,6 +76,11 @@ _BOOLS = ("compress", "verify")
 _STREAMS = ("-", "pipe:-")
 
 
+def is_url(name: str) -> bool:
+    """Whether *name* is no path."""
+    return "://" in name
+
+
 def read(path: str) -> list[Line]:
     """The jobs of the manifest at *path*.
 
@@ -227,7 +232,7 @@ def _inputs(line: Line) -> Iterator[str]:
     if line.other is not None:
         yield line.other
     if line.backing is not None and line.to is not None:  # it lies where the output says that it does
-        there = "://" in line.backing or "://" in line.to
+        there = is_url(line.backing) or is_url(line.to)
         yield line.backing if there else os.path.join(os.path.dirname(line.to), line.backing)
 
 
@@ -251,7 +256,7 @@ class _Located:
         self._folders: dict[str, str] = {}
 
     def __call__(self, name: str) -> str:
-        if "://" in name:
+        if is_url(name):
             return name
         folder, base = os.path.split(name.removeprefix("file:"))
         if folder not in self._folders:

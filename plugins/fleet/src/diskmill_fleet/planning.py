@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+import diskmill
 import diskmill.jobs as jobs
 from diskmill.errors import StorageError, UsageError
 from diskmill.jobs import Settings, Source
 
-from .looking import Seen, look
-from .manifest import Line
+from .looking import Seen, look, real_name
+from .manifest import Line, is_url
 
 _FIELDS = ("stem", "name", "suffix", "relative", "digest")
 RAW = (".raw", ".img", ".dd", ".iso")
@@ -53,7 +55,7 @@ def plan(
     parts = {part for one in found if one.seen is not None for part in one.seen.parts}
     lines: dict[str, tuple[_Image, Line]] = {}
     for one in found:
-        real = os.path.realpath(one.name)
+        real = real_name(one.name)
         if real not in parts:
             lines[real] = (one, _line(one, wish, settings))
     _expect_apart(line for _, line in lines.values())
@@ -80,7 +82,7 @@ def _expect_apart(lines: Iterable[Line]) -> None:
 
 def _as_seen_from(overlay: str, base: str) -> str:
     """How the image *overlay* names *base*: by the way from its own folder, so that both can be moved."""
-    if "://" in base or os.path.isabs(base):
+    if is_url(base) or os.path.isabs(base):
         return base
     return os.path.relpath(base, os.path.dirname(overlay) or ".")
 
@@ -96,21 +98,40 @@ class _Image(NamedTuple):
 
 def _images(names: Sequence[str], settings: Settings, skipped: Callable[[str, str], None]) -> Iterator[_Image]:
     for name in names:
-        if "://" in name:
+        if is_url(name) and (name.endswith("/") or "*" in name):
+            folder = name[: name.partition("*")[0].rindex("/") + 1]
+            paths = [path for path in diskmill.listing(folder, context=settings.context()) if _matches(path, name)]
+            if not paths:
+                raise StorageError("there is nothing in it", file=name)
+            yield from _of_folder(folder, paths, settings, skipped)
+        elif is_url(name):
             yield _Image(name, PurePosixPath(name.partition("://")[2]).name, None)
         elif os.path.isdir(name):
-            paths = list(_files_in(name))
-            for path, seen in zip(paths, look(paths, settings), strict=True):
-                if seen is not None and seen.format == "raw" and not path.lower().endswith(RAW):
-                    skipped(path, f"left out: it is no image, or raw and not called {', '.join(RAW)}")
-                else:
-                    yield _Image(path, os.path.relpath(path, name), seen)
+            yield from _of_folder(os.path.join(name, ""), list(_files_in(name)), settings, skipped)
         else:
             paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
             if not paths:
                 raise StorageError("there is no such file, folder or pattern", file=name)
             for path, seen in zip(paths, look(paths, settings), strict=True):
                 yield _Image(path, os.path.basename(path), seen)
+
+
+def _matches(path: str, name: str) -> bool:
+    """Whether *path* lies in the folder *name*, or is as that pattern says, where ``*`` stands for no slash but ``**``
+    for any."""
+    pattern = re.escape(name).replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
+    return re.match(pattern if name.endswith("/") else f"{pattern}$", path) is not None
+
+
+def _of_folder(
+    folder: str, paths: Sequence[str], settings: Settings, skipped: Callable[[str, str], None]
+) -> Iterator[_Image]:
+    """Those of the files *paths* of *folder*, which ends with a slash, that are images."""
+    for path, seen in zip(paths, look(paths, settings), strict=True):
+        if seen is not None and seen.format == "raw" and not path.lower().endswith(RAW):
+            skipped(path, f"left out: it is no image, or raw and not called {', '.join(RAW)}")
+        else:
+            yield _Image(path, path.removeprefix(folder), seen)
 
 
 def _files_in(folder: str) -> Iterator[str]:

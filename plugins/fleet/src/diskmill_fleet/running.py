@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .journal import Journal, Record
-from .manifest import Line
+from .manifest import Line, is_url
 from .processes import Event
 from .schedule import Limit, Schedule
 
@@ -76,7 +76,7 @@ def is_done(line: Line, record: Record | None) -> bool:
     """Whether *line* need not be done again: it was done as it stands, and its output is as it was then."""
     if record is None or record.get("status") != "done" or record.get("key") != line.key:
         return False
-    if line.to is None or "://" in line.to:
+    if line.to is None or is_url(line.to):
         return True
     try:
         return bool(os.stat(line.to).st_size == record.get("length"))

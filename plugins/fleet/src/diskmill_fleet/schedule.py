@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from diskmill.errors import UsageError
 from diskmill.sizes import parse_size
 
-from .manifest import Line
+from .manifest import Line, is_url
 
 _LOOKED_AT = 100
 """Jobs that are looked at for one that the disk has room for."""
@@ -45,7 +45,7 @@ class Limit:
 
     def holds_for(self, name: str) -> bool:
         """Whether an image called *name* is in the store."""
-        if "://" in name:
+        if is_url(name):
             parts = urlsplit(name)
             return self.store in (parts.hostname, parts.netloc, f"{parts.scheme}://{parts.netloc}")
         path = os.path.abspath(name)
@@ -126,7 +126,7 @@ class Schedule:
     def _fits(self, line: Line) -> bool:
         """Whether there is room for the output, beside those that are being made. Where nothing else runs it is tried
         all the same: how large it becomes is known only afterwards, and nothing will make more room."""
-        if line.to is None or "://" in line.to or not self._running:
+        if line.to is None or is_url(line.to) or not self._running:
             return True
         folder = os.path.dirname(os.path.abspath(line.to))
         while not os.path.isdir(folder):

@@ -163,13 +163,11 @@ class OnePass(ForwardStorage):
     one_pass = "a server without ranges"
 
     def __init__(self, driver: ProtocolDriver, file: HttpStorage, answer: Answer) -> None:
-        super().__init__(driver, file.name)
+        super().__init__(driver, file.name, answer.response.length)
         self.place = file.place
         self._file = file
         self._answer: Answer | None = answer
         self._length = answer.response.length
-        if self._length is not None:
-            self.size = self._length
         self._patience = file.patience()
 
     def more(self, length: int) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 from diskmill.contract.crypto import Header
 from diskmill.contract.options import Value
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.kit.structs import Record, Structure
+from diskmill.kit.structs import Record, Structure, raw, u16, u32
 from diskmill.sizes import SECTOR, round_up
 
 from . import afsplit, kdf
@@ -25,28 +25,34 @@ from .kdf import Budget
 from .spec import Spec
 
 MAGIC = b"LUKS\xba\xbe"
-PHDR = Structure(
-    "LUKS header",
-    ">",
-    [
-        ("magic", "6s"),
-        ("version", "H"),
-        ("cipher_name", "32s"),
-        ("cipher_mode", "32s"),
-        ("hash_spec", "32s"),
-        ("payload_offset", "I"),
-        ("key_bytes", "I"),
-        ("mk_digest", "20s"),
-        ("mk_digest_salt", "32s"),
-        ("mk_digest_iter", "I"),
-        ("uuid", "40s"),
-    ],
-)
-KEY_SLOT = Structure(
-    "key slot",
-    ">",
-    [("active", "I"), ("iterations", "I"), ("salt", "32s"), ("key_material_offset", "I"), ("stripes", "I")],
-)
+
+
+class Phdr(Record):
+    magic = raw(6)
+    version = u16
+    cipher_name = raw(32)
+    cipher_mode = raw(32)
+    hash_spec = raw(32)
+    payload_offset = u32
+    key_bytes = u32
+    mk_digest = raw(20)
+    mk_digest_salt = raw(32)
+    mk_digest_iter = u32
+    uuid = raw(40)
+
+
+PHDR = Structure("LUKS header", ">", Phdr)
+
+
+class KeySlot(Record):
+    active = u32
+    iterations = u32
+    salt = raw(32)
+    key_material_offset = u32
+    stripes = u32
+
+
+KEY_SLOT = Structure("key slot", ">", KeySlot)
 
 ENABLED = 0x00AC71F3
 DISABLED = 0x0000DEAD
@@ -73,7 +79,7 @@ class Luks1:
     sector_size = SECTOR
     tweak = 0
 
-    def __init__(self, name: str, phdr: Record, slots: list[Record]) -> None:
+    def __init__(self, name: str, phdr: Phdr, slots: list[KeySlot]) -> None:
         self.name = name
         self.phdr = phdr
         self.slots = slots

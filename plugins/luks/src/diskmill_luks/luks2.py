@@ -21,7 +21,7 @@ from typing import Any
 from diskmill.contract.crypto import Header
 from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError, UsageError
-from diskmill.kit.structs import Record, Structure
+from diskmill.kit.structs import Record, Structure, raw, u16, u64
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from . import afsplit, kdf
@@ -31,25 +31,25 @@ from .luks1 import MAGIC, milliseconds, text, wipe
 from .spec import Spec
 
 MAGIC_2ND = b"SKUL\xba\xbe"
-BINARY_HEADER = Structure(
-    "LUKS2 header",
-    ">",
-    [
-        ("magic", "6s"),
-        ("version", "H"),
-        ("hdr_size", "Q"),
-        ("seqid", "Q"),
-        ("label", "48s"),
-        ("csum_alg", "32s"),
-        ("salt", "64s"),
-        ("uuid", "40s"),
-        ("subsystem", "48s"),
-        ("hdr_offset", "Q"),
-        ("_padding", "184s"),
-        ("csum", "64s"),
-        ("_padding4096", "3584s"),
-    ],
-)
+
+
+class BinaryHeader(Record):
+    magic = raw(6)
+    version = u16
+    hdr_size = u64
+    seqid = u64
+    label = raw(48)
+    csum_alg = raw(32)
+    salt = raw(64)
+    uuid = raw(40)
+    subsystem = raw(48)
+    hdr_offset = u64
+    _padding = raw(184)
+    csum = raw(64)
+    _padding4096 = raw(3584)
+
+
+BINARY_HEADER = Structure("LUKS2 header", ">", BinaryHeader)
 HEADER_SIZES = tuple(KiB << shift for shift in range(4, 13))
 """Sizes that one copy of the header may have, and so the offsets at which the second copy may lie."""
 SECTOR_SIZES = (512, 1024, 2048, 4096)
@@ -98,7 +98,7 @@ class Luks2:
     version = 2
     slot_count = SLOTS
 
-    def __init__(self, name: str, binary: Record, meta: Json, *, length: int) -> None:
+    def __init__(self, name: str, binary: BinaryHeader, meta: Json, *, length: int) -> None:
         self.name = name
         self.binary = binary
         self.meta = meta
@@ -115,8 +115,8 @@ class Luks2:
 
         :raises ImageError: neither copy is whole, or what they say breaks the format.
         """
-        first: tuple[Record, Json] | None = None
-        second: tuple[Record, Json] | None = None
+        first: tuple[BinaryHeader, Json] | None = None
+        second: tuple[BinaryHeader, Json] | None = None
         trouble: DiskmillError | None = None
         try:
             first = _read_copy(header, 0, MAGIC, name)
@@ -556,7 +556,7 @@ def _new_derivation(hash_name: str, length: int, options: Mapping[str, Value]) -
     return {"type": kind, "time": passes, "memory": memory, "cpus": lanes, "salt": salt}
 
 
-def _read_copy(header: Header, offset: int, magic: bytes, name: str) -> tuple[Record, Json]:
+def _read_copy(header: Header, offset: int, magic: bytes, name: str) -> tuple[BinaryHeader, Json]:
     """One copy of the header.
 
     :raises ImageError: it is not there, or damaged.

@@ -132,7 +132,7 @@ class _Memory:
     def write(self, offset: int, data: Any) -> None:
         self.data[offset : offset + len(data)] = data
 
-    def flush(self) -> None:
+    def barrier(self) -> None:
         """There is no disk below."""
 
 

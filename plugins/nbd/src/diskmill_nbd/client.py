@@ -24,8 +24,11 @@ from .transport import ConnectionLost, ReadBuffer, Stalled, Transport, connect
 if TYPE_CHECKING:
     import ssl
 
-PIECE = 256 * KiB
-"""Bytes that one request reads or writes at most. A server works on the next one while the one before is on its way."""
+_READ_PIECE = 2 * MiB
+"""Bytes that one request reads at most. Each reply costs two calls to the system and as many turns of the threads, so
+few large ones take about a tenth less processor time than ones of 256 KiB."""
+_WRITE_PIECE = 256 * KiB
+"""Bytes that one request writes at most. A server works on one while the next is on its way."""
 _AT_ONCE = 16
 """Requests that are sent before the first reply is waited for. Their replies, without data, fit into any socket."""
 MAX_CONNECTIONS = 4
@@ -126,10 +129,9 @@ class Client:
         """What offsets and lengths of requests must be multiples of, in bytes; others cost a copy here."""
         return self.export.minimum
 
-    @property
-    def piece(self) -> int:
-        """Bytes that one request reads or writes at most."""
-        return max(min(PIECE, self.export.maximum), self.alignment)
+    def _piece(self, most: int) -> int:
+        """Bytes that one request reads or writes at most, where *most* would be best."""
+        return max(min(most, self.export.maximum), self.alignment)
 
     # -- connections --------------------------------------------------------------------------------------------
 
@@ -358,7 +360,7 @@ class Client:
         """
         view = memoryview(buffer).cast("B")
         inside = max(min(len(view), self.size - offset), 0)
-        align, piece = self.alignment, self.piece
+        align, piece = self.alignment, self._piece(_READ_PIECE)
         batch: list[Request] = []
         at = 0
         while at < inside:
@@ -391,7 +393,7 @@ class Client:
         view = memoryview(data).cast("B")
         self._inside(offset, len(view))
         flags, after = self._fua(fua)
-        align, piece = self.alignment, self.piece
+        align, piece = self.alignment, self._piece(_WRITE_PIECE)
         end = offset + len(view)
         low, high = round_up(offset, align), round_down(end, align)
         if low >= high:
@@ -406,7 +408,8 @@ class Client:
 
     def _write_whole(self, offset: int, view: memoryview, flags: int) -> None:
         """Bytes that are whole blocks."""
-        pieces = ((offset + at, view[at : at + self.piece]) for at in range(0, len(view), self.piece))
+        piece = self._piece(_WRITE_PIECE)
+        pieces = ((offset + at, view[at : at + piece]) for at in range(0, len(view), piece))
         self._change(*(Request(c.NBD_CMD_WRITE, at, len(part), flags=flags, data=part) for at, part in pieces))
 
     def _write_partly(self, offset: int, view: memoryview, flags: int) -> None:

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.node import Image, Storage
 from diskmill.contract.results import Bitmap
 from diskmill.errors import UnsupportedError
-from diskmill.kit.image import walk
+from diskmill.kit.image import read_extents, walk
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from . import c_nbd as c
@@ -22,6 +22,8 @@ from . import c_nbd as c
 Statuses = Callable[[int, int], Iterator[tuple[int, int]]]
 """Takes an offset and a length, gives length and flags of each stretch of that range, in order."""
 
+PIECE = 256 * KiB
+"""Bytes that are read, written or sent at a time: the buffer of a client."""
 _WORTH_A_HOLE = 4 * KiB
 """Bytes of zeros that are sent as zeros, rather than as one more chunk."""
 _WORTH_SENDFILE = 16 * KiB
@@ -30,13 +32,19 @@ _MAX_RANGES = 1 << 20
 
 class Piece(NamedTuple):
     """A stretch of what is read: zeros; or *length* bytes at *offset* of the file descriptor *fd*; or neither, and
-    it must be read.
+    it must be read, for which *extents* say where it is, unless that may have changed by then.
     """
 
     length: int
     zero: bool = False
     fd: int = -1
     offset: int = 0
+    extents: tuple[Extent, ...] = ()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading it takes a processor more than copying bytes does."""
+        return any(extent.kind is Kind.ENCODED for extent in self.extents)
 
 
 class Export(ABC):
@@ -63,6 +71,10 @@ class Export(ABC):
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """What the range is, for whoever is about to send it. The default: to be read."""
         yield Piece(length)
+
+    def read_piece(self, piece: Piece, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* from *offset* on, which lies in *piece*."""
+        self.read_into(offset, buffer)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put *data* at *offset*."""
@@ -143,18 +155,30 @@ class ImageExport(Export):
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         # The kernel takes bytes from a file when they leave the socket: what tables name may be another's by then.
         files = not self.image.writable or self.image.window is not None
+        # What others write may be elsewhere when it is read: it is looked up again then.
+        still = not self.image.writable
         held: Piece | None = None
         for extent in walk(self.image, offset + self._offset, length):
-            piece = _piece(extent, files)
+            piece = _piece(extent, files, still)
             if held is None:
                 held = piece
             elif _go_together(held, piece):
-                held = held._replace(length=held.length + piece.length)
+                held = held._replace(length=held.length + piece.length, extents=held.extents + piece.extents)
             else:
                 yield held
                 held = piece
         if held is not None:
             yield held
+
+    def read_piece(self, piece: Piece, offset: int, buffer: memoryview) -> None:
+        if not piece.extents:
+            self.read_into(offset, buffer)
+            return
+        at, end = offset + self._offset, offset + self._offset + len(buffer)
+        extents: Iterable[Extent] = piece.extents
+        if piece.extents[0].start != at or piece.extents[-1].end != end:
+            extents = (one.clip(at, end) for one in extents if one.start < end and one.end > at)
+        read_extents(extents, at, buffer)
 
     def write(self, offset: int, data: memoryview) -> None:
         self.image.write(offset + self._offset, data)
@@ -197,9 +221,9 @@ class ImageExport(Export):
             yield extent.length, 0 if extent.kind is Kind.HOLE else extent.depth + 1
 
 
-def _piece(extent: Extent, files: bool) -> Piece:
-    if extent.reads_as_zeros:
-        return Piece(extent.length, zero=extent.length >= _WORTH_A_HOLE)
+def _piece(extent: Extent, files: bool, still: bool) -> Piece:
+    if extent.reads_as_zeros and extent.length >= _WORTH_A_HOLE:
+        return Piece(extent.length, zero=True)
     node = extent.node
     if (
         files
@@ -211,13 +235,15 @@ def _piece(extent: Extent, files: bool) -> Piece:
         fd = node.fileno()
         if fd is not None:
             return Piece(extent.length, fd=fd, offset=extent.offset)
-    return Piece(extent.length)
+    return Piece(extent.length, extents=(extent,) if still else ())
 
 
 def _go_together(one: Piece, other: Piece) -> bool:
     if one.fd != other.fd or one.zero != other.zero:
         return False
-    return one.fd < 0 or one.offset + one.length == other.offset
+    if one.fd >= 0:
+        return one.offset + one.length == other.offset
+    return not one.extents or one.length + other.length <= PIECE
 
 
 class _Dirty:

@@ -1,7 +1,7 @@
 """A server: it listens, and gives each client a thread and a :class:`~diskmill_nbd.session.Session`.
 
-Nothing grows with what clients do: there are at most so many of them, each with one buffer, and whoever does not get
-through the handshake in time is gone.
+Nothing grows with what clients do: there are at most so many of them, each with one buffer and a share of some more,
+and whoever does not get through the handshake in time is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError, UsageError
 
+from .ahead import Readers
 from .authorization import Name
 from .export import Export
 from .session import Session
@@ -66,6 +67,7 @@ class Server:
         self.handshake_limit = handshake_limit
         self.persistent = persistent
         self.warn = warn
+        self.readers = Readers()
         self._authorize = authorize
         self._turn = threading.Condition()
         self._sessions: set[Session] = set()
@@ -114,6 +116,7 @@ class Server:
             session.transport.shut_down()
         for thread in threads:  # a request that is under way must not find its image closed
             thread.join()
+        self.readers.close()
         self._wake.close()
         self._woken.close()
         failures = []

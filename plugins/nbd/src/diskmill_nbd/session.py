@@ -9,21 +9,25 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from diskmill.errors import CancelledError, DiskmillError, StorageError, UnsupportedError
 from diskmill.sizes import GiB, KiB
 
 from . import c_nbd as c
-from .export import Export, Piece
+from .ahead import Job
+from .export import PIECE, Export, Piece
 from .transport import ConnectionLost, Transport
 
 if TYPE_CHECKING:
+    import struct
+
     from .server import Server
 
-PIECE = 256 * KiB
-"""Bytes that are read, written or sent at a time: the buffer of a client."""
+_AHEAD = 3
+"""Requests of a client that are read for before their turn, at most: each has a buffer of its own."""
 _MAX_OPTION = 64 * KiB
 _INPUT = 4 * KiB
 """Bytes of requests that are received at once, where a client sends several."""
@@ -76,6 +80,8 @@ class Session:
         self._input = memoryview(bytearray(_INPUT))
         self._start = self._end = 0
         self._held = b""
+        self._decodes = False
+        self._jobs: deque[Job] = deque()
 
     def run(self) -> None:
         """Serve the client until it leaves, or is thrown out."""
@@ -87,6 +93,7 @@ class Session:
         except (ConnectionLost, _Broken):
             pass
         finally:
+            self.server.readers.take_back(*self._jobs)
             self.transport.shut_down()
             self.transport.close()
 
@@ -266,6 +273,7 @@ class Session:
                 self._await(layout.size)
             got, flags, command, cookie, offset, length = layout.unpack_from(self._input, self._start)
             self._start += layout.size
+            job = self._jobs.popleft() if self._jobs else None
             if got != magic or command == c.NBD_CMD_DISC:
                 self._release()
                 return
@@ -275,7 +283,12 @@ class Session:
             if payload and length > c.MAX_PAYLOAD:
                 raise _Broken
             try:
-                self._request(export, flags, command, cookie, offset, length)
+                if job is not None:
+                    self._read_ahead(export, job, layout, cookie)
+                else:
+                    self._request(export, flags, command, cookie, offset, length)
+                    if self._decodes:
+                        self._look_ahead(export, layout)
             except _Failed as error:
                 self._error(cookie, offset, error.number, error.message)
             except CancelledError:
@@ -290,6 +303,40 @@ class Session:
                 self._error(cookie, offset, number, error.cause)
             except MemoryError:
                 self._error(cookie, offset, c.NBD_ENOMEM, "")
+
+    def _look_ahead(self, export: Export, layout: struct.Struct) -> None:
+        """Let others read for the requests that came along with this one, as far as they are plain reads."""
+        new = []
+        while len(self._jobs) < _AHEAD:
+            at = self._start + len(self._jobs) * layout.size
+            if at + layout.size > self._end:
+                break
+            got, flags, command, _, offset, length = layout.unpack_from(self._input, at)
+            plain = got == (c.NBD_EXTENDED_REQUEST_MAGIC if self._extended else c.NBD_REQUEST_MAGIC)
+            if not plain or command != c.NBD_CMD_READ or flags or not 0 < length <= min(PIECE, export.size - offset):
+                break
+            memory = self.server.readers.lend()
+            if memory is None:
+                break
+            job = Job(export, offset, length, memory)
+            self._jobs.append(job)
+            new.append(job)
+        if new:
+            self.server.readers.put(new)
+
+    def _read_ahead(self, export: Export, job: Job, layout: struct.Struct, cookie: int) -> None:
+        """Answer a request with what was read for it."""
+        try:
+            if self._decodes:
+                self._look_ahead(export, layout)
+            if not job.done:
+                self._release()
+                self.server.readers.finish(job, self._jobs)
+            if job.failure is not None:
+                raise job.failure
+            self._send_pieces(export, job.pieces, cookie, job.offset, len(job.buffer), job.buffer)
+        finally:
+            self.server.readers.take_back(job)
 
     def _await(self, length: int) -> None:
         """Receive until *length* bytes are there, and whatever else has come."""
@@ -422,8 +469,21 @@ class Session:
             self._read_whole(export, header, offset, length)
             self.transport.send(self._header(c.NBD_REPLY_TYPE_NONE, cookie, offset, 0, True))
             return
-        at, end = offset, offset + length
-        for piece in export.pieces(offset, length):
+        self._send_pieces(export, export.pieces(offset, length), cookie, offset, length)
+
+    def _send_pieces(
+        self,
+        export: Export,
+        pieces: Iterable[Piece],
+        cookie: int,
+        offset: int,
+        length: int,
+        ready: memoryview | None = None,
+    ) -> None:
+        """Chunks of a structured reply. *ready* has the bytes of what must be read; None: they are read here."""
+        at, end, decodes = offset, offset + length, False
+        for piece in pieces:
+            decodes = decodes or piece.decodes
             last = at + piece.length == end
             if piece.fd < 0 or self.transport.encrypted:
                 self._release()
@@ -432,16 +492,21 @@ class Session:
                 self.transport.send(self._header(c.NBD_REPLY_TYPE_OFFSET_HOLE, cookie, offset, len(hole), last) + hole)
             elif piece.fd >= 0 and not self.transport.encrypted:
                 self._send_file(piece, cookie, offset, at, last)
+            elif ready is not None and piece.fd < 0:
+                part = ready[at - offset : at - offset + piece.length]
+                header = self._header(c.NBD_REPLY_TYPE_OFFSET_DATA, cookie, offset, len(part) + 8, last)
+                self.transport.send(header + c.OFFSET.pack(at), part)
             else:
                 self._send_read(export, piece, cookie, offset, at, last)
             at += piece.length
+        self._decodes = decodes and self.server.readers.count > 0
 
     def _send_read(self, export: Export, piece: Piece, cookie: int, offset: int, at: int, last: bool) -> None:
         """Chunks of what is read first, so that an error can be told instead."""
         end = at + piece.length
         while at < end:
             part = self._buffer()[: min(PIECE, end - at)]
-            export.read_into(at, part)
+            export.read_piece(piece, at, part)
             done = last and at + len(part) == end
             header = self._header(c.NBD_REPLY_TYPE_OFFSET_DATA, cookie, offset, len(part) + 8, done)
             self.transport.send(header + c.OFFSET.pack(at), part)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import StorageError
-from diskmill.sizes import MiB
+from diskmill.sizes import KiB, MiB
 
 if TYPE_CHECKING:
     import ssl
@@ -23,6 +23,11 @@ ReadBuffer = bytes | bytearray | memoryview
 _UNIX_BUFFER = 2 * MiB
 """Bytes that may be on their way through a Unix socket, as far as the system lets us: the default makes both sides wait
 for each other several times for each request. TCP finds its own."""
+
+
+_PROGRESS = 256 * KiB
+"""Bytes of a message that must come within each time limit. A large one over a slow line takes several; who sends less
+counts as stalled."""
 
 
 class ConnectionLost(StorageError):
@@ -128,6 +133,7 @@ class Transport:
         view = memoryview(buffer)
         end = self._begin()
         at, length = 0, len(view) if least is None else least
+        counted = 0
         flags = 0 if self._tls or length < len(view) else socket.MSG_WAITALL
         try:
             while at < length:
@@ -143,7 +149,9 @@ class Transport:
                     raise self.closed(at)
                 at += count
                 if at < length and time.monotonic() >= end:
-                    raise self.stalled()
+                    if self._deadline is not None or at - counted < _PROGRESS:
+                        raise self.stalled()
+                    counted, end = at, end + self.timeout
         except (TimeoutError, BlockingIOError):
             raise self.stalled() from None
         except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.drivers import ProtocolDriver, hookimpl
@@ -56,7 +56,7 @@ class ObjectDriver(ProtocolDriver):
     """Of one kind of object store: its name is that of the URL's scheme."""
 
     contract = 1
-    capabilities = frozenset({"create"})
+    capabilities = frozenset({"create", "list"})
 
     def __init__(self, name: str, title: str, options: tuple[Option, ...]) -> None:
         self.name = name
@@ -78,6 +78,13 @@ class ObjectDriver(ProtocolDriver):
         from .reading import open_object
 
         return open_object(self, request)
+
+    @hookimpl
+    def listing(self, request: OpenRequest) -> Iterator[Place]:
+        """The objects whose keys begin with that of a folder."""
+        from .listing import objects
+
+        return objects(self, request)
 
     @hookimpl
     def create(self, request: CreateRequest) -> Storage:

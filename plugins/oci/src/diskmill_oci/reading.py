@@ -207,7 +207,7 @@ class PackedStorage(ForwardStorage):
             self._file = self._archive.extractfile(member)
         except (tarfile.TarError, zlib.error, EOFError) as error:
             raise StorageError(f"its layer is no archive: {error}", file=self.name) from None
-        self.size = member.size
+        self.size, self.unsized = member.size, False
 
     def more(self, length: int) -> bytes:
         assert self._file is not None

@@ -5,7 +5,7 @@ Source: "Parallels Expandable Image File Format", QEMU's ``docs/interop/parallel
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u32, u64
 
 MAGIC = b"WithoutFreeSpace"
 """Table entries are sectors; the disk's size is a 32-bit number of sectors."""
@@ -23,31 +23,54 @@ CLOSED_OLD = 0
 EMPTY_FLAG = 1
 """``flags``: the image is empty."""
 
-HEADER = Structure(
-    "Parallels header",
-    "<",
-    [
-        ("magic", "16s"),
-        ("version", "I"),
-        ("heads", "I"),
-        ("cylinders", "I"),
-        ("tracks", "I"),
-        ("nb_bat_entries", "I"),
-        ("nb_sectors", "Q"),
-        ("in_use", "I"),
-        ("data_off", "I"),
-        ("flags", "I"),
-        ("ext_off", "Q"),
-    ],
-)
+
+class Header(Record):
+    magic = raw(16)
+    version = u32
+    heads = u32
+    cylinders = u32
+    tracks = u32
+    nb_bat_entries = u32
+    nb_sectors = u64
+    in_use = u32
+    data_off = u32
+    flags = u32
+    ext_off = u64
+
+
+HEADER = Structure("Parallels header", "<", Header)
 
 EXTENSION_MAGIC = 0xAB234CEF23DCEA87
-EXTENSION = Structure("Format Extension", "<", [("magic", "Q"), ("m_CheckSum", "16s")])
+
+
+class Extension(Record):
+    magic = u64
+    m_CheckSum = raw(16)
+
+
+EXTENSION = Structure("Format Extension", "<", Extension)
 
 END_FEATURE = 0
 BITMAP_FEATURE = 0x20385FAE252CB34A
 NECESSARY = 1
 """Feature flag: who does not know the feature must not change the image."""
-FEATURE = Structure("extension feature", "<", [("magic", "Q"), ("flags", "Q"), ("data_size", "I"), ("unused32", "I")])
 
-BITMAP = Structure("Dirty bitmap", "<", [("size", "Q"), ("id", "16s"), ("granularity", "I"), ("l1_size", "I")])
+
+class Feature(Record):
+    magic = u64
+    flags = u64
+    data_size = u32
+    unused32 = u32
+
+
+FEATURE = Structure("extension feature", "<", Feature)
+
+
+class Bitmap(Record):
+    size = u64
+    id = raw(16)
+    granularity = u32
+    l1_size = u32
+
+
+BITMAP = Structure("Dirty bitmap", "<", Bitmap)

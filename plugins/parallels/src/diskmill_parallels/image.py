@@ -20,9 +20,9 @@ from .c_parallels import CLOSED, CLOSED_OLD, EMPTY_FLAG, HEADER, IN_USE, MAGIC, 
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import ParallelsDriver
+    from .c_parallels import Header
     from .extension import Extension
 
 _MAX_TRACKS = 0x7FFFFFFF // 513
@@ -35,7 +35,7 @@ class ParallelsImage(BlockImage):
     """An expandable image."""
 
     def __init__(
-        self, driver: ParallelsDriver, file: Node, header: Record, *, name: str, data_start: int, writable: bool
+        self, driver: ParallelsDriver, file: Node, header: Header, *, name: str, data_start: int, writable: bool
     ) -> None:
         self.header = header
         self.old = header.magic == MAGIC

@@ -5,7 +5,7 @@ There is no formal specification. Sources: Mark McLoughlin, "The QCOW Image Form
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u8, u32, u64
 
 QCOW_MAGIC = b"QFI\xfb"
 QCOW_VERSION = 1
@@ -24,21 +24,20 @@ COMPRESSED = 1 << 63
 """Bit of an L2 entry: its low ``63 - cluster_bits`` bits are the offset of a compressed cluster, any byte of the file;
 the ``cluster_bits`` bits above, how many bytes it takes."""
 
-HEADER = Structure(
-    "header",
-    ">",
-    [
-        ("magic", "4s"),
-        ("version", "I"),
-        ("backing_file_offset", "Q"),
-        ("backing_file_size", "I"),
-        ("mtime", "I"),
-        ("size", "Q"),
-        ("cluster_bits", "B"),
-        ("l2_bits", "B"),
-        ("_padding", "2s"),
-        ("crypt_method", "I"),
-        ("l1_table_offset", "Q"),
-    ],
-)
+
+class Header(Record):
+    magic = raw(4)
+    version = u32
+    backing_file_offset = u64
+    backing_file_size = u32
+    mtime = u32
+    size = u64
+    cluster_bits = u8
+    l2_bits = u8
+    _padding = raw(2)
+    crypt_method = u32
+    l1_table_offset = u64
+
+
+HEADER = Structure("header", ">", Header)
 """The file's first bytes. The backing file name and the L1 table follow."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.contract.results import Measurement
     from diskmill.kit.deflate import DeflateCodec
-    from diskmill.kit.structs import Record
 
     from . import QcowDriver
 
@@ -34,7 +33,7 @@ class QcowImage(TwoLevelImage):
     :ivar volume: the cipher of an encrypted image.
     """
 
-    def __init__(self, driver: QcowDriver, file: Node, header: Record, *, name: str, writable: bool) -> None:
+    def __init__(self, driver: QcowDriver, file: Node, header: c.Header, *, name: str, writable: bool) -> None:
         cluster, entries = 1 << header.cluster_bits, 1 << header.l2_bits
         super().__init__(
             driver,
@@ -170,7 +169,7 @@ class QcowImage(TwoLevelImage):
                 self.table.set(first, end - first, 0, 0)
 
 
-def l1_entries(header: Record) -> int:
+def l1_entries(header: c.Header) -> int:
     """Entries of the L1 table."""
     return -(-int(header.size) >> header.cluster_bits + header.l2_bits) if header.size else 0
 
@@ -248,7 +247,7 @@ def create_qcow(driver: QcowDriver, request: CreateRequest) -> QcowImage:
     return image
 
 
-def _header(size: int, overlay: bool, name: str) -> Record:
+def _header(size: int, overlay: bool, name: str) -> c.Header:
     """The header for a disk of *size* bytes, with the clusters that QEMU gives it: small over a backing image, because
     it writes no more of a new cluster than what the guest writes."""
     if size < 1:

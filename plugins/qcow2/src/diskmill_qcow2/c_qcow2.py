@@ -6,42 +6,40 @@ QEMU sets on top of the format are marked so.
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u8, u16, u32, u64
 from diskmill.sizes import KiB, MiB
 
 QCOW_MAGIC = b"QFI\xfb"
 
-HEADER_V2 = Structure(
-    "header",
-    ">",
-    [
-        ("magic", "4s"),
-        ("version", "I"),
-        ("backing_file_offset", "Q"),
-        ("backing_file_size", "I"),
-        ("cluster_bits", "I"),
-        ("size", "Q"),
-        ("crypt_method", "I"),
-        ("l1_size", "I"),
-        ("l1_table_offset", "Q"),
-        ("refcount_table_offset", "Q"),
-        ("refcount_table_clusters", "I"),
-        ("nb_snapshots", "I"),
-        ("snapshots_offset", "Q"),
-    ],
-)
-HEADER = Structure(
-    "header",
-    ">",
-    [
-        *HEADER_V2.fields,
-        ("incompatible_features", "Q"),
-        ("compatible_features", "Q"),
-        ("autoclear_features", "Q"),
-        ("refcount_order", "I"),
-        ("header_length", "I"),
-    ],
-)
+
+class HeaderV2(Record):
+    magic = raw(4)
+    version = u32
+    backing_file_offset = u64
+    backing_file_size = u32
+    cluster_bits = u32
+    size = u64
+    crypt_method = u32
+    l1_size = u32
+    l1_table_offset = u64
+    refcount_table_offset = u64
+    refcount_table_clusters = u32
+    nb_snapshots = u32
+    snapshots_offset = u64
+
+
+HEADER_V2 = Structure("header", ">", HeaderV2)
+
+
+class Header(HeaderV2):
+    incompatible_features = u64
+    compatible_features = u64
+    autoclear_features = u64
+    refcount_order = u32
+    header_length = u32
+
+
+HEADER = Structure("header", ">", Header)
 COMPRESSION_TYPE_OFFSET = 104
 """Byte offset of the additional field compression_type, one byte."""
 HEADER_LENGTH = 112
@@ -54,14 +52,41 @@ EXT_FEATURE_TABLE = 0x6803F857
 EXT_BITMAPS = 0x23852875
 EXT_CRYPTO_HEADER = 0x0537BE77
 EXT_DATA_FILE = 0x44415441
-EXTENSION = Structure("header extension", ">", [("type", "I"), ("length", "I")])
-FEATURE_NAME = Structure("feature name table", ">", [("type", "B"), ("bit", "B"), ("name", "46s")])
-BITMAPS_EXTENSION = Structure(
-    "bitmaps extension",
-    ">",
-    [("nb_bitmaps", "I"), ("_reserved", "I"), ("bitmap_directory_size", "Q"), ("bitmap_directory_offset", "Q")],
-)
-CRYPTO_HEADER = Structure("full disk encryption header pointer", ">", [("offset", "Q"), ("length", "Q")])
+
+
+class Extension(Record):
+    type = u32
+    length = u32
+
+
+EXTENSION = Structure("header extension", ">", Extension)
+
+
+class FeatureName(Record):
+    type = u8
+    bit = u8
+    name = raw(46)
+
+
+FEATURE_NAME = Structure("feature name table", ">", FeatureName)
+
+
+class BitmapsExtension(Record):
+    nb_bitmaps = u32
+    _reserved = u32
+    bitmap_directory_size = u64
+    bitmap_directory_offset = u64
+
+
+BITMAPS_EXTENSION = Structure("bitmaps extension", ">", BitmapsExtension)
+
+
+class CryptoHeader(Record):
+    offset = u64
+    length = u64
+
+
+CRYPTO_HEADER = Structure("full disk encryption header pointer", ">", CryptoHeader)
 
 # incompatible_features
 DIRTY = 1 << 0
@@ -133,21 +158,20 @@ MAX_SNAPSHOT_NAME = 255
 MAX_SNAPSHOT_EXTRA_DATA = 1 * KiB
 """A limit of QEMU."""
 
-SNAPSHOT = Structure(
-    "snapshot table entry",
-    ">",
-    [
-        ("l1_table_offset", "Q"),
-        ("l1_size", "I"),
-        ("id_size", "H"),
-        ("name_size", "H"),
-        ("date_sec", "I"),
-        ("date_nsec", "I"),
-        ("vm_clock_nsec", "Q"),
-        ("vm_state_size", "I"),
-        ("extra_data_size", "I"),
-    ],
-)
+
+class Snapshot(Record):
+    l1_table_offset = u64
+    l1_size = u32
+    id_size = u16
+    name_size = u16
+    date_sec = u32
+    date_nsec = u32
+    vm_clock_nsec = u64
+    vm_state_size = u32
+    extra_data_size = u32
+
+
+SNAPSHOT = Structure("snapshot table entry", ">", Snapshot)
 
 # Bitmap directory
 MAX_BITMAPS = 65535
@@ -166,16 +190,16 @@ MAX_GRANULARITY_BITS = 31
 BITMAP_ALL_ONES = 1 << 0
 """Bitmap table entry without an offset: all bits are set."""
 BITMAP_TABLE_RESERVED = 0xFF000000000001FE
-BITMAP = Structure(
-    "bitmap directory entry",
-    ">",
-    [
-        ("bitmap_table_offset", "Q"),
-        ("bitmap_table_size", "I"),
-        ("flags", "I"),
-        ("type", "B"),
-        ("granularity_bits", "B"),
-        ("name_size", "H"),
-        ("extra_data_size", "I"),
-    ],
-)
+
+
+class Bitmap(Record):
+    bitmap_table_offset = u64
+    bitmap_table_size = u32
+    flags = u32
+    type = u8
+    granularity_bits = u8
+    name_size = u16
+    extra_data_size = u32
+
+
+BITMAP = Structure("bitmap directory entry", ">", Bitmap)

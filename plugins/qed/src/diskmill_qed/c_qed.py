@@ -5,7 +5,7 @@ Source: QEMU's ``docs/interop/qed_spec.txt``.
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u32, u64
 from diskmill.sizes import KiB, MiB
 
 QED_MAGIC = b"QED\0"
@@ -30,21 +30,20 @@ UNALLOCATED = 0
 ZERO = 1
 """An L2 table entry: the cluster reads as zeros."""
 
-HEADER = Structure(
-    "header",
-    "<",
-    [
-        ("magic", "4s"),
-        ("cluster_size", "I"),
-        ("table_size", "I"),
-        ("header_size", "I"),
-        ("features", "Q"),
-        ("compat_features", "Q"),
-        ("autoclear_features", "Q"),
-        ("l1_table_offset", "Q"),
-        ("image_size", "Q"),
-        ("backing_filename_offset", "I"),
-        ("backing_filename_size", "I"),
-    ],
-)
+
+class Header(Record):
+    magic = raw(4)
+    cluster_size = u32
+    table_size = u32
+    header_size = u32
+    features = u64
+    compat_features = u64
+    autoclear_features = u64
+    l1_table_offset = u64
+    image_size = u64
+    backing_filename_offset = u32
+    backing_filename_size = u32
+
+
+HEADER = Structure("header", "<", Header)
 """The file's first bytes. The backing file name follows in the ``header_size`` clusters of the header."""

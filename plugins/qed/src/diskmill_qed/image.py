@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from diskmill.contract.options import Value
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
     from diskmill.contract.results import Measurement
-    from diskmill.kit.structs import Record
 
     from . import QedDriver
 
@@ -37,7 +36,7 @@ class QedImage(TwoLevelImage):
     """A QED file."""
 
     def __init__(
-        self, driver: QedDriver, file: Node, header: Record, *, name: str, backing_name: str | None, writable: bool
+        self, driver: QedDriver, file: Node, header: c.Header, *, name: str, backing_name: str | None, writable: bool
     ) -> None:
         entries = header.cluster_size * header.table_size // WIDTH
         super().__init__(

@@ -7,31 +7,34 @@ are counted in blocks of ``blk_sz`` bytes.
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u16, u32
 
 SPARSE_HEADER_MAGIC = 0xED26FF3A
 
-SPARSE_HEADER = Structure(
-    "sparse_header",
-    "<",
-    [
-        ("magic", "I"),
-        ("major_version", "H"),
-        ("minor_version", "H"),
-        ("file_hdr_sz", "H"),
-        ("chunk_hdr_sz", "H"),
-        ("blk_sz", "I"),
-        ("total_blks", "I"),
-        ("total_chunks", "I"),
-        ("image_checksum", "I"),
-    ],
-)
 
-CHUNK_HEADER = Structure(
-    "chunk_header",
-    "<",
-    [("chunk_type", "H"), ("_reserved1", "2s"), ("chunk_sz", "I"), ("total_sz", "I")],
-)
+class SparseHeader(Record):
+    magic = u32
+    major_version = u16
+    minor_version = u16
+    file_hdr_sz = u16
+    chunk_hdr_sz = u16
+    blk_sz = u32
+    total_blks = u32
+    total_chunks = u32
+    image_checksum = u32
+
+
+SPARSE_HEADER = Structure("sparse_header", "<", SparseHeader)
+
+
+class ChunkHeader(Record):
+    chunk_type = u16
+    _reserved1 = raw(2)
+    chunk_sz = u32
+    total_sz = u32
+
+
+CHUNK_HEADER = Structure("chunk_header", "<", ChunkHeader)
 """``chunk_sz`` is in blocks of the disk; ``total_sz`` in bytes of the file, the header included."""
 
 RAW = 0xCAC1

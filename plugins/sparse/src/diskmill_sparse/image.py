@@ -18,9 +18,9 @@ from .c_sparse import CHUNK_HEADER, CRC32, DONT_CARE, FILL, FILL_SIZE, RAW, SPAR
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import SparseDriver
+    from .c_sparse import SparseHeader
 
 MAX_CHUNKS = 1 << 19
 """Chunks of an image at most: what Android's tools make of a full disk of terabytes."""
@@ -73,7 +73,7 @@ class Fill:
 class SparseImage(FormatImage):
     """A sparse file."""
 
-    def __init__(self, driver: SparseDriver, file: Node, header: Record, chunks: Chunks, *, name: str) -> None:
+    def __init__(self, driver: SparseDriver, file: Node, header: SparseHeader, chunks: Chunks, *, name: str) -> None:
         super().__init__(driver, file, name=name, size=header.total_blks * header.blk_sz, writable=False)
         self.header = header
         self.chunks = chunks
@@ -134,7 +134,7 @@ def open_sparse(driver: SparseDriver, request: OpenRequest) -> SparseImage:
     return SparseImage(driver, file, header, chunks, name=name)
 
 
-def read_chunks(file: Node, header: Record, name: str) -> Chunks:
+def read_chunks(file: Node, header: SparseHeader, name: str) -> Chunks:
     """The chunks that *header* counts. Those that hold no blocks are kept where they are checksums.
 
     :raises ImageError: one is not inside the file, or does not fit its size, or they are not the whole disk.

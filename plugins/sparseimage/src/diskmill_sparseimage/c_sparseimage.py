@@ -7,7 +7,7 @@ node take 4096 bytes; behind each stand as many bands as its array has places, o
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, several, u32, u64
 
 SIGNATURE = b"sprs"
 VERSION = 3
@@ -15,35 +15,33 @@ VERSION = 3
 _FIRST_BANDS = 1008
 _MORE_BANDS = 1010
 
-FILE_HEADER = Structure(
-    "file header",
-    ">",
-    [
-        ("signature", "4s"),
-        ("format_version", "I"),
-        ("sectors_per_band", "I"),
-        ("flags", "I"),
-        ("number_of_sectors_low", "I"),
-        ("next_index_node_offset", "Q"),
-        ("number_of_sectors", "Q"),
-        ("_unknown", "28s"),
-        ("band_numbers", f"{_FIRST_BANDS}I"),
-    ],
-)
+
+class FileHeader(Record):
+    signature = raw(4)
+    format_version = u32
+    sectors_per_band = u32
+    flags = u32
+    number_of_sectors_low = u32
+    next_index_node_offset = u64
+    number_of_sectors = u64
+    _unknown = raw(28)
+    band_numbers = several(_FIRST_BANDS, u32)
+
+
+FILE_HEADER = Structure("file header", ">", FileHeader)
 """``number_of_sectors`` may be 0, and the low 32 bits hold, then."""
 
-INDEX_NODE = Structure(
-    "index node",
-    ">",
-    [
-        ("signature", "4s"),
-        ("index_node_number", "I"),
-        ("flags", "I"),
-        ("next_index_node_offset", "Q"),
-        ("_unknown", "36s"),
-        ("band_numbers", f"{_MORE_BANDS}I"),
-    ],
-)
+
+class IndexNode(Record):
+    signature = raw(4)
+    index_node_number = u32
+    flags = u32
+    next_index_node_offset = u64
+    _unknown = raw(36)
+    band_numbers = several(_MORE_BANDS, u32)
+
+
+INDEX_NODE = Structure("index node", ">", IndexNode)
 """A band number says which band of the disk stands in its place in the file, from 1 on; 0: none does."""
 
 BUNDLE_TYPE = "com.apple.diskimage.sparsebundle"

@@ -19,9 +19,10 @@ from .c_sparseimage import FILE_HEADER, INDEX_NODE, SIGNATURE, VERSION
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
+    from diskmill.kit.structs import Structure
 
     from . import SparseimageDriver
+    from .c_sparseimage import FileHeader, IndexNode
 
 _BAND_MEMORY = 128
 """Bytes that a band takes in memory while bands are sorted."""
@@ -101,7 +102,7 @@ class BandImage(FormatImage):
 class SparseImage(BandImage):
     """A sparse image."""
 
-    def __init__(self, driver: SparseimageDriver, file: Node, header: Record, size: int, *, name: str) -> None:
+    def __init__(self, driver: SparseimageDriver, file: Node, header: FileHeader, size: int, *, name: str) -> None:
         super().__init__(driver, file, header.sectors_per_band * SECTOR, name=name, size=size)
         places = self._places(header)
         self.numbers = array("Q", sorted(places))
@@ -115,10 +116,12 @@ class SparseImage(BandImage):
         why = f"the file ends behind {length} of its bytes: it is cut short"
         return ImageError(why, file=self.name, place=f"band {self.numbers[index]}")
 
-    def _places(self, header: Record) -> dict[int, int]:
+    def _places(self, header: FileHeader) -> dict[int, int]:
         """Band of the disk → its offset in the file, for the bands that there are."""
         places: dict[int, int] = {}
-        node, structure, at, last = header, FILE_HEADER, 0, -(-self.size // self.band)
+        at, last = 0, -(-self.size // self.band)
+        node: FileHeader | IndexNode = header
+        structure: Structure[FileHeader] | Structure[IndexNode] = FILE_HEADER
         while True:
             place = f"{structure.name} at offset {at}"
             start = at + structure.size

@@ -6,7 +6,7 @@ VDIs" (https://forums.virtualbox.org/viewtopic.php?t=8046).
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u32, u64
 
 SIGNATURE = 0xBEDA107F
 VERSION = 0x00010001
@@ -19,34 +19,33 @@ FREE = 0xFFFFFFFF
 ZERO = 0xFFFFFFFE
 """A block map entry: reads as zeros."""
 
-HEADER = Structure(
-    "VDIHEADER",
-    "<",
-    [
-        ("szFileInfo", "64s"),
-        ("u32Signature", "I"),
-        ("u32Version", "I"),
-        ("cbHeader", "I"),
-        ("u32Type", "I"),
-        ("fFlags", "I"),
-        ("szComment", "256s"),
-        ("offBlocks", "I"),
-        ("offData", "I"),
-        ("cCylinders", "I"),
-        ("cHeads", "I"),
-        ("cSectors", "I"),
-        ("cbSector", "I"),
-        ("u32Dummy", "I"),
-        ("cbDisk", "Q"),
-        ("cbBlock", "I"),
-        ("cbBlockExtra", "I"),
-        ("cBlocks", "I"),
-        ("cBlocksAllocated", "I"),
-        ("uuidCreate", "16s"),
-        ("uuidModify", "16s"),
-        ("uuidLinkage", "16s"),
-        ("uuidParentModify", "16s"),
-        ("rest", "56s"),  # what newer versions keep here is kept
-    ],
-)
+
+class Header(Record):
+    szFileInfo = raw(64)
+    u32Signature = u32
+    u32Version = u32
+    cbHeader = u32
+    u32Type = u32
+    fFlags = u32
+    szComment = raw(256)
+    offBlocks = u32
+    offData = u32
+    cCylinders = u32
+    cHeads = u32
+    cSectors = u32
+    cbSector = u32
+    u32Dummy = u32
+    cbDisk = u64
+    cbBlock = u32
+    cbBlockExtra = u32
+    cBlocks = u32
+    cBlocksAllocated = u32
+    uuidCreate = raw(16)
+    uuidModify = raw(16)
+    uuidLinkage = raw(16)
+    uuidParentModify = raw(16)
+    rest = raw(56)  # what newer versions keep here is kept
+
+
+HEADER = Structure("VDIHEADER", "<", Header)
 """The first sector: ``VDIPREHEADER``, then ``VDIHEADER1``."""

@@ -24,9 +24,9 @@ from .c_vdi import DIFF, FIXED, FREE, HEADER, NORMAL, SIGNATURE, UNDO, VERSION, 
 if TYPE_CHECKING:
     from diskmill.contract.references import Reference
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import VdiDriver
+    from .c_vdi import Header
 
 MAX_BLOCKS = 0x1FFFFF80
 """Blocks in an image: what QEMU opens."""
@@ -40,7 +40,7 @@ _ALIGN = MiB
 class VdiImage(BlockImage):
     """A VDI file."""
 
-    def __init__(self, driver: VdiDriver, file: Node, header: Record, *, name: str, writable: bool) -> None:
+    def __init__(self, driver: VdiDriver, file: Node, header: Header, *, name: str, writable: bool) -> None:
         self.header = header
         self.differencing = header.u32Type == DIFF or any(header.uuidLinkage)
         self.extra: int = header.cbBlockExtra
@@ -157,7 +157,7 @@ class VdiImage(BlockImage):
                 self.write_tables()
         self.flush()
 
-    def _move_map(self, blocks: int, header: Record) -> None:
+    def _move_map(self, blocks: int, header: Header) -> None:
         """Put a map for *blocks* blocks where the first blocks of data are; *header*, the next one, points to it."""
         spare = -(-blocks * 4 // self.stride)
         if self.data_start + spare * self.stride >= 1 << 32:

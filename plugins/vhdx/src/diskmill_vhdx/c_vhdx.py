@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 import google_crc32c
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u16, u32, u64
 from diskmill.sizes import KiB, MiB, TiB
 
 SIGNATURE = b"vhdxfile"
@@ -69,80 +69,129 @@ NOT_PRESENT, UNDEFINED, ZERO, UNMAPPED, FULLY_PRESENT, PARTIALLY_PRESENT = 0, 1,
 UNMAPPED_095 = 5
 """``UNMAPPED`` in version 0.95 of the specification."""
 
-HEADER = Structure(
-    "VHDX header",
-    "<",
-    [
-        ("Signature", "4s"),
-        ("Checksum", "I"),
-        ("SequenceNumber", "Q"),
-        ("FileWriteGuid", "16s"),
-        ("DataWriteGuid", "16s"),
-        ("LogGuid", "16s"),
-        ("LogVersion", "H"),
-        ("Version", "H"),
-        ("LogLength", "I"),
-        ("LogOffset", "Q"),
-        ("Reserved", "4016s"),
-    ],
-)
 
-REGION_TABLE = Structure(
-    "region table header", "<", [("Signature", "4s"), ("Checksum", "I"), ("EntryCount", "I"), ("Reserved", "I")]
-)
-REGION = Structure(
-    "region table entry", "<", [("Guid", "16s"), ("FileOffset", "Q"), ("Length", "I"), ("Required", "I")]
-)
+class Header(Record):
+    Signature = raw(4)
+    Checksum = u32
+    SequenceNumber = u64
+    FileWriteGuid = raw(16)
+    DataWriteGuid = raw(16)
+    LogGuid = raw(16)
+    LogVersion = u16
+    Version = u16
+    LogLength = u32
+    LogOffset = u64
+    Reserved = raw(4016)
 
-METADATA_TABLE = Structure(
-    "metadata table header", "<", [("Signature", "8s"), ("Reserved", "H"), ("EntryCount", "H"), ("Reserved2", "20s")]
-)
-ITEM = Structure(
-    "metadata table entry",
-    "<",
-    [("ItemId", "16s"), ("Offset", "I"), ("Length", "I"), ("Flags", "I"), ("Reserved2", "I")],
-)
-FILE_PARAMETERS = Structure("file parameters", "<", [("BlockSize", "I"), ("Flags", "I")])
 
-LOCATOR = Structure("parent locator header", "<", [("LocatorType", "16s"), ("Reserved", "H"), ("KeyValueCount", "H")])
-LOCATOR_ENTRY = Structure(
-    "parent locator entry",
-    "<",
-    [("KeyOffset", "I"), ("ValueOffset", "I"), ("KeyLength", "H"), ("ValueLength", "H")],
-)
+HEADER = Structure("VHDX header", "<", Header)
 
-LOG_ENTRY = Structure(
-    "log entry header",
-    "<",
-    [
-        ("Signature", "4s"),
-        ("Checksum", "I"),
-        ("EntryLength", "I"),
-        ("Tail", "I"),
-        ("SequenceNumber", "Q"),
-        ("DescriptorCount", "I"),
-        ("Reserved", "I"),
-        ("LogGuid", "16s"),
-        ("FlushedFileOffset", "Q"),
-        ("LastFileOffset", "Q"),
-    ],
-)
-DESCRIPTOR = Structure(
-    "log descriptor",
-    "<",
-    [
-        ("Signature", "4s"),
-        ("TrailingBytes", "4s"),
-        ("LeadingBytes", "8s"),  # ZeroLength in a zero descriptor
-        ("FileOffset", "Q"),
-        ("SequenceNumber", "Q"),
-    ],
-)
+
+class RegionTable(Record):
+    Signature = raw(4)
+    Checksum = u32
+    EntryCount = u32
+    Reserved = u32
+
+
+REGION_TABLE = Structure("region table header", "<", RegionTable)
+
+
+class RegionEntry(Record):
+    Guid = raw(16)
+    FileOffset = u64
+    Length = u32
+    Required = u32
+
+
+REGION = Structure("region table entry", "<", RegionEntry)
+
+
+class MetadataTable(Record):
+    Signature = raw(8)
+    Reserved = u16
+    EntryCount = u16
+    Reserved2 = raw(20)
+
+
+METADATA_TABLE = Structure("metadata table header", "<", MetadataTable)
+
+
+class ItemEntry(Record):
+    ItemId = raw(16)
+    Offset = u32
+    Length = u32
+    Flags = u32
+    Reserved2 = u32
+
+
+ITEM = Structure("metadata table entry", "<", ItemEntry)
+
+
+class FileParameters(Record):
+    BlockSize = u32
+    Flags = u32
+
+
+FILE_PARAMETERS = Structure("file parameters", "<", FileParameters)
+
+
+class Locator(Record):
+    LocatorType = raw(16)
+    Reserved = u16
+    KeyValueCount = u16
+
+
+LOCATOR = Structure("parent locator header", "<", Locator)
+
+
+class LocatorEntry(Record):
+    KeyOffset = u32
+    ValueOffset = u32
+    KeyLength = u16
+    ValueLength = u16
+
+
+LOCATOR_ENTRY = Structure("parent locator entry", "<", LocatorEntry)
+
+
+class LogEntry(Record):
+    Signature = raw(4)
+    Checksum = u32
+    EntryLength = u32
+    Tail = u32
+    SequenceNumber = u64
+    DescriptorCount = u32
+    Reserved = u32
+    LogGuid = raw(16)
+    FlushedFileOffset = u64
+    LastFileOffset = u64
+
+
+LOG_ENTRY = Structure("log entry header", "<", LogEntry)
+
+
+class Descriptor(Record):
+    Signature = raw(4)
+    TrailingBytes = raw(4)
+    LeadingBytes = raw(8)  # ZeroLength in a zero descriptor
+    FileOffset = u64
+    SequenceNumber = u64
+
+
+DESCRIPTOR = Structure("log descriptor", "<", Descriptor)
 DESCRIPTORS = struct.Struct("<4s4s8sQQ")
 """The fields of :data:`DESCRIPTOR` as a tuple: a log may have a million of them."""
-DATA_SECTOR = Structure(
-    "log data sector", "<", [("Signature", "4s"), ("SequenceHigh", "I"), ("Data", "4084s"), ("SequenceLow", "I")]
-)
+
+
+class DataSector(Record):
+    Signature = raw(4)
+    SequenceHigh = u32
+    Data = raw(4084)
+    SequenceLow = u32
+
+
+DATA_SECTOR = Structure("log data sector", "<", DataSector)
 
 
 def checksum(data: bytes, crc: int = 0) -> int:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.ids import fresh
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.kit.structs import Record
 
-from .c_vhdx import ALIGN, HEADER, HEADER_OFFSETS, HEADER_SECTION, NO_GUID, intact, sealed
+from .c_vhdx import ALIGN, HEADER, HEADER_OFFSETS, HEADER_SECTION, NO_GUID, Header, intact, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +29,7 @@ class Headers:
         self.whole = [intact(data, b"head") for data in copies]
         """Of each, whether signature and checksum are right."""
         self.slot = _current([HEADER.unpack(data) for data in copies], self.whole, copies[0] == copies[1], name)
-        self.current: Record = HEADER.unpack(copies[self.slot])
+        self.current: Header = HEADER.unpack(copies[self.slot])
         """The header that holds."""
         header = self.current
         if header.Version != 1:
@@ -43,7 +42,7 @@ class Headers:
 
     def update(self, **fields: Any) -> None:
         """Let another header hold, with *fields* in place of what the old one says."""
-        header = Record(**{**vars(self.current), **fields})
+        header = HEADER.new(**{**vars(self.current), **fields})
         header.SequenceNumber += 1
         header.FileWriteGuid = self._session
         if header.SequenceNumber >> 64:
@@ -59,7 +58,7 @@ class Headers:
         self.update()
 
 
-def _current(headers: Sequence[Record], whole: Sequence[bool], equal: bool, name: str) -> int:
+def _current(headers: Sequence[Header], whole: Sequence[bool], equal: bool, name: str) -> int:
     if not any(whole):
         raise ImageError("neither of its headers is valid", file=name)
     if not all(whole):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure
 
 from .c_vhdx import (
     ALIGN,
@@ -43,7 +43,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diskmill.contract.node import Node
-    from diskmill.kit.structs import Record
+
+    from .c_vhdx import ItemEntry, RegionEntry
+
+T = TypeVar("T", bound=Record)
+E = TypeVar("E", bound=Record)
 
 KNOWN_REGIONS = (BAT_REGION, METADATA_REGION)
 _MOST_METADATA = 1 << 20
@@ -69,7 +73,7 @@ class Regions:
         count = REGION_TABLE.unpack(self.table).EntryCount
         if count > MAX_ENTRIES:
             raise ImageError(f"{count} entries are too many", file=name, place="region table")
-        self.entries: list[Record] = [
+        self.entries: list[RegionEntry] = [
             REGION.unpack(self.table, REGION_TABLE.size + index * REGION.size) for index in range(count)
         ]
         self._check()
@@ -88,7 +92,7 @@ class Regions:
             if entry.Required & 1 and entry.Guid not in KNOWN_REGIONS:
                 raise UnsupportedError(f"it has a region {entry.Guid.hex()} that must be understood", file=self.name)
 
-    def _known(self, guid: bytes) -> Record:
+    def _known(self, guid: bytes) -> RegionEntry:
         found = [entry for entry in self.entries if entry.Guid == guid]
         if len(found) != 1:
             what = "block allocation table" if guid == BAT_REGION else "metadata"
@@ -140,7 +144,7 @@ class Metadata:
     """The parent locator; empty: there is none."""
 
 
-def read_metadata(file: Node, region: Record, name: str) -> Metadata:
+def read_metadata(file: Node, region: RegionEntry, name: str) -> Metadata:
     """The items of the metadata region that are understood.
 
     :raises ImageError: an item is missing or makes no sense.
@@ -182,7 +186,7 @@ _KNOWN_ITEMS = {
 class _Items:
     """The items that are known, their places checked."""
 
-    def __init__(self, file: Node, region: Record, name: str) -> None:
+    def __init__(self, file: Node, region: RegionEntry, name: str) -> None:
         self.file, self.region, self.name = file, region, name
         table = file.read(region.FileOffset, TABLE_SIZE)
         header = METADATA_TABLE.unpack(table)
@@ -190,7 +194,7 @@ class _Items:
             raise self.wrong("bad signature")
         if header.EntryCount > MAX_ENTRIES:
             raise self.wrong(f"{header.EntryCount} items are too many")
-        self.found: dict[bytes, Record] = {}
+        self.found: dict[bytes, ItemEntry] = {}
         for index in range(header.EntryCount):
             item = ITEM.unpack(table, METADATA_TABLE.size + index * ITEM.size)
             if item.ItemId not in _KNOWN_ITEMS or item.Flags & IS_USER:
@@ -225,7 +229,7 @@ class _Items:
         return self.file.read(offset, length if size is None else size)
 
 
-def packed_table(structure: Structure, header: Record, entry: Structure, records: Sequence[Record]) -> bytes:
+def packed_table(structure: Structure[T], header: T, entry: Structure[E], records: Sequence[E]) -> bytes:
     """A region or metadata table."""
     data = structure.pack(header) + b"".join(entry.pack(record) for record in records)
     return data.ljust(TABLE_SIZE, b"\0")

@@ -7,7 +7,7 @@ each a header and the blocks of up to 59 clusters, of any disk, in any order.
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, i64, raw, several, u16, u32, u64
 
 VMA_MAGIC = b"VMA\0"
 VMA_EXTENT_MAGIC = b"VMAE"
@@ -18,44 +18,47 @@ VMA_BLOCKS_PER_EXTENT = 59
 VMA_MAX_CONFIGS = 256
 VMA_MAX_DEVICES = 256
 
-VMA_HEADER = Structure(
-    "VmaHeader",
-    ">",
-    [
-        ("magic", "4s"),
-        ("version", "I"),
-        ("uuid", "16s"),
-        ("ctime", "q"),
-        ("md5sum", "16s"),
-        ("blob_buffer_offset", "I"),
-        ("blob_buffer_size", "I"),
-        ("header_size", "I"),
-        ("_reserved", "1984s"),
-        ("config_names", f"{VMA_MAX_CONFIGS}I"),
-        ("config_data", f"{VMA_MAX_CONFIGS}I"),
-        ("_reserved1", "4s"),
-    ],
-)
+
+class VmaHeader(Record):
+    magic = raw(4)
+    version = u32
+    uuid = raw(16)
+    ctime = i64
+    md5sum = raw(16)
+    blob_buffer_offset = u32
+    blob_buffer_size = u32
+    header_size = u32
+    _reserved = raw(1984)
+    config_names = several(VMA_MAX_CONFIGS, u32)
+    config_data = several(VMA_MAX_CONFIGS, u32)
+    _reserved1 = raw(4)
+
+
+VMA_HEADER = Structure("VmaHeader", ">", VmaHeader)
 """Behind it stand :data:`VMA_MAX_DEVICES` times :data:`DEVICE_INFO`; ``header_size`` is up to the end of the blobs."""
 
-DEVICE_INFO = Structure(
-    "VmaDeviceInfoHeader",
-    ">",
-    [("devname_ptr", "I"), ("_reserved0", "I"), ("size", "Q"), ("_reserved1", "Q"), ("_reserved2", "Q")],
-)
 
-EXTENT_HEADER = Structure(
-    "VmaExtentHeader",
-    ">",
-    [
-        ("magic", "4s"),
-        ("_reserved1", "2s"),
-        ("block_count", "H"),
-        ("uuid", "16s"),
-        ("md5sum", "16s"),
-        ("blockinfo", f"{VMA_BLOCKS_PER_EXTENT}Q"),
-    ],
-)
+class VmaDeviceInfoHeader(Record):
+    devname_ptr = u32
+    _reserved0 = u32
+    size = u64
+    _reserved1 = u64
+    _reserved2 = u64
+
+
+DEVICE_INFO = Structure("VmaDeviceInfoHeader", ">", VmaDeviceInfoHeader)
+
+
+class VmaExtentHeader(Record):
+    magic = raw(4)
+    _reserved1 = raw(2)
+    block_count = u16
+    uuid = raw(16)
+    md5sum = raw(16)
+    blockinfo = several(VMA_BLOCKS_PER_EXTENT, u64)
+
+
+EXTENT_HEADER = Structure("VmaExtentHeader", ">", VmaExtentHeader)
 """``block_count`` counts the blocks of all its clusters. A ``blockinfo`` is a mask of 16 bits, which tell the blocks
 that are stored from those that are zeros; 8 reserved bits; 8 bits of the device; 32 bits of the cluster."""
 

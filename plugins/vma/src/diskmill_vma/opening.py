@@ -26,9 +26,9 @@ from .image import Clusters, VmaImage
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import VmaDriver
+    from .c_vma import VmaExtentHeader
 
 _FIXED = VMA_HEADER.size + VMA_MAX_DEVICES * DEVICE_INFO.size
 _MAX_HEADER = 16 * MiB
@@ -142,7 +142,7 @@ class _Archive:
         result.sort()
         return result
 
-    def _extents(self) -> Iterator[tuple[int, Record]]:
+    def _extents(self) -> Iterator[tuple[int, VmaExtentHeader]]:
         """(file offset, header) of each extent."""
         at = self.header.header_size
         while at < self.file.size:

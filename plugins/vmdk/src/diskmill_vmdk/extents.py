@@ -17,7 +17,7 @@ from .stream import GrainCodec
 from .structures import COWD_MAGIC, FLAG_MARKERS, GD_AT_END
 
 if TYPE_CHECKING:
-    from diskmill.kit.structs import Record
+    from .structures import SparseExtentHeader
 
 
 def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool, longer: Collection[int] = ()) -> Part:
@@ -56,7 +56,7 @@ def open_extent(line: ExtentLine, node: Node, start: int, *, writable: bool, lon
     return part
 
 
-def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool = False) -> Part:
+def open_hosted(node: Node, header: SparseExtentHeader, start: int, *, name: str, scan: bool = False) -> Part:
     """The part that the extent in *node* is.
 
     :param scan: find compressed grains by their markers.
@@ -73,7 +73,7 @@ def open_hosted(node: Node, header: Record, start: int, *, name: str, scan: bool
     return HostedPart(node, header, start, name=name)
 
 
-def open_stream(node: Node, header: Record, start: int, *, name: str, scan: bool) -> Part:
+def open_stream(node: Node, header: SparseExtentHeader, start: int, *, name: str, scan: bool) -> Part:
     """The compressed extent in *node*, whose *header* stands at its begin."""
     if scan or node.forward:
         if not header.flags & FLAG_MARKERS:

@@ -34,7 +34,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from diskmill.kit.structs import Record
+    from .structures import SparseExtentHeader
 
 MAX_ENTRIES = 512
 """Entries in a grain table: VMware and QEMU know no other number."""
@@ -44,14 +44,14 @@ _KEPT = 8192
 """Grain tables that are kept in memory before they are written out: 256 GiB of guest disk, 16 MiB."""
 
 
-def read_header(node: Node, *, name: str) -> Record:
+def read_header(node: Node, *, name: str) -> SparseExtentHeader:
     """The header of the hosted sparse extent in *node*, checked as far as it can be without reading more."""
     header = SPARSE_HEADER.unpack(node.read(0, min(node.size, SPARSE_HEADER.size)), file=name)
     _check_header(header, name)
     return header
 
 
-def _check_header(header: Record, name: str) -> None:
+def _check_header(header: SparseExtentHeader, name: str) -> None:
     if header.magicNumber != SPARSE_MAGIC:
         what = "an ESX extent (COWD)" if header.magicNumber == COWD_MAGIC else "a bad magic"
         raise ImageError(f"not a hosted sparse extent: {what}", file=name, place="header")
@@ -70,12 +70,12 @@ def _check_header(header: Record, name: str) -> None:
         raise UnsupportedError(f"grain tables of {header.numGTEsPerGT} entries", file=name)
 
 
-def is_compressed(header: Record) -> bool:
+def is_compressed(header: SparseExtentHeader) -> bool:
     """Whether the grains are."""
     return bool(header.compressAlgorithm == DEFLATE)
 
 
-def require_writable(header: Record, *, name: str) -> None:
+def require_writable(header: SparseExtentHeader, *, name: str) -> None:
     """
     :raises UnsupportedError: the extent can only be read.
     """
@@ -90,7 +90,7 @@ def require_writable(header: Record, *, name: str) -> None:
         raise UnsupportedError(why, file=name)
 
 
-def footer_of(node: Node, header: Record, *, name: str) -> Record:
+def footer_of(node: Node, header: SparseExtentHeader, *, name: str) -> SparseExtentHeader:
     """The valid header of an extent: its footer, where the header says so."""
     if header.gdOffset != GD_AT_END:
         return header
@@ -110,7 +110,7 @@ def footer_of(node: Node, header: Record, *, name: str) -> Record:
     return footer
 
 
-def geometry(header: Record, node: Node, name: str) -> dict[str, Any]:
+def geometry(header: SparseExtentHeader, node: Node, name: str) -> dict[str, Any]:
     """What the header says, as keywords for :class:`GrainPart`."""
     if header.gdOffset > MAX_SIZE // SECTOR:
         raise ImageError("the grain directory lies beyond the end of the file", file=name, place="header")
@@ -136,7 +136,7 @@ class HostedPart(GrainPart):
     node: Storage
     writable = True
 
-    def __init__(self, node: Node, header: Record, start: int, *, name: str) -> None:
+    def __init__(self, node: Node, header: SparseExtentHeader, start: int, *, name: str) -> None:
         keywords = geometry(header, node, name)
         super().__init__(node, start, header.capacity * SECTOR, **keywords)
         self.header = header

@@ -21,7 +21,8 @@ from .structures import COWD_MAGIC, GD_AT_END, SPARSE_MAGIC
 if TYPE_CHECKING:
     from diskmill.contract.drivers import FormatDriver
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
+
+    from .structures import SparseExtentHeader
 
 _PIECE = re.compile(r"(.+)-[sf]\d{3}\.vmdk", re.IGNORECASE)
 """What VMware and QEMU call the pieces of a disk."""
@@ -124,7 +125,7 @@ def _tell_missing(request: OpenRequest, part: Part) -> None:
         request.context.warn(f"'{request.name}' is cut short: data lies behind the end of the file")
 
 
-def _cut_short(header: Record, file: Node, name: str) -> bool:
+def _cut_short(header: SparseExtentHeader, file: Node, name: str) -> bool:
     """Whether the file ends before the grain directory does."""
     if not isinstance(file, Storage) or file.forward:
         return False

@@ -156,8 +156,9 @@ def _growth_of(image: VmdkImage, part: Part, length: int, size: int, preallocati
 
 
 def _same(one: Part, other: Part) -> bool:
-    identities = [part.node.identity() for part in (one, other) if isinstance(part.node, Storage)]
-    return len(identities) == 2 and identities[0] is not None and identities[0] == identities[1]
+    if one.node is None or other.node is None:
+        return False
+    return one.node.identity() == other.node.identity() is not None
 
 
 def _check_preallocation(mode: str, *, flat: bool, name: str) -> None:

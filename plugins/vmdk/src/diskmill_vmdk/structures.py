@@ -7,7 +7,7 @@ QEMU's driver gave its fields. Offsets and sizes count sectors of 512 bytes, all
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, several, u8, u16, u32, u64
 
 SPARSE_MAGIC = b"KDMV"
 COWD_MAGIC = b"COWD"
@@ -26,90 +26,109 @@ GD_AT_END = 0xFFFFFFFF_FFFFFFFF
 DEFLATE = 1
 """As compressAlgorithm: grains are zlib streams (RFC 1950)."""
 
-SPARSE_HEADER = Structure(
-    "SparseExtentHeader",
-    "<",
-    [
-        ("magicNumber", "4s"),
-        ("version", "I"),
-        ("flags", "I"),
-        ("capacity", "Q"),
-        ("grainSize", "Q"),
-        ("descriptorOffset", "Q"),
-        ("descriptorSize", "Q"),
-        ("numGTEsPerGT", "I"),
-        ("rgdOffset", "Q"),
-        ("gdOffset", "Q"),
-        ("overHead", "Q"),
-        ("uncleanShutdown", "B"),
-        ("newlines", "4s"),  # singleEndLineChar, nonEndLineChar, doubleEndLineChar1, doubleEndLineChar2
-        ("compressAlgorithm", "H"),
-        ("_pad", "433s"),
-    ],
-)
+
+class SparseExtentHeader(Record):
+    magicNumber = raw(4)
+    version = u32
+    flags = u32
+    capacity = u64
+    grainSize = u64
+    descriptorOffset = u64
+    descriptorSize = u64
+    numGTEsPerGT = u32
+    rgdOffset = u64
+    gdOffset = u64
+    overHead = u64
+    uncleanShutdown = u8
+    newlines = raw(4)  # singleEndLineChar, nonEndLineChar, doubleEndLineChar1, doubleEndLineChar2
+    compressAlgorithm = u16
+    _pad = raw(433)
+
+
+SPARSE_HEADER = Structure("SparseExtentHeader", "<", SparseExtentHeader)
 NEWLINES = b"\n \r\n"
 
-MARKER = Structure("Marker", "<", [("val", "Q"), ("size", "I"), ("type", "I"), ("_pad", "496s")])
+
+class Marker(Record):
+    val = u64
+    size = u32
+    type = u32
+    _pad = raw(496)
+
+
+MARKER = Structure("Marker", "<", Marker)
 """Before metadata: ``val`` is its length in sectors."""
-GRAIN_MARKER = Structure("GrainMarker", "<", [("lba", "Q"), ("size", "I")])
+
+
+class GrainMarker(Record):
+    lba = u64
+    size = u32
+
+
+GRAIN_MARKER = Structure("GrainMarker", "<", GrainMarker)
 """Before a grain's payload of ``size`` bytes; together they fill whole sectors."""
 END_OF_STREAM, GRAIN_TABLE, GRAIN_DIRECTORY, FOOTER = range(4)
 
-COWD_HEADER = Structure(
-    "COWDisk_Header",
-    "<",
-    [
-        ("magicNumber", "4s"),
-        ("version", "I"),
-        ("flags", "I"),
-        ("numSectors", "I"),
-        ("grainSize", "I"),
-        ("gdOffset", "I"),
-        ("numGDEntries", "I"),
-        ("freeSector", "I"),
-    ],
-)
+
+class CowdHeader(Record):
+    magicNumber = raw(4)
+    version = u32
+    flags = u32
+    numSectors = u32
+    grainSize = u32
+    gdOffset = u32
+    numGDEntries = u32
+    freeSector = u32
+
+
+COWD_HEADER = Structure("COWDisk_Header", "<", CowdHeader)
 COWD_ENTRIES = 4096
 """Entries in a grain table of a COWD extent."""
 
 SESPARSE_MAGIC = 0xCAFEBABE
 SESPARSE_VERSION = 0x2_00000001
-SESPARSE_HEADER = Structure(
-    "SESparseConstHeader",
-    "<",
-    [
-        ("magic", "Q"),
-        ("version", "Q"),
-        ("capacity", "Q"),
-        ("grain_size", "Q"),
-        ("grain_table_size", "Q"),
-        ("flags", "Q"),
-        ("reserved", "4Q"),
-        ("volatile_header_offset", "Q"),
-        ("volatile_header_size", "Q"),
-        ("journal_header_offset", "Q"),
-        ("journal_header_size", "Q"),
-        ("journal_offset", "Q"),
-        ("journal_size", "Q"),
-        ("grain_dir_offset", "Q"),
-        ("grain_dir_size", "Q"),
-        ("grain_tables_offset", "Q"),
-        ("grain_tables_size", "Q"),
-        ("free_bitmap_offset", "Q"),
-        ("free_bitmap_size", "Q"),
-        ("backmap_offset", "Q"),
-        ("backmap_size", "Q"),
-        ("grains_offset", "Q"),
-        ("grains_size", "Q"),
-        ("_pad", "304s"),
-    ],
-)
+
+
+class SesparseHeader(Record):
+    magic = u64
+    version = u64
+    capacity = u64
+    grain_size = u64
+    grain_table_size = u64
+    flags = u64
+    reserved = several(4, u64)
+    volatile_header_offset = u64
+    volatile_header_size = u64
+    journal_header_offset = u64
+    journal_header_size = u64
+    journal_offset = u64
+    journal_size = u64
+    grain_dir_offset = u64
+    grain_dir_size = u64
+    grain_tables_offset = u64
+    grain_tables_size = u64
+    free_bitmap_offset = u64
+    free_bitmap_size = u64
+    backmap_offset = u64
+    backmap_size = u64
+    grains_offset = u64
+    grains_size = u64
+    _pad = raw(304)
+
+
+SESPARSE_HEADER = Structure("SESparseConstHeader", "<", SesparseHeader)
 SESPARSE_VOLATILE_MAGIC = 0xCAFECAFE
-SESPARSE_VOLATILE = Structure(
-    "SESparseVolatileHeader",
-    "<",
-    [("magic", "Q"), ("free_gt_number", "Q"), ("next_txn_seq_number", "Q"), ("replay_journal", "Q"), ("_pad", "480s")],
-)
+
+
+class SesparseVolatile(Record):
+    magic = u64
+    free_gt_number = u64
+    next_txn_seq_number = u64
+    replay_journal = u64
+    _pad = raw(480)
+
+
+SESPARSE_VOLATILE = Structure("SESparseVolatileHeader", "<", SesparseVolatile)
 
 
 def marker(type: int, sectors: int) -> bytes:

@@ -21,7 +21,7 @@ from .stream import GrainCodec
 from .structures import END_OF_STREAM, FLAG_ZEROED, FOOTER, GD_AT_END, MARKER
 
 if TYPE_CHECKING:
-    from diskmill.kit.structs import Record
+    from .structures import SparseExtentHeader
 
 _BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -64,7 +64,7 @@ class WalkedPart(Part):
     compressed = True
     writable = False
 
-    def __init__(self, node: Node, header: Record, start: int, *, name: str) -> None:
+    def __init__(self, node: Node, header: SparseExtentHeader, start: int, *, name: str) -> None:
         super().__init__(node, start, header.capacity * SECTOR, name=name)
         self.unit = header.grainSize * SECTOR
         if self.unit > MAX_HELD_GRAIN:

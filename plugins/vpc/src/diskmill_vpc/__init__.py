@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.node import Storage
 from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class VpcDriver(FormatDriver):
     contract = 1
     name = "vpc"
     title = "VHD: Virtual PC, Hyper-V, XenServer and Azure"
-    capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize", "forward"})
+    capabilities = frozenset({"create", "write", "zero", "check", "repair", "resize", "forward", "pipe"})
     options = (
         Option(
             "subformat",
@@ -56,6 +57,10 @@ class VpcDriver(FormatDriver):
         """An existing image."""
         from .image import open_vpc
 
+        if isinstance(request.file, Storage) and request.file.forward:
+            from .stream import open_stream
+
+            return open_stream(self, request, request.file)
         return open_vpc(self, request)
 
     def goes_forward(self, options: Mapping[str, Any], *, foreseen: bool) -> bool:

@@ -5,7 +5,9 @@ Source: Microsoft, "Virtual Hard Disk Image Format Specification", version 1.0 (
 
 from __future__ import annotations
 
-from diskmill.kit.structs import Record, Structure
+from typing import TypeVar
+
+from diskmill.kit.structs import Record, Structure, raw, u8, u16, u32, u64
 
 COOKIE = b"conectix"
 HEADER_COOKIE = b"cxsparse"
@@ -19,81 +21,87 @@ NONE = 0xFFFFFFFF
 EPOCH = 946684800
 """Time stamps count seconds from 2000-01-01 00:00 UTC on; that moment in Unix time."""
 
-FOOTER = Structure(
-    "Hard Disk Footer",
-    ">",
-    [
-        ("cookie", "8s"),
-        ("features", "I"),
-        ("file_format_version", "I"),
-        ("data_offset", "Q"),
-        ("time_stamp", "I"),
-        ("creator_application", "4s"),
-        ("creator_version", "I"),
-        ("creator_host_os", "4s"),
-        ("original_size", "Q"),
-        ("current_size", "Q"),
-        ("cylinders", "H"),
-        ("heads", "B"),
-        ("sectors", "B"),
-        ("disk_type", "I"),
-        ("checksum", "I"),
-        ("unique_id", "16s"),
-        ("saved_state", "B"),
-        ("reserved", "427s"),
-    ],
-)
+
+class Sealed(Record):
+    """What has a checksum of itself."""
+
+    checksum: int
+
+
+S = TypeVar("S", bound=Sealed)
+
+
+class Footer(Sealed):
+    cookie = raw(8)
+    features = u32
+    file_format_version = u32
+    data_offset = u64
+    time_stamp = u32
+    creator_application = raw(4)
+    creator_version = u32
+    creator_host_os = raw(4)
+    original_size = u64
+    current_size = u64
+    cylinders = u16
+    heads = u8
+    sectors = u8
+    disk_type = u32
+    checksum = u32
+    unique_id = raw(16)
+    saved_state = u8
+    reserved = raw(427)
+
+
+FOOTER = Structure("Hard Disk Footer", ">", Footer)
 
 GROWING = b"diskmill:growing"
 """Begins the reserved bytes of a fixed image's footer while the image grows: there are two footers then. Eight bytes
 follow, big-endian: the file offset of the old one. Readers of VHD images do not look at reserved bytes."""
 
-HEADER = Structure(
-    "Dynamic Disk Header",
-    ">",
-    [
-        ("cookie", "8s"),
-        ("data_offset", "Q"),
-        ("table_offset", "Q"),
-        ("header_version", "I"),
-        ("max_table_entries", "I"),
-        ("block_size", "I"),
-        ("checksum", "I"),
-        ("parent_unique_id", "16s"),
-        ("parent_time_stamp", "I"),
-        ("reserved1", "I"),
-        ("parent_unicode_name", "512s"),
-        ("parent_locators", "192s"),
-        ("reserved2", "256s"),
-    ],
-)
 
-LOCATOR = Structure(
-    "Parent Locator",
-    ">",
-    [
-        ("platform_code", "4s"),
-        ("platform_data_space", "I"),
-        ("platform_data_length", "I"),
-        ("reserved", "I"),
-        ("platform_data_offset", "Q"),
-    ],
-)
+class Header(Sealed):
+    cookie = raw(8)
+    data_offset = u64
+    table_offset = u64
+    header_version = u32
+    max_table_entries = u32
+    block_size = u32
+    checksum = u32
+    parent_unique_id = raw(16)
+    parent_time_stamp = u32
+    reserved1 = u32
+    parent_unicode_name = raw(512)
+    parent_locators = raw(192)
+    reserved2 = raw(256)
+
+
+HEADER = Structure("Dynamic Disk Header", ">", Header)
+
+
+class Locator(Record):
+    platform_code = raw(4)
+    platform_data_space = u32
+    platform_data_length = u32
+    reserved = u32
+    platform_data_offset = u64
+
+
+LOCATOR = Structure("Parent Locator", ">", Locator)
 LOCATORS = 8
 
 BATMAP_COOKIE = b"tdbatmap"
 BATMAP_CREATOR = b"tap\0"
-BATMAP = Structure(
-    "dd_batmap_hdr",
-    ">",
-    [
-        ("cookie", "8s"),
-        ("batmap_offset", "Q"),
-        ("batmap_size", "I"),
-        ("batmap_version", "I"),
-        ("checksum", "I"),
-    ],
-)
+
+
+class Batmap(Record):
+    cookie = raw(8)
+    batmap_offset = u64
+    batmap_size = u32
+    batmap_version = u32
+    checksum = u32
+
+
+BATMAP = Structure("dd_batmap_hdr", ">", Batmap)
 """What XenServer keeps in the sector behind the table: where its map of full blocks is, ``batmap_size`` sectors long.
 The map only saves it from reading bitmaps. Source: the structures of the Xen project's blktap."""
 
@@ -108,7 +116,7 @@ GEOMETRY_CREATORS = frozenset({b"vpc ", b"qemu"})
 others are as large as ``current_size`` says, which is never less than what their writers put in."""
 
 
-def checksum(structure: Structure, record: Record) -> int:
+def checksum(structure: Structure[S], record: S) -> int:
     """The one's complement of the sum of all bytes, those of the checksum aside."""
     kept, record.checksum = record.checksum, 0
     total = sum(structure.pack(record))
@@ -116,7 +124,7 @@ def checksum(structure: Structure, record: Record) -> int:
     return ~total & 0xFFFFFFFF
 
 
-def sealed(structure: Structure, record: Record) -> bytes:
+def sealed(structure: Structure[S], record: S) -> bytes:
     """*record* as bytes, its checksum set."""
     record.checksum = checksum(structure, record)
     return structure.pack(record)

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from diskmill.contract.node import Image, Storage
     from diskmill.contract.options import Value
     from diskmill.contract.requests import CreateRequest, MeasureRequest
-    from diskmill.kit.structs import Record
 
     from . import VpcDriver
+    from .c_vhd import Footer
 
 _BLOCK = 2 * MiB
 _TABLE_OFFSET = SECTOR + HEADER.size
@@ -81,7 +81,7 @@ def create_vpc(driver: VpcDriver, request: CreateRequest) -> Image:
     return image
 
 
-def _fixed(driver: VpcDriver, request: CreateRequest, file: Storage, footer: Record, size: int) -> FixedVpcImage:
+def _fixed(driver: VpcDriver, request: CreateRequest, file: Storage, footer: Footer, size: int) -> FixedVpcImage:
     """The disk's bytes, and *footer* behind them; what is written forward gets it last."""
     image = FixedVpcImage(driver, file, footer, name=request.name, size=size, writable=True)
     if request.layout is not None:

@@ -46,9 +46,9 @@ from .c_vhd import (
 if TYPE_CHECKING:
     from diskmill.contract.references import Reference
     from diskmill.contract.requests import OpenRequest
-    from diskmill.kit.structs import Record
 
     from . import VpcDriver
+    from .c_vhd import Footer, Header
 
 _ALIGN = 4 * KiB
 """Block data begins at a multiple of this, as in Hyper-V's newer images: disks write that much at once."""
@@ -61,7 +61,7 @@ _KNOWN = 1 << 17
 class FixedVpcImage(FormatImage):
     """A fixed image: the guest disk, then the footer."""
 
-    def __init__(self, driver: VpcDriver, file: Node, footer: Record, *, name: str, size: int, writable: bool) -> None:
+    def __init__(self, driver: VpcDriver, file: Node, footer: Footer, *, name: str, size: int, writable: bool) -> None:
         super().__init__(driver, file, name=name, size=size, writable=writable)
         self.footer = footer
         self.unfinished = self._old_footer()
@@ -166,7 +166,7 @@ class VpcImage(BlockImage):
     """A dynamic or differencing image."""
 
     def __init__(
-        self, driver: VpcDriver, file: Node, footer: Record, header: Record, *, name: str, size: int, writable: bool
+        self, driver: VpcDriver, file: Node, footer: Footer, header: Header, *, name: str, size: int, writable: bool
     ) -> None:
         self.footer, self.header = footer, header
         self.differencing = footer.disk_type == DIFFERENCING
@@ -348,7 +348,7 @@ class VpcImage(BlockImage):
             self.size, self.end = size, end
         self.flush()
 
-    def _larger_table(self, blocks: int, end: int, footer: Record, header: Record) -> tuple[BlockTable, int]:
+    def _larger_table(self, blocks: int, end: int, footer: Footer, header: Header) -> tuple[BlockTable, int]:
         """A table for *blocks* blocks and its *header* behind *end*, which *footer* shall name; the end behind them."""
         place = round_up(end + SECTOR, _ALIGN)  # the old footer stays whole
         # The table comes last: QEMU puts new blocks behind it, wherever the header is.
@@ -465,7 +465,7 @@ def _require_raw(node: Node, name: str) -> None:
             raise ImageError(f"'{node.name}' is not its parent (that has no unique id, and is no VHD image)", file=name)
 
 
-def _footer(file: Node, name: str) -> tuple[Record, bool]:
+def _footer(file: Node, name: str) -> tuple[Footer, bool]:
     """The footer that holds, and whether its checksum is right.
 
     A fixed image has it at the end only, and the first sector is the guest's, who may write there what he likes: so a
@@ -488,13 +488,13 @@ def _footer(file: Node, name: str) -> tuple[Record, bool]:
     return found[0], False
 
 
-def _both_whole(file: Node, footer: Record) -> bool:
+def _both_whole(file: Node, footer: Footer) -> bool:
     """Whether a dynamic image begins and ends with *footer*: one copy is enough, but who writes should know."""
     kept = sealed(FOOTER, footer)
     return file.read(0, SECTOR) == kept == file.read(file.size - SECTOR, SECTOR)
 
 
-def _header(file: Node, footer: Record, size: int, name: str) -> Record:
+def _header(file: Node, footer: Footer, size: int, name: str) -> Header:
     place = "Dynamic Disk Header"
     if footer.data_offset + HEADER.size > file.size:
         raise ImageError("it lies beyond the end of the file", file=name, place=place)
@@ -522,7 +522,7 @@ def _doubt(request: OpenRequest, what: str) -> None:
     request.context.warn(f"'{request.name}': the {what} has a wrong checksum; the image may read wrong")
 
 
-def disk_size(footer: Record, calculation: str = "") -> tuple[int, bool]:
+def disk_size(footer: Footer, calculation: str = "") -> tuple[int, bool]:
     """The guest disk's size in bytes, and whether it comes from the geometry.
 
     :param calculation: ``chs`` or ``current_size``; empty: as the creator meant it.
@@ -534,7 +534,7 @@ def disk_size(footer: Record, calculation: str = "") -> tuple[int, bool]:
     return sectors * SECTOR, True
 
 
-def resized(footer: Record, size: int, old: int, name: str) -> int:
+def resized(footer: Footer, size: int, old: int, name: str) -> int:
     """Let *footer* tell of a disk of *size* bytes, or where the geometry gives the size, the next larger one it can.
 
     :return: the disk's new size in bytes.

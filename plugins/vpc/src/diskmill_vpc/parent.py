@@ -16,13 +16,14 @@ from .c_vhd import LOCATOR, LOCATORS
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node
-    from diskmill.kit.structs import Record
+
+    from .c_vhd import Header
 
 _LONGEST = 8192
 """Bytes in a locator's name at most."""
 
 
-def parent_reference(file: Node, header: Record, name: str) -> Reference:
+def parent_reference(file: Node, header: Header, name: str) -> Reference:
     """The parent as a backing image: the first name that can be one here.
 
     Relative Windows paths come first, then Unix ones; of what is left, absolute Windows paths among it, only the bare

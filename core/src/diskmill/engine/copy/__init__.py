@@ -14,10 +14,10 @@ from dataclasses import replace
 from functools import partial
 
 from ...contract.extents import Extent, Kind
-from ...contract.node import Image, Node, Storage
+from ...contract.node import Image, Node
 from .. import beneath
 from ..progress import Progress, RateLimit
-from ..workers import Workers
+from ..workers import Order, Workers
 from .compressed import Compressed, Overlay
 from .fresh import Fresh
 from .gauge import CHUNK, Gauge
@@ -47,8 +47,8 @@ def copy(
 ) -> None:
     """Make guest bytes of *target* read as those of *source*: of one node, or of several one after the other.
 
-    :param source_offset: where to begin in the source (in each, where there are several).
-    :param length: how many bytes; None: up to the source's end. They fit in the target.
+    :param source_offset: where to begin in the source: in all of them, where there are several.
+    :param length: how many bytes; None: up to the (last) source's end. They fit in the target.
     :param watchers: shown all that is copied, at its guest offsets in the target.
     :param reached: told now and then, from any thread, up to which guest offset of the target everything is written and
         published: a checkpoint (which flushes it) may go on from there.
@@ -65,7 +65,8 @@ def copy(
     graphs = [*sources, target]
     threads = plan.threads or beneath.threads(graphs)
     writer = _writer(target, plan, Gauge(target, plan, beneath.chunk(graphs, CHUNK, threads)))
-    copier = _Copier(writer, progress or Progress(), limit or RateLimit(), watchers, reached)
+    order = Order(1) if plan.one_by_one else beneath.order(sources)
+    copier = _Copier(writer, order, progress or Progress(), limit or RateLimit(), watchers, reached)
     extents = joined(sources, source_offset, target_offset, length, plan)
     if ranges is not None:
         extents = (one for start, count in ranges for one in joined(sources, start, start, count, plan))
@@ -77,7 +78,7 @@ def copy(
                 inside.enter_context(one.reading())
         Workers(tasks, copier.worker, threads=threads, cancel=cancel, interrupt=interrupt).run()
     if reached is not None:
-        reached(target_offset + sum(one.size - source_offset if length is None else length for one in sources))
+        reached(target_offset + (sum(one.size for one in sources) - source_offset if length is None else length))
 
 
 def _writer(target: Image, plan: CopyPlan, gauge: Gauge) -> Writer:
@@ -96,12 +97,14 @@ class _Copier:
     def __init__(
         self,
         writer: Writer,
+        order: Order,
         progress: Progress,
         limit: RateLimit,
         watchers: Sequence[Watcher],
         reached: Callable[[int], None] | None,
     ) -> None:
         self.reached = reached
+        self.order = order
         self.writer = writer
         self.plan = writer.plan
         self.progress = progress
@@ -123,17 +126,19 @@ class _Copier:
         turns = Turns(workers.in_turn, workers.done, ordered=self.writer.ordered, whole=self.writer.whole)
 
         def work(task: Task, turn: int) -> None:
-            self.deal(task, turn, turns, buffers)
+            self.deal(task, turn, turns, buffers, workers.check)
             self.progress.advance(task.length)
             if self.reached is not None and (first := workers.frontier()[0]) is not None:
                 self.reached(first.start)  # this one counts as soon as it is handed back
 
         return work
 
-    def deal(self, task: Task, turn: int, turns: Turns, buffers: Buffers) -> None:
+    def deal(self, task: Task, turn: int, turns: Turns, buffers: Buffers, check: Callable[[], None]) -> None:
         """One task: read, show, write."""
         writer = self.writer
         if task.zeros:
+            with self.order.reading(turn, check):
+                pass
             with turns.writing(turn):
                 writer.zeros(task, turns, turn)
             for watcher in self.watchers:
@@ -143,6 +148,8 @@ class _Copier:
         if self.offloads and (len(task.extents) == 1 or not writer.whole):
             turns.begin(turn)
             if self.offload(task.extents):
+                with self.order.reading(turn, check):
+                    pass
                 turns.end()
                 return
             if writer.whole:
@@ -151,7 +158,8 @@ class _Copier:
         buffer = buffers.for_guest(high - low)  # a unit of the source may reach beyond the chunk
         view = memoryview(buffer)[: high - low]
         stretches = writer.wanted(task, low, high)
-        read(task.extents, stretches, view, low, buffers, self.plan.salvage)
+        with self.order.reading(turn, check):
+            read(task.extents, stretches, view, low, buffers, self.plan.salvage)
         if self.watchers:
             self.show(task.extents, view, low)
         with turns.writing(turn):
@@ -176,7 +184,7 @@ class _Copier:
                 placed = target.reserve(extent.start, extent.length)
             for placement in placed:
                 into, start = placement.node, extent.offset + placement.start - extent.start
-                if not isinstance(into, Storage) or placement.cipher is not None:
+                if placement.cipher is not None:
                     return False
                 if not into.take_from(extent.node, start, placement.offset, placement.length):
                     return False

@@ -23,6 +23,7 @@ class CopyPlan:
     :param shared_size: how many bytes the target's backing image gives, where *shared* may be larger.
     :param offload: let the kernel copy from file to file where both ends are files, without looking for zeros.
     :param threads: how many; None: as many as the process has processors, or more where storages ask for that.
+    :param one_by_one: the source comes in order: no task is read before the one before it has been.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     """
 
@@ -34,6 +35,7 @@ class CopyPlan:
     shared_size: int | None = None
     offload: bool = False
     threads: int | None = None
+    one_by_one: bool = False
     salvage: Callable[[int, int, DiskmillError], None] | None = None
 
 

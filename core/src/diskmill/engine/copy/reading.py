@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 
 from ...contract.extents import Extent
 from ...errors import DiskmillError
-from ...sizes import KiB, MiB
-from ..access import fill_zeros, place_decoded, read_extent
+from ..access import fill_zeros, follows, read_extent, read_gathered, stored_of
 from .stretches import Stretch
 
-_GATHER = 2 * MiB
-"""The most stored bytes that are read at once for a chunk of compressed extents."""
 Salvage = Callable[[int, int, DiskmillError], None]
 """Called with (guest offset, length, error) of what cannot be read."""
 
@@ -56,7 +53,7 @@ def read(
                 fill_zeros(view[at - base : extent.start - base])
             upto = index + 1
             if extent.unit:
-                while upto < len(extents) and _follows(extents[upto], extent, extents[upto - 1]):
+                while upto < len(extents) and follows(extents[upto], extent, extents[upto - 1]):
                     upto += 1
             group = extents[index:upto]
             at = group[-1].end
@@ -82,17 +79,6 @@ def _salvage(group: Sequence[Extent], view: memoryview, base: int, error: Diskmi
                 tell(part.start, part.length, cause)
 
 
-def _follows(extent: Extent, first: Extent, previous: Extent) -> bool:
-    """Whether *extent*'s payload comes after *previous*'s, near enough to be read along with it."""
-    return (
-        extent.unit > 0
-        and extent.node is first.node
-        and extent.start == previous.end
-        and 0 <= extent.offset - previous.offset <= previous.stored + 4 * KiB
-        and extent.offset + extent.stored - first.offset <= _GATHER
-    )
-
-
 def _read_group(group: Sequence[Extent], view: memoryview, buffers: Buffers) -> None:
     """Fill *view* from neighbouring extents, compressed payloads with one read for all."""
     first = group[0]
@@ -100,12 +86,5 @@ def _read_group(group: Sequence[Extent], view: memoryview, buffers: Buffers) -> 
         read_extent(first, view)
         return
     assert first.node is not None
-    end = max(extent.offset + extent.stored for extent in group)  # payloads may overlap
-    stored = buffers.for_stored(end - first.offset)
     first.node.event("read_compressed")
-    first.node.read_into(first.offset, stored)
-    for extent in group:
-        at = extent.offset - first.offset
-        place_decoded(
-            extent, stored[at : at + extent.stored], view[extent.start - first.start : extent.end - first.start]
-        )
+    read_gathered(group, view, buffers.for_stored(stored_of(group)))

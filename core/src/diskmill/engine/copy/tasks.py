@@ -28,16 +28,22 @@ class Task:
 
 
 def joined(sources: Sequence[Node], offset: int, at: int, length: int | None, plan: CopyPlan) -> Iterator[Extent]:
-    """The extents of *sources*, from *offset* on, moved to where they go in the target: from *at* on.
+    """The extents of *sources*, one disk after the other, from *offset* in all of them on, moved to where they go in
+    the target: from *at* on.
 
     One stream for all, because where one source ends and the next begins they may share a unit of the target.
+
+    :param length: how many bytes; None: all that is left.
     """
+    begin, end = 0, sum(source.size for source in sources) if length is None else offset + length
     for source in sources:
-        count = source.size - offset if length is None else length
-        extents = _extents(source, offset, count, plan)
-        shift = at - offset
-        yield from (extent.moved(shift) for extent in extents) if shift else extents
-        at += count
+        last = source is sources[-1]
+        low, high = max(offset, begin), end if last else min(end, begin + source.size)
+        if low < high:
+            shift = at - offset + begin
+            extents = _extents(source, low - begin, high - low, plan)
+            yield from (extent.moved(shift) for extent in extents) if shift else extents
+        begin += source.size
 
 
 def _extents(source: Node, offset: int, count: int, plan: CopyPlan) -> Iterator[Extent]:

@@ -398,6 +398,11 @@ class FileStorage(Storage):
                 os.fsync(self._fd)  # what is not on disk cannot be dropped
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def write_behind(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # Linux writes out what it cannot drop yet
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def fileno(self) -> int | None:
         return self._fd if self._used is None else None
 

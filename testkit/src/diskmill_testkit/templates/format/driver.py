@@ -9,12 +9,19 @@ from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.requests import OpenRequest
 from diskmill.errors import ImageError
 from diskmill.kit.image import FormatImage
-from diskmill.kit.structs import Structure
+from diskmill.kit.structs import Record, Structure, raw, u64
 from diskmill.sizes import SECTOR
 
 # FILL IN: the structures on disk, in the names of the specification.
 MAGIC = b"sample".ljust(32, b"\0")
-HEADER = Structure("header", "<", [("magic", "32s"), ("size", "Q")])
+
+
+class Header(Record):
+    magic = raw(32)
+    size = u64
+
+
+HEADER = Structure("header", "<", Header)
 
 
 class SampleImage(FormatImage):
