@@ -16,7 +16,7 @@ ROOT = Path(diskmill.__file__).parent
 REPOSITORY = Path(__file__).parents[2]
 PLUGINS = REPOSITORY / "plugins"
 FLOORS = (
-    {"errors", "sizes"},
+    {"errors", "sizes", "records"},
     {"contract"},
     {"engine", "trace", "qapi"},
     {"kit"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"jobs", "aio"},
     {"__init__"},
 )
-PUBLIC = {"contract", "kit", "errors", "sizes", "jobs"}
+PUBLIC = {"contract", "kit", "errors", "sizes", "records", "jobs"}
 """What plugins may import of the core, beside the names of ``diskmill`` itself."""
 
 

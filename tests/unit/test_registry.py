@@ -149,6 +149,7 @@ def test_a_hook_goes_to_every_plugin_that_is_no_driver() -> None:
             return (yield) + 1
 
     registry = Registry()
+    assert registry.call(registry.format("raw"), "probe", data=b"", name="before") == 1
     registry.plugins.register(Watcher())
     assert registry.call(registry.format("raw"), "probe", data=b"", name="a") == 2
     registry.add(Good())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diskmill.errors import UsageError, did_you_mean
 from diskmill.opening.context import CACHE_MODES
+from diskmill.records import replace
 
 from .arguments import Arguments, Option
 

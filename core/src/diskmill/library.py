@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from .contract.node import Image
@@ -14,6 +13,7 @@ from .opening.gate import Trust
 from .opening.graph import open_image
 from .opening.names import Name, given_name
 from .opening.registry import default_registry
+from .records import replace
 
 
 def open(

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
-
-import pluggy
+from typing import TYPE_CHECKING, Any
 
 from .contract import hookspecs
 from .contract.drivers import hookimpl
+
+if TYPE_CHECKING:
+    import pluggy
 
 
 def events() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from diskmill.records import replace
 
 from .. import common
 from ..arguments import Arguments, Command, Example, Option

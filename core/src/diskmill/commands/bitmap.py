@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..contract import calls
@@ -14,6 +13,7 @@ from ..errors import UnsupportedError, UsageError, said
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from ..records import replace
 
 if TYPE_CHECKING:
     from ..contract.results import Bitmap

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from ..contract import calls
@@ -13,6 +12,7 @@ from ..errors import CheckUnsupportedError, UnsupportedError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from ..records import replace
 
 
 def check(

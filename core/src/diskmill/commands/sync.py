@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from typing import NamedTuple
 
 from ..engine.copy import CopyPlan, copy
@@ -14,6 +13,7 @@ from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from ..records import replace
 from .changes import unlike
 from .identity import refuse_self
 

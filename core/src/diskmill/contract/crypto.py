@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ImageError, SecretError, printable
+from ..records import field, record, replace
 from ..sizes import SECTOR
 from .extents import Extent
 from .node import Node, ReadBuffer
@@ -95,7 +95,7 @@ class Header:
         self.node.barrier()
 
 
-@dataclass
+@record
 class CryptoRequest:
     """Open or make an encryption header.
 

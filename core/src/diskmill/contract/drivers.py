@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pluggy
-
 from ..errors import UsageError
+from .marks import hookimpl as hookimpl
 
 if TYPE_CHECKING:
     from .extents import Extent
@@ -26,9 +25,6 @@ CONTRACT = 1
 
 PROBE_BYTES = 4096
 """How much of a file format drivers see when they probe."""
-
-hookimpl = pluggy.HookimplMarker("diskmill")
-"""Marks a method or function as the implementation of the hook of its name."""
 
 CAPABILITIES = {
     "create": "new images can be made",

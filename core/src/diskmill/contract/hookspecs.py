@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import pluggy
+from .marks import hookspec
 
 if TYPE_CHECKING:
     from .calls import BitmapAction, Preallocation, PreflightAction, Repair, SnapshotAction
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .place import Place
     from .requests import CreateRequest, MeasureRequest, OpenRequest
     from .results import Bitmap, CheckResult, Measurement, Snapshot
-
-hookspec = pluggy.HookspecMarker("diskmill")
 
 
 @hookspec(firstresult=True)

@@ -10,10 +10,10 @@ Caches are no cost but a loan: where all together get too large, those that were
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DiskmillError, UsageError, did_you_mean
+from ..records import record
 from ..sizes import MiB, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LimitError(DiskmillError):
     code = "limit"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Limits:
     """What everything that a command opens may cost, all together.
 
@@ -60,7 +60,7 @@ class Limits:
         """
         from .options import split
 
-        known = [one.name for one in fields(cls)]
+        known = cls.__match_args__
         given = {}
         for name, value in split(text):
             if name not in known:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError, did_you_mean
+from ..records import record
 from ..sizes import parse_size
 
 Value = str | int | bool
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Option:
     """One option of a driver.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DriverError
+from ..records import field, record
 
 if TYPE_CHECKING:
     from ..opening.context import Context
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .place import Place
 
 
-@dataclass
+@record
 class OpenRequest:
     """Open a node.
 
@@ -68,7 +68,7 @@ class OpenRequest:
         return True
 
 
-@dataclass
+@record
 class Backing:
     """The backing image that a new image gets.
 
@@ -84,7 +84,7 @@ class Backing:
     details: Mapping[str, Any] | None = None
 
 
-@dataclass
+@record
 class CreateRequest:
     """Make a new, empty image.
 
@@ -128,7 +128,7 @@ class CreateRequest:
         return self.file
 
 
-@dataclass
+@record
 class MeasureRequest:
     """How large would an image be?
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from ..records import field, record
 
-@dataclass
+
+@record
 class Measurement:
     """QAPI ``BlockMeasureInfo``: bytes that the image file needs now, and when fully allocated."""
 
@@ -16,7 +17,7 @@ class Measurement:
     bitmaps: int | None = None
 
 
-@dataclass
+@record
 class Finding:
     """One thing that a check found.
 
@@ -32,7 +33,7 @@ class Finding:
     fixed: bool = False
 
 
-@dataclass
+@record
 class CheckResult:
     """QAPI ``ImageCheck``, as typed numbers; ``findings`` tell each in words."""
 
@@ -62,7 +63,7 @@ class CheckResult:
             self.findings.append(Finding(kind, text, count))
 
 
-@dataclass
+@record
 class Snapshot:
     """QAPI ``SnapshotInfo``."""
 
@@ -77,7 +78,7 @@ class Snapshot:
     disk_size: int | None = None
 
 
-@dataclass
+@record
 class Bitmap:
     """A persistent dirty bitmap: which parts of a guest disk changed since it was added or cleared.
 
@@ -96,7 +97,7 @@ class Bitmap:
     ranges: Callable[[], Iterator[tuple[int, int]]]
 
 
-@dataclass
+@record
 class MapEntry:
     """QAPI ``MapEntry``: how a guest range is stored."""
 
@@ -110,8 +111,24 @@ class MapEntry:
     offset: int | None = None
     filename: str | None = None
 
+    def __init__(  # there may be a million of them
+        self,
+        start: int,
+        length: int,
+        depth: int,
+        present: bool,
+        zero: bool,
+        data: bool,
+        compressed: bool = False,
+        offset: int | None = None,
+        filename: str | None = None,
+    ) -> None:
+        self.start, self.length, self.depth = start, length, depth
+        self.present, self.zero, self.data = present, zero, data
+        self.compressed, self.offset, self.filename = compressed, offset, filename
 
-@dataclass
+
+@record
 class Limits:
     """QAPI ``BlockLimitsInfo``: what requests must, and what they best keep to. Bytes; None: nothing special."""
 
@@ -123,7 +140,7 @@ class Limits:
     write_zeroes_alignment: int | None = None
 
 
-@dataclass
+@record
 class ChildInfo:
     """QAPI ``BlockChildInfo``: a node below an image, and what is below that.
 
@@ -139,7 +156,7 @@ class ChildInfo:
     children: list[ChildInfo] = field(default_factory=list)
 
 
-@dataclass
+@record
 class ImageInfo:
     """QAPI ``ImageInfo``; ``diskmill.qapi`` has its JSON form."""
 
@@ -161,7 +178,7 @@ class ImageInfo:
     children: list[ChildInfo] = field(default_factory=list)
 
 
-@dataclass
+@record
 class Comparison:
     """What ``compare`` found.
 
@@ -177,7 +194,7 @@ class Comparison:
     common: int = 0
 
 
-@dataclass
+@record
 class Creation:
     """The image that ``create`` made.
 

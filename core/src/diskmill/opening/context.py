@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..contract.limits import Budget
 from ..contract.options import Option
 from ..errors import SecretError, UsageError, said_raw
+from ..records import field, record
 from .gate import FOLDER, Trust
 from .registry import Registry, default_registry
 
@@ -53,7 +53,7 @@ class Habits:
         )
 
 
-@dataclass
+@record
 class SharedObject:
     """What the user defined for nodes to name, other than a secret (``--object throttle-group,id=…``).
 
@@ -67,7 +67,7 @@ class SharedObject:
     state: Any = None
 
 
-@dataclass
+@record
 class Context:
     """Settings that go along with every open.
 

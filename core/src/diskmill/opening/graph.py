@@ -29,7 +29,6 @@ from ..errors import (
     said,
     said_raw,
 )
-from ..kit.forward import needs_copy
 from ..storages.fileobj import lent
 from .context import Context
 from .known import BUNDLES, no_disk, recognise
@@ -355,10 +354,14 @@ class _Opener:
         if writable and "write" not in driver.capabilities:
             raise UnsupportedError(f"format '{driver.name}' can only be read", file=file.name)
         if file.forward and "pipe" not in driver.capabilities:
+            from ..kit.forward import needs_copy
+
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
         image = calls.open_image(self.registry, driver, request)
         if image.unsized and (wish.depth or not self.unsized or image.window != 0 or any(file.children())):
+            from ..kit.forward import needs_copy
+
             text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
         return image

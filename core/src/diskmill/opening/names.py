@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -102,6 +101,8 @@ def parse_options(text: str) -> Spec:
 
 def _parse_json(name: str) -> Spec:
     try:
+        import json
+
         value = json.loads(_double_quoted(name[len("json:") :]), object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot parse the name '{name[:200]}': {error}") from None
@@ -237,6 +238,8 @@ def display(spec: Mapping[str, Any]) -> str:
         and "filename" in file
     ):
         return str(file["filename"])
+    import json
+
     return "json:" + json.dumps(_typed(spec))
 
 

@@ -7,15 +7,17 @@ first asked for by name, or when an image must be probed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pluggy
-
-from ..contract import calls, hookspecs
+from ..contract import calls
 from ..contract.drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
 from ..errors import DriverError, did_you_mean
+from . import direct
 from .discovery import EntryPoint, installed
 from .known import ALIASES, PACKAGES, how_to_install, recognise
+
+if TYPE_CHECKING:
+    import pluggy
 
 SURE = 100
 """What a driver's ``probe`` answers when it cannot be another's image."""
@@ -28,31 +30,20 @@ PREFIX_GROUP = "diskmill.prefix"
 _WORDS = {kind.group: kind.kind for kind in (FormatDriver, ProtocolDriver, FilterDriver, CryptoDriver)}
 
 
-class _PluginManager(pluggy.PluginManager):
-    """pluggy's, which does not look into what every object has: that takes most of the time of a registration."""
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
-        """No hook's name begins with an underscore."""
-        return None if name.startswith("_") else super().parse_hookimpl_opts(plugin, name)
-
-
 def _unmarked(driver: Driver) -> Iterator[str]:
     """Methods of *driver* that are called as a hook is, but would never be."""
-    for hook in _HOOKS:
+    for hook in direct.HOOKS:
         method = getattr(type(driver), hook, None)
         if method is not None and not hasattr(method, "diskmill_impl"):
             yield f"its method '{hook}' is not marked as a hook: put @hookimpl above it"
-
-
-_HOOKS = tuple(name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "diskmill_spec"))
 
 
 class Registry:
     """The installed drivers. One is enough for a process: :func:`default_registry`."""
 
     def __init__(self) -> None:
-        self.plugins = _PluginManager("diskmill")
-        self.plugins.add_hookspecs(hookspecs)
+        self._manager: pluggy.PluginManager | None = None
+        self._plain: dict[str, Driver] = {}
         self.failures: dict[str, str] = {}
         """Drivers that are installed but could not be imported: name → why."""
         self._drivers: dict[tuple[str, str], Driver] = {}
@@ -65,6 +56,21 @@ class Registry:
         # A plugin may be there to forbid something: going on without it would allow that.
         for name, why in self.failures.items():
             raise DriverError(f"plugin '{name}' could not be loaded: {why}; repair or uninstall it")
+
+    @property
+    def plugins(self) -> pluggy.PluginManager:
+        """pluggy's manager of all that is registered. As long as nobody has asked for it, and there are plain drivers
+        and no more, there is none: a hook then is one method, and importing pluggy takes longer than opening an image.
+        """
+        if self._manager is None:
+            from .plugins import Manager
+
+            manager = Manager()
+            for label, driver in self._plain.items():
+                manager.register(driver, label)
+            self._manager = manager
+            self._callers.clear()
+        return self._manager
 
     def entries(self, group: str) -> list[EntryPoint]:
         """What is installed under *group*."""
@@ -104,13 +110,20 @@ class Registry:
         if faults:
             self.failures[name or label] = "; ".join(faults)
             return False
+        known = label in self._plain or any(plugin is other for other in self._plain.values())
+        if self._manager is None and not known and isinstance(plugin, Driver) and direct.is_plain(plugin):
+            self._plain[label] = plugin
+            return True
+        plugins = self.plugins  # imports pluggy
+        from pluggy import PluginValidationError
+
         try:
-            self.plugins.register(plugin, label)
-            self.plugins.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
+            plugins.register(plugin, label)
+            plugins.check_pending()
+        except (PluginValidationError, ValueError) as error:
             self.failures[name or label] = " ".join(str(error).split())
-            if self.plugins.is_registered(plugin):  # what of it was valid must not be called
-                self.plugins.unregister(plugin)
+            if plugins.is_registered(plugin):  # what of it was valid must not be called
+                plugins.unregister(plugin)
             return False
         return True
 
@@ -207,8 +220,12 @@ class Registry:
         """Call *hook* of *driver*, and of every plugin that is not a driver. None: the driver has no such hook."""
         caller = self._callers.get((driver, hook))
         if caller is None:
-            others = [other for other in self._drivers.values() if other is not driver]
-            caller = self._callers[driver, hook] = self.plugins.subset_hook_caller(hook, others)
+            if self._manager is None:
+                caller = direct.caller(driver, hook)
+            else:
+                others = [other for other in self._drivers.values() if other is not driver]
+                caller = self._manager.subset_hook_caller(hook, others)
+            self._callers[driver, hook] = caller
         return caller(**arguments)
 
     def looks_like(self, data: bytes, name: str) -> str | None:

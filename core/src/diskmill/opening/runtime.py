@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from ..contract.drivers import FilterDriver, FormatDriver, ProtocolDriver
 from ..contract.options import Option, validate
 from ..errors import UsageError
+from ..records import record, replace
 from .context import Context
 from .places import place_of
 from .registry import Registry
@@ -56,7 +56,7 @@ _MODES = {  # (direct, no-flush) of each cache mode, and back
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Runtime:
     """How one node is used."""
 

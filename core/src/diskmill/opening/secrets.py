@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from ..errors import SecretError, StorageError, UsageError
+from ..records import field, record
 
 _MAX = 1 << 20
 """Bytes of a secret file that are read at most; keys and passphrases are far smaller."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Secret:
     """How a secret is come by, as QEMU's manual has it ("Secret objects").
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract.limits import Budget, Limits
 from ..errors import UsageError
+from ..records import field, record
 from .context import OVERWRITES, Context, SharedObject
 from .gate import Trust
 from .secrets import Secret
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """Policy and secrets, by name and not opened: it can be pickled, and means the same in another process.
 

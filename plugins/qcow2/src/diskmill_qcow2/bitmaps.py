@@ -6,10 +6,10 @@ Source: the specification's sections "Bitmaps extension" and "Bitmaps"; limits a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diskmill.errors import ImageError
+from diskmill.records import record
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .header import Header
 
 
-@dataclass
+@record
 class Entry:
     """A bitmap directory entry."""
 
@@ -51,7 +51,7 @@ class Entry:
         return {"flags": flags, "name": self.name, "granularity": 1 << self.granularity_bits}
 
 
-@dataclass
+@record
 class Directory:
     """Where the bitmap directory is: the bitmaps extension."""
 

@@ -6,10 +6,10 @@ Source: the specification's sections "Header" and "Header extensions"; the limit
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError, UsageError
+from diskmill.records import field, record, replace
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qcow2 as c
@@ -25,7 +25,7 @@ _MOST_WITHOUT_NAMES = 4096
 _WORDS = {0: "incompatible", 1: "compatible", 2: "autoclear"}
 
 
-@dataclass
+@record
 class Header:
     """The header's fields in the specification's names, and the extensions behind it.
 

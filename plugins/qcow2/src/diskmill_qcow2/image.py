@@ -20,7 +20,6 @@ from . import c_qcow2 as c
 from .extents import Extents
 from .header import Header, check_refcount_table
 from .l2 import Mapping
-from .metadata import metadata_clusters
 from .order import WriteOrder
 from .placing import Placing
 
@@ -273,6 +272,8 @@ class Qcow2Image(FormatImage):
         from .refcounts import Refcounts
 
         refcounts = Refcounts(self.file, self.header, self.name)
+        from .metadata import metadata_clusters
+
         refcounts.protect(metadata_clusters(self, refcounts))
         refcounts.damaged = self.order.mark_corrupt
         return refcounts

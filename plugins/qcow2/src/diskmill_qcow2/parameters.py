@@ -6,10 +6,10 @@ Source: the specification's sections "Header", "Refcounts" and "Cluster mapping"
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diskmill.errors import UsageError
+from diskmill.records import record
 from diskmill.sizes import KiB, MiB, format_size, round_up
 
 from . import c_qcow2 as c
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diskmill.contract.options import Value
 
 
-@dataclass
+@record
 class Parameters:
     """The ``create`` options, in the format's terms."""
 

@@ -6,10 +6,10 @@ Source: the specification's section "Snapshots"; limits are QEMU's.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError, UsageError
+from diskmill.records import record
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .revision import Revision
 
 
-@dataclass
+@record
 class Entry:
     """A snapshot table entry.
 
