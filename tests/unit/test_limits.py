@@ -116,3 +116,34 @@ def test_an_empty_disk_in_a_compressed_file_is_read(tmp_path: Path) -> None:
     packed.write_bytes(zstandard.compress(b"\1" * (64 * MiB)))
     with pytest.raises(LimitError, match="--limits work="):
         diskmill.convert(str(packed), str(image), context=Context(budget=Budget(Limits(work=1 << 6))))
+
+
+def limited(limits: Limits) -> Context:
+    return Context(budget=Budget(limits))
+
+
+def test_no_digest_is_made_of_a_disk_larger_than_anybody_can_hash(tmp_path: Path) -> None:
+    image, copy, output = (str(tmp_path / name) for name in ("image", "copy", "output"))
+    for path in (image, copy):
+        diskmill.create(path, 1 << 50, format="qcow2")
+    with pytest.raises(LimitError, match="work="):
+        diskmill.digest(image)
+    with pytest.raises(LimitError, match="work="):
+        diskmill.convert(image, output, output_format="qcow2", verify=True)
+    assert not os.path.exists(output)
+    with pytest.raises(LimitError, match="a bit for each block"):
+        diskmill.sync(image, copy, context=limited(Limits(work=1 << 60)))
+
+
+def test_a_block_that_is_put_together_is_work_as_a_whole(tmp_path: Path) -> None:
+    """A byte here and there costs hashing all between."""
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        for at in range(0, 64 * MiB, 1 << 20):
+            file.seek(at)
+            file.write(b"x")
+        file.truncate(64 * MiB)
+    few = Limits(work=1)  # beside the file's own: 64 pages of 4 KiB are 32,768 extents
+    assert diskmill.digest(str(image), context=limited(few)) == diskmill.digest(str(image))
+    with pytest.raises(LimitError, match="work="):
+        diskmill.digest(str(image), block_size=256 * MiB, context=limited(few))

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from ..contract import calls
 from ..contract.extents import Extent
+from ..contract.limits import Meter
 from ..contract.node import Image
 from ..engine.compare import pairs
 from ..engine.digest import BLOCK, Digester, scan
@@ -29,14 +30,19 @@ KINDS = ("bitmap", "snapshot", "digests")
 
 
 class Marked:
-    """Blocks of a disk of *size* bytes, a bit for each."""
+    """Blocks of *image*, a bit for each.
 
-    def __init__(self, size: int, block: int = BLOCK) -> None:
-        self.size = size
+    :raises LimitError: it has more blocks than bits fit in memory.
+    """
+
+    def __init__(self, image: Image, block: int = BLOCK) -> None:
+        self.size = image.size
         self.block = block
         self.count = 0
         """How many are marked."""
-        self._bits = bytearray(-(-size // block) // 8 + 1)
+        length = -(-self.size // block) // 8 + 1
+        image.account.charge(length, f"a bit for each block of {block} bytes", image.name)
+        self._bits = bytearray(length)
 
     def mark(self, number: int) -> None:
         """Mark block *number*, which is not yet."""
@@ -76,32 +82,34 @@ def unlike(
     cancel: threading.Event | None = None,
 ) -> Marked:
     """The blocks of *source* whose digests differ from those of *copy*, a disk of the same size."""
+    found = Marked(source, block)
     with tempfile.TemporaryFile(prefix="diskmill-") as recorded:
         zero = Digester(0, algorithm, block).zero
-        first = Digester(source.size, algorithm, block, BlockFile(recorded, zero).put)
+        meter = Meter(source, copy)  # one for both: they cost what they cost together
+        first = Digester(source.size, algorithm, block, BlockFile(recorded, zero).put, meter=meter)
         scan(copy, [first], length=source.size, granule=block, threads=threads, progress=progress, cancel=cancel)
         recorded.seek(0)
-        return _unlike(source, BlockFile(recorded, zero), algorithm, block, threads, progress, cancel)
+        return _marked(found, source, BlockFile(recorded, zero), algorithm, meter, threads, progress, cancel)
 
 
-def _unlike(
+def _marked(
+    found: Marked,
     source: Image,
     known: BlockFile,
     algorithm: str,
-    block: int,
+    meter: Meter,
     threads: int | None,
     progress: Progress,
     cancel: threading.Event | None,
 ) -> Marked:
-    """The blocks of *source* that have other digests than those that are *known*."""
-    found = Marked(source.size, block)
+    """*found*, with the blocks of *source* marked that have other digests than those that are *known*."""
 
     def look(first: int, count: int, digests: bytes | None) -> None:
         for number in known.unlike(first, count, digests):
             found.mark(number)
 
-    digester = Digester(source.size, algorithm, block, look)
-    scan(source, [digester], granule=block, threads=threads, progress=progress, cancel=cancel)
+    digester = Digester(source.size, algorithm, found.block, look, meter=meter)
+    scan(source, [digester], granule=found.block, threads=threads, progress=progress, cancel=cancel)
     return found
 
 
@@ -192,4 +200,4 @@ def _same(now: Extent, then: Extent) -> bool:
 def _since_digests(image: Image, name: str, progress: Progress) -> Marked:
     with blocks_of(name, image.size, ALGORITHM, BLOCK) as known:
         progress.expect(image.size)
-        return _unlike(image, known, ALGORITHM, BLOCK, None, progress, None)
+        return _marked(Marked(image), image, known, ALGORITHM, Meter(image), None, progress, None)

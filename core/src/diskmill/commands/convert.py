@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract import calls
 from ..contract.extents import Kind
 from ..contract.ids import derived
+from ..contract.limits import Meter
 from ..contract.node import Image, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
@@ -179,7 +180,7 @@ def perform(
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
             copied_bitmaps.add_empty(work.bitmaps, target, context)
-            watched = _Watched(work.size, asked.digest, asked.verify, stack)
+            watched = _Watched(work.size, work.images, asked.digest, asked.verify, stack)
             if asked.verify:
                 counter.expect(work.size)
                 watched.watchers.append(_Behind(target))
@@ -297,7 +298,7 @@ class _Work:
         from ..engine.digest import Digester, scan
 
         counter.expect(self.size)
-        digester = Digester(self.size)
+        digester = Digester(self.size, meter=Meter(*self.images))
         scan(self.images, [digester], progress=counter, cancel=cancel)
         return bytes.fromhex(digester.hexdigest())
 
@@ -467,14 +468,16 @@ def _with_pipes(asked: Conversion) -> Conversion:
 class _Watched:
     """What looks on at a copy of *size* bytes: a digest that was asked for, and what the output is verified by."""
 
-    def __init__(self, size: int, algorithm: str | None, verify: bool, stack: ExitStack) -> None:
+    def __init__(
+        self, size: int, sources: Sequence[Image], algorithm: str | None, verify: bool, stack: ExitStack
+    ) -> None:
         self.watchers: list[Watcher] = []
         self._size = size
         self._digester: Digester | None = None
         if algorithm is not None:
             from ..engine.digest import Digester
 
-            self._digester = Digester(size, algorithm)
+            self._digester = Digester(size, algorithm, meter=Meter(*sources))
             self.watchers.append(self._digester)
         if verify:  # an eighth of a thousandth of the disk, on disk rather than in memory
             import tempfile
@@ -484,7 +487,8 @@ class _Watched:
 
             self._recorded = stack.enter_context(tempfile.TemporaryFile(prefix="diskmill-"))  # noqa: SIM115
             zero = Digester(0, Checks).zero
-            self.watchers.append(Digester(size, Checks, BLOCK, BlockFile(self._recorded, zero).put))
+            put = BlockFile(self._recorded, zero).put
+            self.watchers.append(Digester(size, Checks, BLOCK, put, meter=Meter(*sources)))
 
     @property
     def found(self) -> str | None:

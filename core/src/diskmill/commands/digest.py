@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO
 
+from ..contract.limits import Meter
 from ..contract.node import Image
 from ..engine.digest import BLOCK, Checks, Digester, hash_of, scan
 from ..engine.progress import Progress, Report
@@ -51,9 +52,10 @@ def digest(
         if is_unsized(image):
             return _as_it_comes(image, algorithm, block_size, block_digests, cancel)
         counter.expect(image.size)
-        digester = Digester(image.size, algorithm, block_size)
+        put = None
         if block_digests is not None:
-            digester = Digester(image.size, algorithm, block_size, BlockFile(block_digests, digester.zero).put)
+            put = BlockFile(block_digests, Digester(0, algorithm, block_size).zero).put
+        digester = Digester(image.size, algorithm, block_size, put, meter=Meter(image))
         scan(image, [digester], granule=block_size, threads=threads, progress=counter, cancel=cancel)
         drain(image)
         return digester.hexdigest()
@@ -132,7 +134,7 @@ def verify(
     def look(first: int, count: int, digests: bytes | None) -> None:
         wrong.extend(islice(blocks.unlike(first, count, digests), 1 - len(wrong)))
 
-    digester = Digester(size, Checks, BLOCK, look)
+    digester = Digester(size, Checks, BLOCK, look, meter=Meter(image))
     blocks = BlockFile(recorded, digester.zero)
     recorded.seek(0)
     scan(image, [digester], length=size, progress=progress, cancel=cancel)

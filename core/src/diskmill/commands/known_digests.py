@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from ..contract.limits import Meter
 from ..contract.node import Image
 from ..contract.results import Comparison
 from ..engine.digest import Digester, scan
@@ -93,7 +94,7 @@ def first_unlike(
             raise _FoundError(number)
 
     with blocks_of(path, image.size, algorithm, block_size) as known:
-        digester = Digester(image.size, algorithm, block_size, look)
+        digester = Digester(image.size, algorithm, block_size, look, meter=Meter(image))
         try:
             scan(image, [digester], granule=block_size, progress=progress, cancel=cancel)
         except _FoundError as found:
@@ -125,7 +126,7 @@ def against(
     named = [one for one in lines if one.name == image.name] if len(lines) > 1 else lines
     if len(named) != 1:
         raise UsageError(f"it has {len(named)} digests of '{image.name}', and others", file=path)
-    digester = Digester(image.size, algorithm, block_size)
+    digester = Digester(image.size, algorithm, block_size, meter=Meter(image))
     if len(digester.zero.hex()) != len(named[0].digest):
         raise UsageError(f"it has no digest by {algorithm}: name the algorithm", file=path)
     scan(image, [digester], granule=block_size, progress=progress, cancel=cancel)

@@ -94,7 +94,7 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
         for extent in source:
             work += 1
             if work > most:
-                most = allowed_work(top, work)
+                most = allowed_work(top, work=work)
             if extent.kind is Kind.HOLE and (image is None or image.backing is None):
                 yield _beyond(extent, depth, shift)
             elif image is None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..contract import calls
 from ..contract.drivers import FormatDriver
+from ..contract.limits import Meter
 from ..contract.node import Image, Storage
 from ..contract.options import validate
 from ..contract.place import Place
@@ -336,7 +337,7 @@ class Resumption:
             self._mark(target, 0)
         while at < self._size:
             end = self._next(at)
-            digester = Digester(end - at) if self._blind else None
+            digester = Digester(end - at, meter=Meter(*images)) if self._blind else None
             more: list[Watcher] = [] if digester is None else [_Shifted(digester, at)]
             copy(
                 images,
@@ -363,7 +364,7 @@ class Resumption:
         """
         at = 0
         for end, digest in self._journal.seen or [(self.at, "")]:
-            digester = Digester(end - at)
+            digester = Digester(end - at, meter=Meter(*self._images))
             shown = [*watchers, _Shifted(digester, at)] if digest else watchers
             scan(self._images, shown, offset=at, length=end - at, progress=progress, cancel=cancel)
             if digest and digester.hexdigest() != digest:

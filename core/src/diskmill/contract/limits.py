@@ -196,10 +196,10 @@ FREE: Account = _Unlimited(Budget(Limits(memory=1 << 60, work=1 << 60)))
 
 
 class Meter:
-    """Counts the work of one pass over *node*."""
+    """Counts the work of one pass over *node*, and over *more* after it."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, *more: Node) -> None:
+        self._nodes = node, *more
         self._work, self._most = 0, node.account.limits.work
 
     def add(self, work: int) -> None:
@@ -209,18 +209,18 @@ class Meter:
         """
         self._work += work
         if self._work > self._most:
-            self._most = allowed_work(self._node, self._work)
+            self._most = allowed_work(*self._nodes, work=self._work)
 
 
-def allowed_work(node: Node, work: int) -> int:
-    """How much work a pass over *node* may be, asked when *work* was done already.
+def allowed_work(node: Node, *more: Node, work: int) -> int:
+    """How much work a pass over *node*, and *more*, may be, asked when *work* was done already.
 
     What the files really hold counts: no more extents than entries of tables fit there can be rightful.
 
     :raises LimitError: it was more.
     """
     limits = node.account.limits
-    entries = contents(node) // _ENTRY
+    entries = sum(contents(one) for one in (node, *more)) // _ENTRY
     most = limits.work + entries
     if work > most:
         raise LimitError(

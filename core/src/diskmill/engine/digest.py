@@ -16,6 +16,7 @@ from functools import cache, partial
 from typing import Any
 
 from ..contract.extents import Extent
+from ..contract.limits import READ_PER_WORK, Meter
 from ..contract.node import Node
 from ..errors import UsageError
 from . import beneath
@@ -94,15 +95,25 @@ class Digester:
 
     :param algorithm: its name, or the hash itself.
     :param sink: told of the digests of blocks as they come in order.
+    :param meter: counts what is hashed: a block whole, however little of it is data, and twice where it comes in
+        parts; and the digests of zeros. A disk may claim to be larger than anybody can hash.
     """
 
     def __init__(
-        self, size: int, algorithm: str | Hash = "sha256", block: int = BLOCK, sink: Sink | None = None
+        self,
+        size: int,
+        algorithm: str | Hash = "sha256",
+        block: int = BLOCK,
+        sink: Sink | None = None,
+        *,
+        meter: Meter | None = None,
     ) -> None:
         self._hash = hash_of(algorithm) if isinstance(algorithm, str) else algorithm
         self._size = size
         self._block = block
         self._sink = sink
+        self._meter = meter
+        self._hashed = 0  # bytes that were not counted yet
         self._outer = self._hash(b"")
         self._zero: bytes = self._hash(bytes(block)).digest()
         self._at = 0  # the first block that was not fed yet
@@ -121,7 +132,7 @@ class Digester:
                 at = upto
             else:
                 piece = view[at : at + min(block - skip, length - at)]
-                self._partly(number, skip, piece)
+                self._partly(number, skip, len(piece), piece)
                 at += len(piece)
 
     def zeros(self, start: int, length: int) -> None:
@@ -142,20 +153,26 @@ class Digester:
         while start < end:
             number, skip = divmod(start, self._block)
             length = min(self._block - skip, end - start)
-            self._partly(number, skip, memoryview(bytes(length)))
+            self._partly(number, skip, length, None)
             start += length
 
     def _length(self, number: int) -> int:
         return min(self._block, self._size - number * self._block)
 
-    def _partly(self, number: int, skip: int, piece: memoryview) -> None:
+    def _partly(self, number: int, skip: int, length: int, piece: memoryview | None) -> None:
+        """*length* bytes of a block are there; without *piece* they are zeros."""
         with self._lock:
-            whole, have = self._parts.setdefault(number, (bytearray(self._length(number)), [0]))
-            whole[skip : skip + len(piece)] = piece
-            have[0] += len(piece)
+            part = self._parts.get(number)
+            if part is None:
+                part = self._parts[number] = bytearray(self._length(number)), [0]
+            whole, have = part
+            if piece is not None:
+                whole[skip : skip + length] = piece
+            have[0] += length
             if have[0] < len(whole):
                 return
             del self._parts[number]
+            self._count(len(whole))  # it was put together, and is going to be hashed
         self._finished(number, 1, self._hash(whole).digest())
 
     def _finished(self, number: int, count: int, digests: bytes | None) -> None:
@@ -166,12 +183,19 @@ class Digester:
                 count, digests = self._done.pop(first)
                 self._at += count
                 if digests is not None:
+                    self._count(count * self._block)
                     self._outer.update(digests)
                 else:
+                    self._count(count * len(self._zero))
                     for at in range(0, count, _RUN):
                         self._outer.update(self._zero * min(_RUN, count - at))
                 if self._sink is not None:
                     self._sink(first, count, digests)
+
+    def _count(self, size: int) -> None:
+        if self._meter is not None:
+            work, self._hashed = divmod(self._hashed + size, 1 << READ_PER_WORK)
+            self._meter.add(work)
 
     @property
     def zero(self) -> bytes:

@@ -55,7 +55,7 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
         for extent in source:
             work += 1
             if work > most:
-                most = allowed_work(node, work)
+                most = allowed_work(node, work=work)
             kind = extent.kind
             if image is None:
                 pass
