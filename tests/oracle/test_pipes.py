@@ -44,17 +44,50 @@ def test_a_raw_disk_of_unknown_size_becomes_any_image_that_grows(raw: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "node",
+    ("node", "skipped"),
     [
-        "offset=512,file.driver=pipe,file.filename=pipe:-",
-        "file.driver=retry,file.file.filename=pipe:-,file.file.driver=pipe",
+        ("offset=512,file.driver=pipe,file.filename=pipe:-", 512),
+        ("file.driver=retry,file.file.filename=pipe:-,file.file.driver=pipe", 0),
     ],
     ids=["window", "filter"],
 )
-def test_part_of_what_has_no_size_is_refused_before_a_byte(node: str, raw: Path, tmp_path: Path) -> None:
-    done = piped(raw, "--image-opts", f"driver=raw,{node}", "-O", "raw", tmp_path / "out")
+def test_the_rest_of_what_has_no_size_and_what_a_filter_lets_through(
+    node: str, skipped: int, raw: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = piped(raw, "--image-opts", f"driver=raw,{node}", "-O", "raw", out)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == raw.read_bytes()[skipped:]
+
+
+def test_what_has_no_size_is_no_base(raw: Path, tmp_path: Path) -> None:
+    node = f"driver=qcow2,file.filename={tmp_path / 'top'},backing.driver=raw,backing.file.filename=pipe:-"
+    diskmill.create(tmp_path / "top", MiB, format="qcow2")
+    done = piped(raw, "--image-opts", f"{node},backing.file.driver=pipe", "-O", "raw", tmp_path / "out")
     assert done.returncode == 1 and b"nobody knows the size" in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_luks_through_a_pipe(version: str, raw: Path, tmp_path: Path) -> None:
+    """Also one whose payload is cut: a header alone is no disk."""
+    password, disk, out = tmp_path / "password", tmp_path / "disk.luks", tmp_path / "out.raw"
+    password.write_text("secret")
+    secret = ("--object", f"secret,id=it,file={password}")
+    options = f"version={version},key-secret=it,iter-time=10"
+    made = subprocess.run([COMMAND, "convert", *secret, "-f", "raw", "-O", "luks", "-o", options, raw, disk])
+    assert made.returncode == 0
+    node = (*secret, "--image-opts", "driver=luks,key-secret=it,file.driver=pipe,file.filename=pipe:-")
+    done = piped(disk, *node, "-O", "raw", out)
+    assert done.returncode == 0, done.stderr
+    size = raw.stat().st_size  # version 2 has sectors of 4 KiB
+    assert out.read_bytes()[:size] == raw.read_bytes() and out.stat().st_size - size < 4096
+    payload = disk.stat().st_size - out.stat().st_size
+    for cut in (payload - 1, payload // 2, 592):
+        os.truncate(disk, cut)
+        done = piped(disk, *node, "-O", "raw", tmp_path / "none")
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done.stderr
+        assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("options", [(), ("-c",), ("-o", "cluster_size=16k")], ids=["plain", "compressed", "small"])

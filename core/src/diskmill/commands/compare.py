@@ -17,7 +17,7 @@ from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from .digest import ALGORITHM
 from .known_digests import PREFIX, against
-from .unsized import is_unsized, piped
+from .unsized import piped
 
 UNREADABLE = 4
 """The exit status of qemu-img where the images can be opened but not be read."""
@@ -69,7 +69,7 @@ def compare(
         open_image(b, format_b, context=context, image_opts=image_opts, unsized=True) as right,
     ):
         for image in (left, right):
-            if is_unsized(image):
+            if image.unsized:
                 raise UnsupportedError("nobody knows its size before its end: save it to a file first", file=image.name)
         counter.expect(max(left.size, right.size))
         if strict and left.size != right.size:

@@ -261,9 +261,9 @@ class _Work:
 
     def _endless(self) -> Image | None:
         """The source whose size nobody knows; the target then is begun with what is copied first."""
-        from .unsized import FIRST, expect_growing, is_unsized, refuse
+        from .unsized import FIRST, expect_growing, refuse
 
-        endless = next((image for image in self.images if is_unsized(image)), None)
+        endless = next((image for image in self.images if image.unsized), None)
         if endless is not None:
             asked = self.asked
             beforehand = asked.target.existing or self.backing is not None or asked.digest is not None or asked.verify

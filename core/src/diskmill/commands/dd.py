@@ -16,7 +16,7 @@ from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from .convert import comes_in_order
 from .identity import identities, refuse_self
-from .unsized import FIRST, copy_unsized, expect_growing, is_unsized, piped
+from .unsized import FIRST, copy_unsized, expect_growing, piped
 
 
 def dd(
@@ -52,7 +52,7 @@ def dd(
         start = min(skip * block, image.size)
         length = image.size - start if count is None else min(count * block, image.size - start)
         counter = Progress(progress)
-        most, endless = length, is_unsized(image)
+        most, endless = length, image.unsized
         if endless:
             expect_growing(context.registry.format(output_format), image)
             length = min(length, FIRST)

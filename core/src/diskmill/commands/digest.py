@@ -17,7 +17,7 @@ from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from ..sizes import SECTOR, round_up
-from .unsized import is_unsized, piped
+from .unsized import piped
 
 ALGORITHM = "sha256"
 
@@ -49,7 +49,7 @@ def digest(
         raise UsageError("the block size must be at least 1 byte")
     counter = Progress(progress)
     with open_image(name, format, context=context, image_opts=image_opts, unsized=True) as image:
-        if is_unsized(image):
+        if image.unsized:
             return _as_it_comes(image, algorithm, block_size, block_digests, cancel)
         counter.expect(image.size)
         put = None
@@ -64,15 +64,17 @@ def digest(
 def _as_it_comes(
     image: Image, algorithm: str, block: int, blocks: BinaryIO | None, cancel: threading.Event | None
 ) -> str:
-    """The digest of a raw disk that ends somewhere, and is filled up to whole sectors there."""
+    """The digest of a disk that ends somewhere, and is filled up to whole sectors there."""
     new = hash_of(algorithm)
     outer, at = new(b""), 0
-    while data := image.file.read_some(at, block):
-        at += len(data)
-        if len(data) < block:
-            data = data.ljust(round_up(at, SECTOR) - at + len(data), b"\0")
-            at = round_up(at, SECTOR)
-        piece = new(data).digest()
+    buffer = bytearray(block)
+    while image.ended is None or at < image.ended:
+        image.read_into(at, buffer)
+        length = block if image.ended is None else min(round_up(image.ended, SECTOR) - at, block)
+        if not length:
+            break
+        at += length
+        piece = new(memoryview(buffer)[:length]).digest()
         outer.update(piece)
         if blocks is not None:
             blocks.write(piece)

@@ -1,17 +1,16 @@
-"""Copies of raw disks that come through a pipe, whose size nobody knows before their end."""
+"""Copies of disks that come through a pipe, whose size nobody knows before their end: raw ones, and LUKS over them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import cast
 
 from ..contract.drivers import FormatDriver
 from ..contract.node import Image
 from ..engine.copy import CopyPlan, copy
 from ..engine.progress import Progress, RateLimit
 from ..errors import UnsupportedError
-from ..kit.forward import ForwardStorage, needs_copy
+from ..kit.forward import needs_copy
 from ..opening.context import Context
 from ..sizes import MAX_SIZE, SECTOR, MiB, round_up
 from .resize import set_size
@@ -27,11 +26,6 @@ PIPE = "pipe:-"
 def piped(name: str, context: Context, *, image_opts: bool = False) -> str:
     """*name* as it was given, with ``-`` as what it stands for, where callers do not expect a file, as of qemu-img."""
     return PIPE if name == "-" and not image_opts and not context.habits.dash_is_a_file else name
-
-
-def is_unsized(image: Image) -> bool:
-    """Whether nobody knows how large *image* is."""
-    return image.unsized and isinstance(image.file, ForwardStorage)
 
 
 def refuse(images: Sequence[Image], more: bool) -> None:
@@ -73,12 +67,11 @@ def copy_unsized(
     :param most: bytes that are copied at most.
     :return: how many were.
     """
-    storage = cast("ForwardStorage", image.file)  # as is_unsized has found
     at = 0
 
     def left() -> int:
         """Bytes that come behind *at*, as far as that is known."""
-        return (most if storage.end is None else min(max(round_up(storage.end, SECTOR) - skip, 0), most)) - at
+        return (most if image.ended is None else min(max(round_up(image.ended, SECTOR) - skip, 0), most)) - at
 
     while left() > 0:  # probing may have seen the end of a small one
         step = min(FIRST, left())

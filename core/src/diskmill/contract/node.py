@@ -71,6 +71,8 @@ class Node(ABC):
     new output: they are taken once, in order."""
     unsized: bool = False
     """Whether nobody knows its size before its end has come: ``size`` then is no more than a bound."""
+    ended: int | None = None
+    """How many bytes it has, where it is :attr:`unsized` and its end has come."""
     is_device: bool = False
     """Whether it is a block device, which is as large as it is."""
     one_pass: str = "a pipe"

@@ -50,6 +50,11 @@ class RawImage(FormatImage):
         self.head = head
         """Looks at what is written to the file's first bytes, where the format was guessed."""
 
+    @property
+    def ended(self) -> int | None:  # type: ignore[override]
+        """In bytes, where the file below has ended."""
+        return None if self.file.ended is None else max(self.file.ended - self.window, 0)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         if not isinstance(self.file, Storage):
             yield Extent(offset, length, Kind.DATA, self.file, offset + self.window)

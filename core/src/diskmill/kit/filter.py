@@ -51,6 +51,11 @@ class Filter(Storage):
         """A filter that has a size of its own knows it."""
         return self.file.unsized and self.size == self.file.size
 
+    @property
+    def ended(self) -> int | None:  # type: ignore[override]
+        """As of the node below."""
+        return self.file.ended
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         for extent in walk(self.file, offset, length):
             if extent.reads_as_zeros:

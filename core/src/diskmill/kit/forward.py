@@ -48,8 +48,7 @@ class ForwardStorage(Storage):
         self.unsized = size is None
         self.position = 0
         """Where the next byte that comes belongs."""
-        self.end: int | None = None
-        """Where the bytes ended, once that was seen."""
+        self.ended = None
         self.drained = False
         """Whether only its end tells that all that was read is right."""
         self._head = bytearray()
@@ -119,9 +118,9 @@ class ForwardStorage(Storage):
 
     def _take(self, view: memoryview) -> int:
         """Let the next bytes come into *view*, and keep them for a while: how many they are; 0: there are no more."""
-        count = 0 if self.end is not None else self.more_into(view)
+        count = 0 if self.ended is not None else self.more_into(view)
         if not count:
-            self.end = self.position
+            self.ended = self.position
             return 0
         view = view[:count]
         if len(self._head) < HEAD:

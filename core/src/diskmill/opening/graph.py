@@ -65,7 +65,7 @@ def open_image(
     :param writable_backing: open the chain for writing too (commit does).
     :param repair: it is opened to be repaired; see :class:`~diskmill.contract.requests.OpenRequest`.
     :param copied: its bytes will be another image's disk, so what is no disk is refused unless *format* is given.
-    :param unsized: it may be a raw disk whose size is not known before its end; otherwise that is refused.
+    :param unsized: it may be a disk whose size is not known before its end; otherwise that is refused.
     :param rehearse: what is written to it is kept aside and forgotten: nothing reaches its files, which are only read.
     :raises DiskmillError: whatever went wrong, in one line.
     """
@@ -359,10 +359,10 @@ class _Opener:
             text = f"format '{driver.name}' cannot be read from {file.one_pass}: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
         image = calls.open_image(self.registry, driver, request)
-        if image.unsized and (wish.depth or not self.unsized or image.window != 0 or any(file.children())):
+        if image.unsized and (wish.depth or not self.unsized):
             from ..kit.forward import needs_copy
 
-            text = f"nobody knows the size of a raw disk that comes from {file.one_pass}: {needs_copy()}"
+            text = f"nobody knows the size of a disk that comes from {file.one_pass} like this: {needs_copy()}"
             raise UnsupportedError(text, file=file.name)
         return image
 

@@ -42,7 +42,7 @@ class LuksDriver(FormatDriver):
     contract = 1
     name = "luks"
     title = "LUKS, Linux's disk encryption, versions 1 and 2"
-    capabilities = frozenset({"create", "write", "resize", "shrink", "amend", "encryption", "preallocation"})
+    capabilities = frozenset({"create", "write", "resize", "shrink", "amend", "encryption", "preallocation", "pipe"})
     options = (
         *CRYPTO_OPTIONS,
         Option("version", "str", "version of LUKS", default="1", choices=("1", "2")),

@@ -52,6 +52,18 @@ class LuksImage(FormatImage):
     def encrypted(self) -> bool:
         return True
 
+    @property
+    def unsized(self) -> bool:  # type: ignore[override]
+        """Only some images of version 2 say how long the payload is."""
+        return self.file.unsized and self.volume.payload_size is None
+
+    @property
+    def ended(self) -> int | None:  # type: ignore[override]
+        """In bytes, where the payload has ended: it has whole sectors."""
+        if self.file.ended is None:
+            return None
+        return round_down(max(self.file.ended - self.volume.payload_offset, 0), self.volume.granularity)
+
     def details(self) -> dict[str, Any]:
         return self.volume.details()
 
@@ -145,7 +157,8 @@ def open_image(driver: FormatDriver, request: OpenRequest) -> LuksImage:
             header.abandon()
         raise
     start, size = volume.payload_offset, volume.payload_size
-    if start > file.size or size is not None and start + size > file.size:
+    cut = file.unsized and not file.read_some(start - 1, 1)
+    if cut or start > file.size or size is not None and start + size > file.size:
         if not request.shallow:
             volume.close()
             if header is not None:

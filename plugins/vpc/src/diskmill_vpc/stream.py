@@ -79,6 +79,11 @@ class StreamedVpcImage(FormatImage):
 
     window = 0
 
+    @property
+    def ended(self) -> int | None:  # type: ignore[override]
+        """In bytes, where the file has ended."""
+        return self.file.ended
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, Kind.DATA, self.file, offset)
 
