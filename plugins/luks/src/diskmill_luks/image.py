@@ -76,10 +76,9 @@ class LuksImage(FormatImage):
 
     def files(self) -> Iterator[Storage]:
         """The header first: without it, nobody opens the payload."""
-        if isinstance(self.header, Storage):
-            yield self.header
-        if isinstance(self.file, Storage):
-            yield self.file
+        if self.header is not None:
+            yield from self.header.files()
+        yield from self.file.files()
 
     def release(self, *, abandon: bool = False) -> None:
         self.volume.close()
