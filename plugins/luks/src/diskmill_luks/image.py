@@ -186,7 +186,6 @@ def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
     header: Storage | None = None
     try:
         if options.get("header"):
-            assert request.header is not None
             header = request.header(str(options["header"]))
         _install(volume.header, file if header is None else header)
         if alone:
