@@ -62,6 +62,7 @@ def test_progress_stays_within_the_whole_and_ends_there(format: str, size: int, 
         lambda told: diskmill.compare(name, str(disk), format_b="raw", context=context, progress=told),
         lambda told: diskmill.dd(name, str(back), block=1000, skip=1, context=context, progress=told),
         lambda told: diskmill.measure(name, output_format="qcow2", context=context, progress=told),
+        lambda told: diskmill.measure(name, output_format="raw", context=context, progress=told),
     ):
         told = Told()
         work(told)

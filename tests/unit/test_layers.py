@@ -20,7 +20,7 @@ FLOORS = (
     {"contract"},
     {"engine", "trace", "qapi"},
     {"kit"},
-    {"formats", "filters", "storages"},
+    {"formats", "storages"},
     {"opening"},
     {"commands", "library"},
     {"jobs", "aio"},
@@ -154,3 +154,40 @@ def test_no_other_package_has_modules_in_a_circle() -> None:
         # An entry module declares, and imports the rest in its hooks; those may take its constants.
         edges = {module: used - {package.name} for module, used in edges.items()}
         assert not circles(edges), package.name
+
+
+LONGEST_FILE, LONGEST_FUNCTION = 700, 105
+"""Lines. What would be longer than anything that is there is taken apart, or says here why not."""
+
+
+def functions(lines: list[str]) -> Iterator[tuple[str, int]]:
+    """Each function in *lines*, by how they are indented, and how many of them it takes: a parser takes ten times as
+    long."""
+    inside: list[tuple[int, int]] = []
+    last = 0
+    for number, line in enumerate([*lines, "end"]):
+        text = line.lstrip()
+        if not text:
+            continue
+        while inside and len(line) - len(text) <= inside[-1][1] and not text.startswith(")"):
+            start, _ = inside.pop()
+            yield lines[start], last - start + 1
+        if text.startswith(("def ", "async def ")):
+            inside.append((number, len(line) - len(text)))
+        last = number
+
+
+def test_nothing_is_longer_than_a_reader_keeps_in_mind() -> None:
+    rooms = ("core", "cli", "dropin", "plugins", "testkit", "tests")
+    sources = [path for room in rooms for path in (REPOSITORY / room).rglob("*.py")]
+    assert len(sources) > 400
+    for path in sources:
+        lines = path.read_text().splitlines()
+        assert len(lines) <= LONGEST_FILE, path
+        for name, count in functions(lines) if len(lines) > LONGEST_FUNCTION else ():
+            assert count <= LONGEST_FUNCTION, f"{path}: {name}"
+
+
+def test_the_rooms_are_there() -> None:
+    there = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there == set().union(*FLOORS)

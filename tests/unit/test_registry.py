@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import diskmill
 import pytest
 from diskmill.contract import calls
 from diskmill.contract.drivers import FormatDriver, hookimpl
+from diskmill.contract.extents import Extent
 from diskmill.errors import DriverError, UsageError
+from diskmill.kit.image import FormatImage
 from diskmill.opening.registry import Registry
 from tools import qemu_img, run
+from twins import memory
 
 
 class Good(FormatDriver):
@@ -91,10 +95,19 @@ def test_a_wrong_declaration_is_told_with_how_to_mend_it(driver: FormatDriver, t
         Registry().add(driver)
 
 
+class Scatterbrain(FormatImage):
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        raise IndexError("colour")
+
+
 class Clumsy(Good):
     @hookimpl
     def open(self, request: object) -> str:
         return "an image"
+
+    @hookimpl
+    def snapshot(self, image: object, action: str, name: str) -> str:
+        return "none"
 
     @hookimpl
     def measure(self, request: object) -> None:
@@ -109,6 +122,12 @@ def test_a_drivers_own_mistake_names_the_driver() -> None:
         calls.open_image(registry, driver, request=None)  # type: ignore[arg-type]
     with pytest.raises(DriverError, match=r"mistake in format driver 'good'.* hook 'measure' ended with KeyError"):
         calls.measure(registry, driver, request=None)  # type: ignore[arg-type]
+    image = Scatterbrain(driver, memory(), name="disk", size=1 << 20, writable=False)
+    with pytest.raises(DriverError, match="format driver 'good': its hook 'snapshot' gave str, not list"):
+        calls.snapshots(registry, image)
+    with pytest.raises(IndexError) as caught:
+        image.read(0, 512)
+    assert calls.driver_of(caught.value) is driver
 
 
 def test_a_word_that_a_hook_does_not_know_changes_nothing(tmp_path: Path) -> None:

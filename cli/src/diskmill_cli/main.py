@@ -159,8 +159,11 @@ def _guarded(words: Sequence[str], session: Session) -> int:
     except Exception as error:
         if os.environ.get("DISKMILL_TRACEBACK"):
             raise
-        text = " ".join(str(error).split())
-        session.error(f"internal error, please report it: {type(error).__name__}: {text}")
+        from diskmill.contract.calls import driver_of
+
+        text, driver = " ".join(str(error).split()), driver_of(error)
+        where = "" if driver is None else f" in {driver.kind} driver '{driver.name}'"
+        session.error(f"internal error{where}, please report it: {type(error).__name__}: {text}")
         return 1
     finally:  # who runs a command in a process of theirs goes on in Python's words
         letters_only.reset(letters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..contract.node import Image, Node, Storage
+from ..contract.node import Image, Node
 from ..errors import UsageError
 from ..opening.graph import chain_of
 from ..opening.places import new_place
@@ -27,10 +27,10 @@ def _identities(top: Node) -> Iterator[object]:
     nodes = [top]
     while nodes:
         node = nodes.pop()
-        if isinstance(node, Storage):
+        below = list(node.children())
+        if node.identity() is not None or not below:
             yield node.identity()
-        elif isinstance(node, Image):
-            nodes += node.children()
+        nodes += below
 
 
 def shared_base(source: Image, base: Image, snapshot: str | None) -> Image | None:

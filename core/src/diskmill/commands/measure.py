@@ -75,7 +75,9 @@ def measure(
             bitmaps=_bitmaps(source, context),
             context=context,
         )
-        return calls.measure(context.registry, driver, request)
+        result = calls.measure(context.registry, driver, request)
+        counter.complete()  # of what the disk holds, a driver need not ask
+        return result
 
 
 def _without_backing(options: dict[str, Any]) -> dict[str, Any]:

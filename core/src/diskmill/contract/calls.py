@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args
 
 from ..errors import CheckUnsupportedError, DiskmillError, DriverError, UnsupportedError, UsageError, did_you_mean
-from .node import Image, Storage
+from .node import Image, Node, Storage
 
 if TYPE_CHECKING:
     from .crypto import CryptoRequest, Volume
@@ -63,11 +63,27 @@ def _ask(hooks: Hooks, driver: Driver, hook: str, **arguments: Any) -> Any:
 
 
 def _typed(answer: Any, kind: Callable[..., _Answer], driver: Driver, hook: str) -> _Answer:
-    assert isinstance(kind, type)
+    assert isinstance(kind, type)  # an abstract class is none to mypy
     if isinstance(answer, kind):
         return cast(_Answer, answer)
     what = f"gave {type(answer).__name__}, not {kind.__name__}" if answer is not None else "is missing"
     raise DriverError(f"{driver.kind} driver '{driver.name}': its hook '{hook}' {what}")
+
+
+def driver_of(error: BaseException) -> Driver | None:
+    """Whose mistake *error* most likely is: the driver that was at work where it was raised, or whose node was."""
+    from .drivers import Driver
+
+    found: Driver | None = None
+    step = error.__traceback__
+    while step is not None:
+        one = step.tb_frame.f_locals.get("self")
+        if isinstance(one, Driver):
+            found = one
+        elif isinstance(one, Node):
+            found = getattr(one, "driver", found)
+        step = step.tb_next
+    return found
 
 
 def expect_word(word: str, words: Any, what: str) -> None:
@@ -142,14 +158,14 @@ def check(hooks: Hooks, image: Image, repair: Repair = "") -> CheckResult:
 
 def map(hooks: Hooks, image: Image, offset: int, length: int) -> Iterator[Extent]:
     """Where guest bytes *offset* to *offset + length* live."""
-    answer: Iterator[Extent] = _ask(hooks, image.driver, "map", image=image, offset=offset, length=length)
-    return answer
+    answer = _ask(hooks, image.driver, "map", image=image, offset=offset, length=length)
+    return _typed(answer, Iterator, image.driver, "map")
 
 
 def snapshots(hooks: Hooks, image: Image) -> list[Snapshot]:
     """The internal snapshots of *image*; none where its format has none."""
-    answer: list[Snapshot] | None = _ask(hooks, image.driver, "snapshot", image=image, action="list", name="")
-    return answer or []
+    answer = _ask(hooks, image.driver, "snapshot", image=image, action="list", name="")
+    return [] if answer is None else _typed(answer, list, image.driver, "snapshot")
 
 
 def snapshot(hooks: Hooks, image: Image, action: SnapshotAction, name: str) -> list[Snapshot]:
@@ -158,18 +174,17 @@ def snapshot(hooks: Hooks, image: Image, action: SnapshotAction, name: str) -> l
     :raises UnsupportedError: the format has no internal snapshots.
     """
     expect_word(action, SnapshotAction, "action")
-    answer: list[Snapshot] | None
     with image.alone():
         answer = _ask(hooks, image.driver, "snapshot", image=image, action=action, name=name)
     if answer is None:
         raise UnsupportedError(f"format '{image.driver.name}' has no internal snapshots", file=image.name)
-    return answer
+    return _typed(answer, list, image.driver, "snapshot")
 
 
 def bitmaps(hooks: Hooks, image: Image) -> list[Bitmap]:
     """The persistent bitmaps of *image*; none where its format has none."""
-    answer: list[Bitmap] | None = _ask(hooks, image.driver, "bitmap", image=image, action="list", name="", options={})
-    return answer or []
+    answer = _ask(hooks, image.driver, "bitmap", image=image, action="list", name="", options={})
+    return [] if answer is None else _typed(answer, list, image.driver, "bitmap")
 
 
 def bitmap(hooks: Hooks, image: Image, action: BitmapAction, name: str, **options: Any) -> None:

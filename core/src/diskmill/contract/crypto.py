@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ImageError, SecretError, printable
+from ..errors import DriverError, ImageError, SecretError, printable
 from ..records import field, record, replace
 from ..sizes import SECTOR
 from .extents import Extent
@@ -114,6 +114,12 @@ class CryptoRequest:
     numbers: Literal["guest", "host"] = "guest"
     shallow: bool = False
     prefix: str = ""
+
+    def own_header(self) -> Header:
+        """``header``, for drivers whose volumes have one: who asks them always gives it."""
+        if self.header is None:
+            raise DriverError(f"'{self.name}' was to be unlocked without its encryption header")
+        return self.header
 
     def passphrase(self, option: str = "key-secret", *, new: bool = False) -> bytes:
         """What the secret that *option* names holds; asked for where there is no such option and someone can be asked.

@@ -6,7 +6,7 @@ put, as :class:`Placement`. It never touches the bytes. Everything is in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -118,18 +118,20 @@ class Extent(NamedTuple):
         return self._replace(start=start, length=end - start)
 
 
-def joined(extents: Iterator[Extent]) -> Iterator[Extent]:
-    """*extents* with neighbours made one where both are data that goes on in the same node, zeros, or holes."""
+def joins(first: Extent, second: Extent) -> bool:
+    """Whether *second*, which follows *first* in the guest, is alike, and follows it where they lie anywhere, too."""
+    if first.kind is not second.kind or first.unit or second.unit:
+        return False
+    return first.node is second.node and (first.node is None or first.offset + first.length == second.offset)
+
+
+def joined(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """The extents that a driver gives, with neighbours that :func:`joins` made one."""
     held: Extent | None = None
     for extent in extents:
-        if held is not None and held.kind is extent.kind and held.node is extent.node:
-            if extent.kind is Kind.DATA:
-                joins = held.offset + held.length == extent.offset
-            else:
-                joins = extent.node is None
-            if joins:
-                held = held._replace(length=held.length + extent.length)
-                continue
+        if held is not None and joins(held, extent):
+            held = held._replace(length=held.length + extent.length)
+            continue
         if held is not None:
             yield held
         held = extent

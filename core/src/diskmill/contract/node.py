@@ -234,6 +234,16 @@ class Node(ABC):
         """The nodes right below. The default has none."""
         return iter(())
 
+    def files(self) -> Iterator[Storage]:
+        """Its own files, those of a backing image not counted: the one without which nobody opens it first."""
+        return iter(())
+
+    @property
+    def swift(self) -> bool:
+        """Whether what is written is there as soon as the kernel has copied it: no device, network or filter is to be
+        waited for."""
+        return False
+
     def leaves(self) -> list[Storage]:
         """Every storage at the bottom of what it stands on, itself included, once."""
         found: list[Storage] = []
@@ -334,6 +344,13 @@ class Storage(Node):
 
     def identity(self) -> object | None:
         return None if self.place is None else self.place.identity()
+
+    def files(self) -> Iterator[Storage]:
+        yield self
+
+    @property
+    def swift(self) -> bool:
+        return self.requests == Requests() and not any(self.children())
 
 
 class Image(Node):
@@ -437,9 +454,7 @@ class Image(Node):
 
     @cached_property
     def swift(self) -> bool:
-        """Whether what is written is there as soon as the kernel has copied it: no device, network or filter is to be
-        waited for."""
-        return all(_is_swift(child) for child in self.children() if child is not self.backing)
+        return all(child.swift for child in self.children() if child is not self.backing)
 
     def vacant(self, offset: int, length: int) -> bool:
         """Whether it shows at once that the range, which is not empty, is one ``HOLE``: in a long chain that is what
@@ -497,11 +512,7 @@ class Image(Node):
 
     def allocated(self) -> int | None:
         """Bytes of disk space that the image's files take, those of its backing image not counted; None: unknown."""
-        sizes = [
-            child.allocated()
-            for child in self.children()
-            if child is not self.backing and isinstance(child, Storage | Image)
-        ]
+        sizes = [child.allocated() for child in self.children() if child is not self.backing]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
 
@@ -572,11 +583,8 @@ class Image(Node):
             main.settle()
 
     def files(self) -> Iterator[Storage]:
-        """The image's own files, its backing image's not counted: the one without which nobody opens it first."""
         for child in self.children():
-            if isinstance(child, Storage):
-                yield child
-            elif child is not self.backing and isinstance(child, Image):
+            if child is not self.backing:
                 yield from child.files()
 
     def children(self) -> Iterator[Node]:
@@ -584,12 +592,6 @@ class Image(Node):
         yield self.file
         if self.backing is not None:
             yield self.backing
-
-
-def _is_swift(node: Node) -> bool:
-    if isinstance(node, Storage):
-        return node.requests == Requests() and not any(node.children())
-    return isinstance(node, Image) and node.swift
 
 
 _LEAST = 4096

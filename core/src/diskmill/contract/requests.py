@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import DriverError
 from ..records import field, record
@@ -68,6 +68,10 @@ class OpenRequest:
         return True
 
 
+def _nowhere(name: str) -> NoReturn:
+    raise DriverError(f"nobody makes files for this image: '{name}' cannot be made")
+
+
 @record
 class Backing:
     """The backing image that a new image gets.
@@ -113,8 +117,8 @@ class CreateRequest:
     options: Mapping[str, Value] = field(default_factory=dict)
     file: Storage | None = None
     backing: Backing | None = None
-    sibling: Callable[[str], Storage] | None = None
-    header: Callable[[str], Storage] | None = None
+    sibling: Callable[[str], Storage] = _nowhere
+    header: Callable[[str], Storage] = _nowhere
     compressed: bool = False
     layout: Callable[[], Iterator[tuple[int, int]]] | None = None
     like: Storage | None = None
@@ -144,3 +148,9 @@ class MeasureRequest:
     data_bytes: Callable[[int], int]
     bitmaps: Sequence[tuple[str, int]] | None = None
     context: Context | None = None
+
+    def asked(self) -> Context:
+        """``context``, for drivers that cannot tell without other drivers."""
+        if self.context is None:
+            raise DriverError("its size depends on another driver's, and there is nobody to ask for that")
+        return self.context

@@ -54,6 +54,10 @@ class Progress:
                 self._shown = shown
                 self._report(self.done, self.total)
 
+    def complete(self) -> None:
+        """All has been dealt with, whatever was not counted."""
+        self.advance(max(self.total - self.done, 0))
+
 
 class RateLimit:
     """Lets no more than *rate* bytes pass a second, over all threads.

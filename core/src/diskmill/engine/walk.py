@@ -119,7 +119,6 @@ def _level(
         offset, shift, node = offset + node.window, shift - node.window, node.file
     if isinstance(node, Image):
         return _Level(iter(node.extents(offset, length)), node, shift, depth, below, above)
-    assert isinstance(node, Storage)
     if sparse:
         return _Level(iter(node.extents(offset, length)), None, shift, depth, below, above)
     source: Iterable[Extent] = (Extent(offset, length, Kind.DATA, node, offset),) if length else ()

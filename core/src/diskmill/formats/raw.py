@@ -6,16 +6,15 @@ disk's own table choose it. See the QEMU manual, "Raw disk format options".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..contract.drivers import FormatDriver, hookimpl
-from ..contract.extents import Extent, Kind, Placement
-from ..contract.node import Node, Storage
+from ..contract.extents import Placement
+from ..contract.node import Node
 from ..contract.options import Option
 from ..errors import UnsupportedError, UsageError
 from ..kit.forward import foretell
-from ..kit.image import FormatImage
+from ..kit.window import WindowImage
 from ..sizes import SECTOR, round_up
 
 if TYPE_CHECKING:
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     from .head import Head
 
 
-class RawImage(FormatImage):
-    """A window onto ``file``. The engine looks through it, so nothing here is asked for guest data."""
-
-    window: int
+class RawImage(WindowImage):
+    """A window onto ``file``, which takes what is written to its first bytes only where it may."""
 
     def __init__(
         self,
@@ -42,43 +39,27 @@ class RawImage(FormatImage):
     ) -> None:
         # Guest disks are whole sectors; the bytes after the end of the file read as zeros.
         available = round_up(max(file.size - offset, 0), SECTOR)
-        super().__init__(driver, file, name=name, size=available if size is None else size, writable=writable)
-        self.window = offset
-        self.blank = file.blank
+        given = available if size is None else size
+        super().__init__(driver, file, name=name, size=given, writable=writable, offset=offset)
         self.unsized = file.unsized and size is None
         self.fixed = offset > 0 or size is not None
         self.head = head
         """Looks at what is written to the file's first bytes, where the format was guessed."""
 
-    @property
-    def ended(self) -> int | None:  # type: ignore[override]
-        """In bytes, where the file below has ended."""
-        return None if self.file.ended is None else max(self.file.ended - self.window, 0)
-
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        if not isinstance(self.file, Storage):
-            yield Extent(offset, length, Kind.DATA, self.file, offset + self.window)
-            return
-        for extent in self.file.extents(offset + self.window, length):
-            yield extent.moved(-self.window)
-
     def reserve(self, offset: int, length: int) -> list[Placement]:
-        at = offset + self.window
-        whole = Placement(offset, length, self.file, at)
+        at = offset + self.origin
+        [whole] = super().reserve(offset, length)
         inside = 0 if self.head is None else min(max(self.head.length - at, 0), length)
         if self.head is None or inside == 0:
             return [whole]
         first = Placement(offset, inside, self.head, at)
         return [first] if inside == length else [first, whole.clip(offset + inside, offset + length)]
 
-    def publish(self, placements: object) -> None:
-        """Nothing points to raw data: where it is, is what it is."""
-
     def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        self._written(offset + self.window).zero(offset + self.window, length, unmap=unmap)
+        self._written(offset + self.origin).zero(offset + self.origin, length, unmap=unmap)
 
     def discard_units(self, offset: int, length: int) -> None:
-        self._written(offset + self.window).discard(offset + self.window, length)
+        self._written(offset + self.origin).discard(offset + self.origin, length)
 
     def _written(self, at: int) -> Node:
         """What takes a change of the file from *at* on."""
@@ -155,7 +136,7 @@ class RawDriver(FormatDriver):
         if image.fixed:
             raise UsageError("a raw image with an offset or size option cannot be resized", file=image.name)
         file, old = image.file, image.file.size
-        if not isinstance(file, Storage):
+        if not file.resizable:
             raise UnsupportedError("a raw image that stands on another image cannot be resized", file=image.name)
         if image.head is not None:
             image.head.judge_size(size)
@@ -177,10 +158,10 @@ class RawDriver(FormatDriver):
         return Measurement(request.size, request.size)
 
 
-def _head(request: OpenRequest) -> Head | None:
+def _head(request: OpenRequest) -> Head:
     from .head import Head
 
-    return None if request.file is None else Head(request.file, request.context)
+    return Head(request.below(), request.context)
 
 
 driver = RawDriver()

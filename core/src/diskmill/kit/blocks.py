@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from math import gcd
 from typing import TYPE_CHECKING
 
-from ..contract.extents import Extent, Kind, Placement
+from ..contract.extents import Extent, Kind, Placement, joined
 from ..contract.limits import contents
-from ..contract.node import Node, Storage
+from ..contract.node import Node
 from ..errors import ImageError, UnsupportedError
 from ..sizes import SECTOR, KiB, MiB
 from . import tables
@@ -126,7 +126,8 @@ class BlockTable:
             base = number * self.page
             low, high = max(first - base, 0), min(end - base, self.page)
             unread = high - low == self.page and number not in self._pages
-            if unread and self._is_hole(self._place(number), self.page * self.width):
+            size = self.page * self.width
+            if unread and self._hole(self._place(number), size) == size:
                 yield Run(base, high, 0, 0)
                 continue
             page = self._page(number)
@@ -136,13 +137,13 @@ class BlockTable:
             for run in tables.runs(page[low:high], step):
                 yield run._replace(at=run.at + base + low)
 
-    def _is_hole(self, place: int | None, size: int) -> bool:
-        """Whether *size* bytes of a table at *place* are a hole of the file: of gigabytes, little may be there."""
+    def _hole(self, place: int | None, size: int) -> int:
+        """How many of *size* bytes of a table from *place* on are a hole of the file, which need not be read."""
         node = self.node
-        if size < LARGE or place is None or not isinstance(node, Storage) or place + size > node.size:
-            return False
+        if size < LARGE or place is None or place + size > node.size:
+            return 0
         first = next(iter(node.extents(place, size)))
-        return first.kind is Kind.ZERO and first.length == size
+        return first.length if first.kind is Kind.ZERO else 0
 
     def set(self, index: int, count: int, value: int, step: int) -> None:
         """Let *count* entries from *index* on be value, value + step, …"""
@@ -251,28 +252,17 @@ class BlockImage(FormatImage):
     # -- mapping ------------------------------------------------------------------------------------------------
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        end = offset + length
-        held: Extent | None = None
+        return joined(self._extents(offset, offset + length))
+
+    def _extents(self, offset: int, end: int) -> Iterator[Extent]:
         for block, count, kind, position in self._located(offset // self.block_size, -(-end // self.block_size)):
             start, stop = max(block * self.block_size, offset), min((block + count) * self.block_size, end)
             if kind is Kind.ENCODED:
-                extent = self.encoded(block, position).clip(start, stop)
+                yield self.encoded(block, position).clip(start, stop)
             elif kind is Kind.DATA:
-                at = position + start - block * self.block_size
-                if held is not None and held.kind is kind and held.offset + held.length == at:
-                    held = held._replace(length=held.length + stop - start)
-                    continue
-                extent = Extent(start, stop - start, kind, self.file, at)
-            elif held is not None and held.kind is kind:
-                held = held._replace(length=held.length + stop - start)
-                continue
+                yield Extent(start, stop - start, kind, self.file, position + start - block * self.block_size)
             else:
-                extent = Extent(start, stop - start, kind)
-            if held is not None:
-                yield held
-            held = extent
-        if held is not None:
-            yield held
+                yield Extent(start, stop - start, kind)
 
     def vacant(self, offset: int, length: int) -> bool:
         """As :meth:`Image.vacant`, of what lies in one block."""

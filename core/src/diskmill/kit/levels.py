@@ -110,7 +110,8 @@ class TwoLevelTable(BlockTable):
         with self._lock:
             if any(low // self.page <= number <= high // self.page for number in self._dirty):
                 return False
-        return self._is_hole(self._l2_place(run.at, run.value), self.l2_entries * WIDTH)
+        size = self.l2_entries * WIDTH
+        return self._hole(self._l2_place(run.at, run.value), size) == size
 
     def set(self, index: int, count: int, value: int, step: int) -> None:
         """As :meth:`BlockTable.set`; L2 tables come into being where they are missing and *value* is not 0."""

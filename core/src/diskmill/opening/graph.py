@@ -301,16 +301,11 @@ class _Opener:
         if name is not None:
             registry.format(name)  # before anything is opened
         file = self.node(child, wish)
-        if (
-            self.unsized
-            and not wish.depth
-            and not wish.context.habits.archives_are_bytes
-            and name != "raw"
-            and isinstance(file, Storage)
-        ):
-            file = self.unwrapped(file)
-        if isinstance(file, Storage) and file.forward and wish.context.spool is not None:
-            file = self.spooled(file, wish.context.spool)
+        if isinstance(file, Storage):
+            if self.unsized and not wish.depth and not wish.context.habits.archives_are_bytes and name != "raw":
+                file = self.unwrapped(file)
+            if file.forward and wish.context.spool is not None:
+                file = self.spooled(file, wish.context.spool)
         try:
             expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:

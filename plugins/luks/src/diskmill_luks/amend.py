@@ -19,7 +19,7 @@ def amend(request: CryptoRequest, force: bool) -> None:
     state = options.get("state")
     if state is None:
         raise UsageError(f"the option '{request.prefix}state' is missing: give active or inactive", file=request.name)
-    assert request.header is not None
+    header = request.own_header()
     with naming(request.name):
         luks = read_header(request)
         luks.check_supported()
@@ -28,9 +28,9 @@ def amend(request: CryptoRequest, force: bool) -> None:
         if slot is not None and int(slot) >= luks.slot_count:
             raise UsageError(f"there is no key slot {slot}: they are numbered 0 to {luks.slot_count - 1}")
         if state == "active":
-            _activate(luks, request.header, request, force)
+            _activate(luks, header, request, force)
         else:
-            _deactivate(luks, request.header, request, force)
+            _deactivate(luks, header, request, force)
 
 
 def _activate(luks: Luks, header: Header, request: CryptoRequest, force: bool) -> None:

@@ -88,10 +88,9 @@ class LuksImage(FormatImage):
 
     def files(self) -> Iterator[Storage]:
         """The header first: without it, nobody opens the payload."""
-        if isinstance(self.header, Storage):
-            yield self.header
-        if isinstance(self.file, Storage):
-            yield self.file
+        if self.header is not None:
+            yield from self.header.files()
+        yield from self.file.files()
 
     def release(self, *, abandon: bool = False) -> None:
         self.volume.close()
@@ -200,7 +199,6 @@ def create_image(driver: FormatDriver, request: CreateRequest) -> LuksImage:
     header: Storage | None = None
     try:
         if options.get("header"):
-            assert request.header is not None
             header = request.header(str(options["header"]))
         _install(volume.header, file if header is None else header)
         if alone:

@@ -51,8 +51,7 @@ def read_header(request: CryptoRequest) -> Luks:
 
     :raises ImageError: it is none, or damaged.
     """
-    header = request.header
-    assert header is not None
+    header = request.own_header()
     start = header.read(0, min(8, header.length))
     version = int.from_bytes(start[6:8], "big") if start.startswith(MAGIC) else 0
     if version == 1:
@@ -104,8 +103,7 @@ def open_volume(request: CryptoRequest) -> LuksVolume:
         if request.shallow:
             return LuksVolume(request.name, luks, None, numbers=request.numbers)
         luks.check_supported()
-        assert request.header is not None
-        key = unlock(luks, request.header, request.passphrase(), limits(request))
+        key = unlock(luks, request.own_header(), request.passphrase(), limits(request))
         return LuksVolume(request.name, luks, _bulk(luks, key), numbers=request.numbers)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.extents import Extent, Kind, joined
 from diskmill.contract.node import Buffer, ReadBuffer, Requests, Storage
 from diskmill.contract.results import Bitmap
 from diskmill.errors import UnsupportedError, UsageError
@@ -44,23 +44,16 @@ class NbdStorage(Storage):
         self._closed = False
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        if self._context != c.BASE_ALLOCATION or not self.client.has(c.BASE_ALLOCATION):
+            return super().extents(offset, length)
+        return joined(self._allocation(offset, length))
+
+    def _allocation(self, offset: int, length: int) -> Iterator[Extent]:
         if not length:
             return
-        if self._context != c.BASE_ALLOCATION or not self.client.has(c.BASE_ALLOCATION):
-            yield Extent(offset, length, Kind.DATA, self, offset)
-            return
-        held: Extent | None = None
         for count, flags in self.client.statuses(self._context, offset, length):
-            kind = Kind.ZERO if flags & c.NBD_STATE_ZERO else Kind.DATA
-            if held is not None and held.kind is kind:
-                held = held._replace(length=held.length + count)
-            else:
-                if held is not None:
-                    yield held
-                held = Extent(offset, count, kind, self, offset)
+            yield Extent(offset, count, Kind.ZERO if flags & c.NBD_STATE_ZERO else Kind.DATA, self, offset)
             offset += count
-        if held is not None:
-            yield held
 
     def marks(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]] | None:
         """In the metadata context that the user asked for; None where that is the usual one.

@@ -109,11 +109,11 @@ def create_ova(driver: OvaDriver, request: CreateRequest) -> Image:
 
 def measure_ova(request: MeasureRequest) -> Measurement:
     """What the disk needs, and what stands around it."""
-    assert request.context is not None
-    driver = request.context.registry.format("vmdk")
+    registry = request.asked().registry
+    driver = registry.format("vmdk")
     options = validate(driver.options, {"subformat": "streamOptimized"}, when="create", driver="vmdk")
     found = calls.measure(
-        request.context.registry,
+        registry,
         driver,
         MeasureRequest(request.size, options, request.data_bytes, request.bitmaps, request.context),
     )

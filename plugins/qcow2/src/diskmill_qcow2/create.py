@@ -53,7 +53,6 @@ def create(driver: FormatDriver, request: CreateRequest) -> Image:
         first += -(-len(volume.header) // header.cluster_size)
     data = None
     if chosen.data_file is not None:  # before anything is written: what is there may be that very file
-        assert request.sibling is not None
         data = request.sibling(chosen.data_file)
     if file.size:
         file.truncate(0)

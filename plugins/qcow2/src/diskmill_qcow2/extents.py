@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from diskmill.contract.extents import Extent, Kind
+from diskmill.contract.extents import Extent, Kind, joins
 from diskmill.errors import ImageError
 from diskmill.kit import tables
 
@@ -53,7 +53,7 @@ class Extents:
                 extent = extent.clip(offset, end)
             if last is None:
                 last = extent
-            elif not extent.unit and _joins(last, extent):
+            elif not extent.unit and joins(last, extent):
                 last = last._replace(length=last.length + extent.length)
             else:
                 yield last
@@ -210,10 +210,3 @@ def _repeated(extents: list[Extent], length: int, times: int) -> Iterator[Extent
     for ahead in range(0, length * times, length):
         for extent in extents:
             yield extent._replace(start=extent.start + ahead)
-
-
-def _joins(first: Extent, second: Extent) -> bool:
-    """Whether *second*, which follows *first* in the guest, follows it in the file too."""
-    if first.kind is not second.kind or first.unit or second.unit:
-        return False
-    return first.node is second.node and (first.node is None or first.offset + first.length == second.offset)

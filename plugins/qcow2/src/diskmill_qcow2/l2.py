@@ -11,12 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diskmill.contract.extents import Kind
 from diskmill.contract.limits import READ_PER_WORK, Meter
-from diskmill.contract.node import Storage
 from diskmill.errors import ImageError
 from diskmill.kit import tables
-from diskmill.kit.blocks import LARGE, BlockTable
+from diskmill.kit.blocks import BlockTable
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
@@ -92,7 +90,7 @@ class L1(BlockTable):
         while index < end:
             number, at = divmod(index, self.page)
             if not at and number not in self._pages:
-                skipped = self._hole(index, end)
+                skipped = self._absent(index, end)
                 if skipped:
                     index += skipped
                     continue
@@ -106,15 +104,11 @@ class L1(BlockTable):
             step *= 8
         return end
 
-    def _hole(self, index: int, end: int) -> int:
+    def _absent(self, index: int, end: int) -> int:
         """How many whole pages of entries from *index* on are in memory nowhere, and in the file a hole; as entries."""
-        node, place, size = self.node, self.offset + index * 8, (end - index) * 8
-        if self._dirty or size < LARGE or not isinstance(node, Storage) or place + size > node.size:
-            return 0
-        first = next(iter(node.extents(place, size)))
-        if first.kind is not Kind.ZERO:
-            return 0
-        return end - index if first.length == size else first.length // 8 // self.page * self.page
+        size = (end - index) * 8
+        hole = 0 if self._dirty else self._hole(self.offset + index * 8, size)
+        return end - index if hole == size else hole // 8 // self.page * self.page
 
     def written(self) -> None:
         """The disk has what was changed."""

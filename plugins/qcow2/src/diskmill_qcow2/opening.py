@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def open_image(driver: FormatDriver, request: OpenRequest) -> Qcow2Image:
     """The image in ``request.file``."""
-    assert request.file is not None
-    header = read_header(request.file, request.name)
-    image = Qcow2Image(driver, request.file, header, name=request.name, writable=request.writable)
+    file = request.below()
+    header = read_header(file, request.name)
+    image = Qcow2Image(driver, file, header, name=request.name, writable=request.writable)
     image.warn = request.context.warn
     _require_tables(image, request)
     if image.cut_short:

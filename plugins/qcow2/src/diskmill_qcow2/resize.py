@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Kind
-from diskmill.contract.node import Storage
 from diskmill.errors import UnsupportedError, UsageError
 from diskmill.kit import tables
 from diskmill.sizes import SECTOR, round_down, round_up
@@ -70,7 +69,7 @@ def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
     _grow_l1(image, size)
     image.size = size
     try:
-        if image.external and isinstance(image.data, Storage) and image.data.size < size:
+        if image.external and image.data is not None and image.data.resizable and image.data.size < size:
             image.data.truncate(size)
         _blank(image, old, min(round_up(old, image.unit), size))
         if image.backing is not None and image.backing.size > old:
@@ -103,7 +102,7 @@ def _shrink(image: Qcow2Image, size: int) -> None:
     image.placing.drop_beyond(size)
     image.order.flush_tables()
     if image.external:
-        if isinstance(image.data, Storage) and image.header.autoclear_features & c.RAW_EXTERNAL_DATA:
+        if image.data is not None and image.data.resizable and image.header.autoclear_features & c.RAW_EXTERNAL_DATA:
             image.data.truncate(size)
     elif image.file.resizable and image.file.blank:
         end = (image.refcounts.last() + 1) * image.unit

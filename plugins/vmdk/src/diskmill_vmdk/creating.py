@@ -78,7 +78,6 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
         file.write(DESCRIPTOR_AT * SECTOR, text)
         parts.append(HostedPart(file, read_header(file, name=request.name), 0, name=request.name))
     else:
-        assert request.sibling is not None
         nodes = [request.sibling(line.name) for line in lines]  # before anything is written: two may be one file
         file.write(0, text)
         start = 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskmill.contract.extents import Encoder, Extent, Kind, Placement
+from diskmill.contract.extents import Encoder, Extent, Kind, Placement, joined
 from diskmill.contract.ids import fresh
 from diskmill.contract.limits import Meter
 from diskmill.contract.node import Node, Storage
@@ -103,7 +103,7 @@ class VmdkImage(FormatImage):
         part = open_extent(line, node, placeholder.start, writable=self.writable, longer=longer)
         self.parts[reference.key] = part
         self._attached[reference.key] = node  # not before: what does not fit is closed, and nobody's
-        if isinstance(part, GrainPart) and isinstance(node, Storage) and not self.writable:
+        if isinstance(part, GrainPart) and not self.writable:
             first = self._sparse.setdefault(node.identity(), part)
             if first is not part and node.identity() is not None and part.same_as(first):
                 part.twin = first
@@ -130,7 +130,7 @@ class VmdkImage(FormatImage):
     # -- the map ------------------------------------------------------------------------------------------------
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        return _joined(self._extents(offset, length))
+        return joined(self._extents(offset, length))
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
@@ -352,23 +352,3 @@ class VmdkImage(FormatImage):
 def new_cid(digits: int = 8) -> int:
     """A content id that is not taken for "no parent", of no more than *digits* digits where that is room enough."""
     return int.from_bytes(fresh(4), "little") % min(1 << 4 * max(digits, 6), 0xFFFFFFFE)
-
-
-def _joined(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Neighbours that are the same, and lie side by side where they lie anywhere, as one."""
-    last: Extent | None = None
-    for extent in extents:
-        if (
-            last is not None
-            and extent.kind is last.kind
-            and not extent.unit
-            and extent.node is last.node
-            and (last.node is None or extent.offset == last.offset + last.length)
-        ):
-            last = last._replace(length=last.length + extent.length)
-            continue
-        if last is not None:
-            yield last
-        last = extent
-    if last is not None:
-        yield last

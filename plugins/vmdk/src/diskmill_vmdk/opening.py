@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from diskmill.contract.node import Node, Storage
+from diskmill.contract.node import Node
 from diskmill.contract.references import Reference
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
@@ -127,7 +127,7 @@ def _tell_missing(request: OpenRequest, part: Part) -> None:
 
 def _cut_short(header: SparseExtentHeader, file: Node, name: str) -> bool:
     """Whether the file ends before the grain directory does."""
-    if not isinstance(file, Storage) or file.forward:
+    if file.forward:
         return False
     if header.gdOffset == GD_AT_END:
         try:

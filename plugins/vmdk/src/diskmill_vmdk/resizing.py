@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Kind
-from diskmill.contract.node import Storage
+from diskmill.contract.node import Node, Storage
 from diskmill.errors import DiskmillError, StorageError, UnsupportedError
 from diskmill.kit import tables
 from diskmill.kit.zeros import ZEROS, is_zero
@@ -140,7 +140,7 @@ def _hidden_end(image: VmdkImage, size: int) -> int:
 
 
 def _growth_of(image: VmdkImage, part: Part, length: int, size: int, preallocation: str) -> _FlatGrowth | _SparseGrowth:
-    if not part.writable or not isinstance(part, FlatPart | HostedPart) or not isinstance(part.node, Storage):
+    if not part.writable or not isinstance(part, FlatPart | HostedPart) or not part.node.resizable:
         raise UnsupportedError("its last extent is not one that can grow", file=image.name)
     _check_preallocation(preallocation, flat=isinstance(part, FlatPart), name=image.name)
     if isinstance(part, HostedPart):
@@ -183,7 +183,6 @@ class _FlatGrowth:
 
     def prepare(self, undo: _Undo) -> None:
         part, node = self.part, self.part.node
-        assert isinstance(node, Storage)
         before, held = node.size, part.end - part.start
         undo.steps.append(lambda: node.truncate(before))
         node.truncate(part.offset + self.length)
@@ -326,7 +325,6 @@ def _grow_pieces(
         growth.prepare(undo)
     staged = _staged(image, text, undo, planned=planned)
     if planned:
-        assert isinstance(file, Storage)
         changed = after.extents[len(descriptor.extents) - (growth is not None) :]
         _write_plan(file, len(descriptor.raw), plan(descriptor, changed), undo)
     for _, node in new:
@@ -433,7 +431,7 @@ def _staged(image: VmdkImage, text: bytes, undo: _Undo, *, planned: bool) -> Sto
 # -- what a resize leaves that does not end ---------------------------------------------------------------------------
 
 
-def _write_plan(file: Storage, at: int, text: bytes, undo: _Undo) -> None:
+def _write_plan(file: Node, at: int, text: bytes, undo: _Undo) -> None:
     """Put *text* behind the descriptor, which ends at *at*. What a crash leaves of it is a comment, or nothing."""
     size = file.size
     before = file.read(at, min(len(text), max(size - at, 0)))
@@ -516,7 +514,7 @@ def _holds_nothing(node: Storage) -> bool:
         return False
 
 
-def _is_zero(node: Storage, start: int, end: int) -> bool:
+def _is_zero(node: Node, start: int, end: int) -> bool:
     """Whether bytes *start* to *end* of *node* are zeros."""
     for extent in node.extents(start, end - start) if start < end else ():
         if extent.kind is Kind.ZERO:

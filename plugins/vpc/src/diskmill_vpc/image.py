@@ -17,7 +17,7 @@ from diskmill.contract.results import CheckResult, Finding
 from diskmill.errors import ImageError, StorageError, UnsupportedError
 from diskmill.kit import tables
 from diskmill.kit.blocks import BlockImage, BlockTable
-from diskmill.kit.image import FormatImage
+from diskmill.kit.window import WindowImage
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from .c_vhd import (
@@ -58,7 +58,7 @@ _KNOWN = 1 << 17
 """Bitmaps known to be full that are remembered at most."""
 
 
-class FixedVpcImage(FormatImage):
+class FixedVpcImage(WindowImage):
     """A fixed image: the guest disk, then the footer."""
 
     def __init__(self, driver: VpcDriver, file: Node, footer: Footer, *, name: str, size: int, writable: bool) -> None:
@@ -66,10 +66,9 @@ class FixedVpcImage(FormatImage):
         self.footer = footer
         self.unfinished = self._old_footer()
         """Where the footer is that a resize which did not end left in the disk; the guest has zeros there."""
-        if self.unfinished is None:
-            self.window = 0
+        if self.unfinished is not None:
+            self.window = None
         self.preallocated = True
-        self.blank = file.blank
         self.due = b""
         """The footer of a new image that is written forward: it comes when all else was."""
 
@@ -104,25 +103,13 @@ class FixedVpcImage(FormatImage):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         if self.unfinished is None:
-            yield Extent(offset, length, Kind.DATA, self.file, offset)
+            yield from super().extents(offset, length)
             return
         low, high, end = self.unfinished, self.unfinished + SECTOR, offset + length
         for start, stop, kind in ((0, low, Kind.DATA), (low, high, Kind.ZERO), (high, self.size, Kind.DATA)):
             start, stop = max(start, offset), min(stop, end)
             if start < stop:
                 yield Extent(start, stop - start, kind, self.file, start)
-
-    def reserve(self, offset: int, length: int) -> list[Placement]:
-        return [Placement(offset, length, self.file, offset)]
-
-    def publish(self, placements: object) -> None:
-        """Where the data is, is what it is."""
-
-    def zero_units(self, offset: int, length: int, *, unmap: bool) -> None:
-        self.file.zero(offset, length, unmap=unmap)
-
-    def discard_units(self, offset: int, length: int) -> None:
-        self.file.discard(offset, length)
 
     def grow(self, size: int, preallocation: str) -> None:
         """Make the guest disk at least *size* bytes: as large as its geometry can tell."""

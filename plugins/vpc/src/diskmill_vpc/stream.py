@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from diskmill.contract.extents import Extent, Kind
 from diskmill.contract.node import ReadBuffer, Storage
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.forward import ForwardStorage, needs_copy
-from diskmill.kit.image import FormatImage
+from diskmill.kit.window import WindowImage
 from diskmill.sizes import SECTOR
 
 from .c_vhd import COOKIE, FIXED, FOOTER, GROWING, checksum
@@ -74,22 +72,8 @@ class Disk(ForwardStorage):
         self._file.close()
 
 
-class StreamedVpcImage(FormatImage):
-    """A fixed image whose footer nobody has seen yet."""
-
-    window = 0
-
-    @property
-    def ended(self) -> int | None:  # type: ignore[override]
-        """In bytes, where the file has ended."""
-        return self.file.ended
-
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        yield Extent(offset, length, Kind.DATA, self.file, offset)
-
-
-def open_stream(driver: VpcDriver, request: OpenRequest, file: Storage) -> StreamedVpcImage:
-    """The fixed image that comes in *file*.
+def open_stream(driver: VpcDriver, request: OpenRequest, file: Storage) -> WindowImage:
+    """The fixed image that comes in *file*, whose footer nobody has seen yet.
 
     :raises UnsupportedError: it is a dynamic one.
     """
@@ -97,6 +81,6 @@ def open_stream(driver: VpcDriver, request: OpenRequest, file: Storage) -> Strea
         text = f"a dynamic VHD image cannot be read from {file.one_pass}: {needs_copy()}"
         raise UnsupportedError(text, file=request.name)
     disk = Disk(file, request.name)
-    image = StreamedVpcImage(driver, disk, name=request.name, size=disk.size // SECTOR * SECTOR, writable=False)
+    image = WindowImage(driver, disk, name=request.name, size=disk.size // SECTOR * SECTOR, writable=False)
     image.unsized = disk.unsized
     return image

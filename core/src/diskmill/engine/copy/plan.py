@@ -10,7 +10,7 @@ from ...contract.node import Image
 from ...errors import DiskmillError
 
 
-@dataclass
+@dataclass(frozen=True)
 class CopyPlan:
     """How to copy.
 
