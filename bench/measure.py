@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import shlex
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +101,14 @@ def _listens(path: Path) -> bool:
     return any(row[-1] == str(path) and int(row[3], 16) & 0x10000 for row in rows)
 
 
+def _free_port() -> int:
+    """A TCP port that nobody listens at, below those that Linux gives to clients."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 class Bench:
     """Two programs, and a folder for the images, which are made when first asked for and then kept."""
 
@@ -108,6 +119,7 @@ class Bench:
         self.theirs = list(theirs)
         self.out = folder / "out"
         self.socket = folder / "socket"
+        self.port = _free_port()
         self._images: dict[str, str] = {}
 
     def run(self, work: Work, runs: int) -> Result:
@@ -150,17 +162,19 @@ class Bench:
 
     def _fill(self, command: Command, image: Path | None = None) -> list[str]:
         """A command's words with the paths in; makes the images that it names."""
-        filled = []
-        for word in command:
-            head, brace, rest = word.partition("{")
-            name, _, tail = rest.partition("}")
-            if brace:
-                uri = f"nbd+unix:///?socket={self.socket}"
-                own = {"out": str(self.out), "size": str(self.size), "image": str(image)}
-                own |= {"socket": str(self.socket), "uri": uri, "diskmill": shlex.join(self.ours)}
-                word = f"{head}{own[name] if name in own else self._image(name)}{tail}"
-            filled.append(word)
-        return filled
+        own = {"out": str(self.out), "size": str(self.size), "image": str(image), "folder": str(self.folder)}
+        own |= {"socket": str(self.socket), "uri": f"nbd+unix:///?socket={self.socket}", "port": str(self.port)}
+        own["diskmill"] = shlex.join(self.ours)
+
+        def path(found: re.Match[str]) -> str:
+            name = found[1]
+            return own[name] if name in own else self._image(name)
+
+        return [re.sub(r"\{([\w-]+)\}", path, word) for word in command]
+
+    def _around(self, work: Work) -> dict[str, str]:
+        """The environment of the work's programs."""
+        return {**ENVIRONMENT, **{name: self._fill((value,))[0] for name, value in work.environment}}
 
     def _image(self, name: str) -> str:
         if name not in self._images:
@@ -223,9 +237,13 @@ class Bench:
         """A first run, which fills the caches: it must succeed, and its result be right. Returns the output's size."""
         self._prepare(work)
         with printed.open("wb") as stdout:
-            around = {**ENVIRONMENT, **dict(work.environment)}
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, env=around
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=self._around(work),
             )
         if done.returncode:
             raise BenchError(f"{work.name}: {' '.join(command)}: exit status {done.returncode}\n{done.stderr}".rstrip())
@@ -253,10 +271,11 @@ class Bench:
         null = os.open(os.devnull, os.O_RDWR)
         complaint = self.folder / "stderr"
         stderr = os.open(complaint, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        around = self._around(work)
         streams = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in ((null, 0), (null, 1), (stderr, 2))]
         try:
             start = time.perf_counter()
-            child = os.posix_spawn(program, command, {**ENVIRONMENT, **dict(work.environment)}, file_actions=streams)
+            child = os.posix_spawn(program, command, around, file_actions=streams)
             _, status, used = os.wait4(child, 0)
             seconds = time.perf_counter() - start
         finally:

@@ -24,7 +24,8 @@ class Work:
     against: Command | None = None
     #: Our side's whole command, where it is not diskmill with the words of `command`.
     whole: Command | None = None
-    #: A whole command that runs beside each run, and listens at `{socket}` (`{uri}` for clients).
+    #: A whole command that runs beside each run, and listens at `{socket}` (`{uri}` for clients of NBD), or once it
+    #: does at `{port}`.
     server: Command | None = None
     #: The servers are what is measured: diskmill's, and the other side's. `command` is their client's whole
     #: command then; its time counts, and the servers' processor time and memory.
@@ -43,7 +44,7 @@ class Work:
     no_larger: bool = False
     #: Lasts milliseconds: run four times as often.
     short: bool = False
-    #: Set in diskmill's environment.
+    #: Set in both programs' environment.
     environment: tuple[tuple[str, str], ...] = ()
     #: The most memory that diskmill may take, in MiB.
     memory: int = 128
@@ -227,6 +228,49 @@ def beside_plain(name: str, goal: float, whole: Command) -> Work:
     return Work(name, goal, (), whole=whole, against=plain, needs=("qcow2",), verify=TO_QCOW2_HOLDS)
 
 
+def from_afar(
+    kind: str,
+    image: str,
+    *,
+    goal: float,
+    against: Command,
+    name: str | None = None,
+    module: str | None = None,
+    environment: tuple[tuple[str, str], ...] = (),
+) -> Work:
+    """An image that a server of the *kind* has, converted to raw."""
+    format = image.partition("-")[0]
+    where = {"http": "http://127.0.0.1:{port}/", "ssh": "ssh://127.0.0.1:{port}{folder}/", "s3": "s3://disks/"}[kind]
+    return Work(
+        name or f"{kind}-{image}-raw",
+        goal,
+        ("convert", "-f", format, "-O", "raw", where + image, "{out}"),
+        against=against,
+        server=("python", "-m", "bench.servers", kind, "{port}", "{folder}", "{socket}", f"{{{image}}}"),
+        needs=(kind, format),
+        module=module,
+        verify=("compare", "-f", "raw", "-F", "raw", "{raw}", "{out}"),
+        environment=environment,
+    )
+
+
+def fetched(image: str, then: str) -> Command:
+    """The image fetched by wget to `{out}.part`, and made a raw one by the shell command *then*."""
+    line = f'wget -q --no-proxy -O "$0.part" "$1" && {then} && rm "$0.part"'
+    return ("sh", "-c", line, "{out}", f"http://127.0.0.1:{{port}}/{image}")
+
+
+DOWNLOAD = "import boto3, sys; boto3.client('s3').download_file('disks', 'raw', sys.argv[1])"
+S3_SERVICE = (
+    ("AWS_ENDPOINT_URL", "http://127.0.0.1:{port}"),
+    ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
+    ("AWS_SECRET_ACCESS_KEY", "s3cretS3CRET"),
+    ("AWS_REGION", "us-east-1"),
+    ("AWS_DEFAULT_REGION", "us-east-1"),
+)
+SSH_CONFIG = "{folder}/ssh/ssh_config"
+
+
 WORKS: tuple[Work, ...] = (
     # the main job
     to("qcow2", goal=1.2),
@@ -337,4 +381,34 @@ WORKS: tuple[Work, ...] = (
     served("raw", goal=1.2),
     served("qcow2", goal=1.2),
     served("qcow2-zstd", goal=1.5),
+    # servers of files and objects
+    from_afar("http", "raw", goal=1.2, against=fetched("raw", 'cp "$0.part" "$0"')),
+    from_afar(
+        "http",
+        "raw",
+        goal=1,
+        name="http-raw-qemu",  # 7.2 hangs without -m 1
+        against=("qemu-img", "convert", "-m", "1", "-f", "raw", "-O", "raw", "http://127.0.0.1:{port}/raw", "{out}"),
+    ),
+    from_afar(
+        "http",
+        "qcow2-zstd",
+        goal=1.5,
+        against=fetched("qcow2-zstd", 'qemu-img convert -f qcow2 -O raw "$0.part" "$0"'),
+    ),
+    from_afar(
+        "ssh",
+        "raw",
+        goal=1,
+        against=("scp", "-q", "-F", SSH_CONFIG, "-P", "{port}", "127.0.0.1:{folder}/raw", "{out}"),
+        environment=(("DISKMILL_SSH", f"ssh -F {SSH_CONFIG}"),),
+    ),
+    from_afar(
+        "s3",
+        "raw",
+        goal=1.5,
+        against=("python", "-c", DOWNLOAD, "{out}"),
+        module="boto3",
+        environment=S3_SERVICE,
+    ),
 )

@@ -84,10 +84,10 @@ class Web(NamedTuple):
 
 
 @contextmanager
-def nginx(root: Path, state: Path) -> Iterator[Web]:
+def nginx(root: Path, state: Path, port: int | None = None) -> Iterator[Web]:
     """nginx over the folder *root*, with its own files in *state*."""
     state.mkdir()
-    port, secure = free_port(), free_port()
+    port, secure = port or free_port(), free_port()
     certificates(state)
     password = run(tool("openssl"), "passwd", "-apr1", "s3cret").stdout.strip()
     (state / "users").write_text(f"ann:{password}\n")

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,12 +64,12 @@ def url(key: str) -> str:
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[S3]:
-    """SeaweedFS with its data in *folder*, and an empty bucket."""
-    (folder / "data").mkdir(parents=True)
+def seaweedfs(folder: Path, port: int | None = None) -> Iterator[S3]:
+    """SeaweedFS with its data in *folder*, and a bucket, empty the first time."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     identity = {"name": "ann", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    port = free_port()
+    port = port or free_port()
     words = [f"-{part}.port{kind}={free_port()}" for part in ("master", "volume", "filer") for kind in ("", ".grpc")]
     words += [
         f"-s3.port={port}",
@@ -92,7 +92,8 @@ def seaweedfs(folder: Path) -> Iterator[S3]:
         until = time.monotonic() + 30
         while True:  # it answers before its parts have found each other
             try:
-                client.create_bucket(Bucket=BUCKET)
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                    client.create_bucket(Bucket=BUCKET)
                 client.put_object(Bucket=BUCKET, Key="first", Body=b"x")
                 client.delete_object(Bucket=BUCKET, Key="first")
                 break

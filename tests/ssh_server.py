@@ -20,9 +20,9 @@ from tools import run, tool
 class SshServer:
     """sshd, whose files are in *folder*; it runs while this is entered."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int | None = None) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = port or free_port()
         self.user = getpass.getuser()
         self.known_hosts = folder / "known_hosts"
         self.command = shlex.join([tool("ssh"), "-F", str(folder / "ssh_config")])

@@ -1,6 +1,7 @@
 """Images that name other files: what nobody may open, what never ends, what is no name at all.
 
-A file ``outside`` lies beside the folder of each image. No name of an image's may lead there.
+A file ``outside`` lies beside the folder of each image. No name of an image's may lead there, nor to another machine,
+nor have a program run.
 """
 
 from __future__ import annotations
@@ -38,8 +39,15 @@ NAMES: dict[str, bytes] = {
     "escape": b"\x1b[2J\r\nforged: line",
     "folder": b".",
     "long": b"n" * 1023,
+    "http": b"http://127.0.0.1:9/outside",
+    "s3": b"s3://bucket/outside",
+    "ssh": b"ssh://-oProxyCommand=id/outside",
+    "nbd": b"nbd://127.0.0.1:9/outside",
+    "oci": b"oci://127.0.0.1:9/outside:1",
 }
-FEW = ("parent", "absolute", "link", "link in the middle", "pipe", "json", "NUL", "surrogate", "itself")
+ELSEWHERE = ("http", "s3", "ssh", "nbd", "oci")
+"""Those that a program which trusts images connects for, or runs another one."""
+FEW = ("parent", "absolute", "link", "link in the middle", "pipe", "json", "NUL", "surrogate", "itself", *ELSEWHERE)
 
 
 def beside(path: Path) -> None:

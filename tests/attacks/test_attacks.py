@@ -75,14 +75,21 @@ def test_no_command_takes_more_than_its_budget(module: str, tmp_path: Path) -> N
 
 @pytest.mark.timeout(7200 if not COMMANDS_EACH else 600)
 def test_no_name_in_an_image_opens_what_is_not_beside_it(tmp_path: Path) -> None:
-    """Seen from outside, in the system calls that open: only the image's own folder, and Python's files."""
+    """Seen from outside, in the system calls that open, connect and run: only the image's own folder, and Python's
+    files; nobody is connected to, and nothing run."""
     folder, trace = tmp_path / "images", tmp_path / "trace"
     folder.mkdir()
-    calls = "trace=open,openat,openat2,creat"
-    strace = (tool("strace"), "-f", "--seccomp-bpf", "-y", "-e", calls, "-e", "status=successful", "-o", str(trace))
+    calls = "trace=open,openat,openat2,creat,connect,execve,execveat"
+    strace = (tool("strace"), "-f", "--seccomp-bpf", "-y", "-e", calls, "-o", str(trace))
     found = bad(run(["references:"], folder, *strace))
     assert not found, json.dumps(found, indent=1)
-    opened = [line.rpartition("= ")[2].partition("<")[2].rstrip(">") for line in trace.read_text().splitlines()]
+    lines = trace.read_text(errors="replace").splitlines()
+    assert not [line for line in lines if "connect(" in line]
+    programs = {found[1] for line in lines if (found := re.search(r'execve(?:at)?\([^"]*"([^"]*)"', line))}
+    assert {os.path.basename(path) for path in programs} == {Path(sys.executable).name, "cp", "qemu-img"}, (
+        "the corpus's"
+    )
+    opened = [line.rpartition("= ")[2].partition("<")[2].rstrip(">") for line in lines]
     opened = [path for path in opened if path]
     secret = str(folder / "outside")
     made = sum(1 for one in corpus() if one.module == "references")  # the generators write it, and nobody else

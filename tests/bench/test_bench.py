@@ -34,10 +34,10 @@ def test_main_job(tmp_path: Path) -> None:
 
 
 def test_works_with_servers_beside(tmp_path: Path) -> None:
-    for name in ("nbdkit", "nbdcopy", "qemu-nbd"):
+    for name in ("nbdkit", "nbdcopy", "qemu-nbd", "nginx", "wget", "sshd", "scp"):
         tool(name)
-    table = bench(tmp_path, "--only", "nbd-raw*", "raw-nbd*", "serve-qcow2").stdout
-    for name in ("nbd-raw", "nbd-raw-nbdcopy", "raw-nbd-nbdcopy", "serve-qcow2"):
+    table = bench(tmp_path, "--only", "nbd-raw*", "raw-nbd*", "serve-qcow2", "http-raw-raw", "ssh-raw-raw").stdout
+    for name in ("nbd-raw", "nbd-raw-nbdcopy", "raw-nbd-nbdcopy", "serve-qcow2", "http-raw-raw", "ssh-raw-raw"):
         assert re.search(rf"^\| {name}[ |(].*\d", table, re.MULTILINE), f"{name} is not in\n{table}"
     assert list(tmp_path.iterdir()) == []
 

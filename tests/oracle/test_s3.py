@@ -3,26 +3,34 @@ nothing of an output is there before it is whole."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import diskmill
 import pytest
 from commands import images
 from diskmill.errors import DiskmillError
+from diskmill.opening.context import Context
+from diskmill_object import upload
+from http_servers import free_port
+from relay import killed_at, moments
 from s3_server import BUCKET, S3, SECRET, seaweedfs, url
 from samples import MiB
 from served import IMAGES, like_the_file
 from tools import diskmill as command
 from tools import qemu_img
 
-KILLS = int(os.environ.get("DISKMILL_S3_KILLS", "3"))
+KILLS = int(os.environ.get("DISKMILL_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")
@@ -170,35 +178,155 @@ def test_what_cannot_be(tmp_path: Path, disk: Path) -> None:
     assert "possible key" in refused("info", f"s3://{BUCKET}/")
 
 
-def test_a_killed_upload_has_no_name(s3: S3, disk: Path) -> None:
-    """Ended at any moment, with no time to tidy up. `DISKMILL_S3_KILLS` says how often."""
-    words = [Path(sys.executable).with_name("diskmill"), "convert", "-r", "60M", "-f", "raw", "-O", "raw", disk]
-    for number in range(KILLS):
-        key = f"killed/{number}.raw"
-        process = subprocess.Popen([*words, url(key)], stderr=subprocess.DEVNULL)
-        time.sleep(0.3 + 0.4 * number / KILLS)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert key not in s3.objects()
+def test_an_upload_that_is_killed_at_any_byte_has_no_name(s3: S3, disk: Path) -> None:
+    """With no time to tidy up. What bears the name is old, or whole. `DISKMILL_KILLS` says how often."""
+
+    def begin(port: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("diskmill"), "convert", "-f", "raw", "-O", "raw", disk, url("killed.raw")],
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"},
+        )
+
+    there = int(s3.endpoint.rpartition(":")[2])
+    status, total = killed_at(there, sys.maxsize, begin)
+    assert status == 0
+    assert total > 40 * MiB
+    unnamed = 0
+    for number, sent in enumerate(moments(total, KILLS)):
+        if number % 2:
+            s3.client.put_object(Bucket=BUCKET, Key="killed.raw", Body=b"old")
+        else:
+            s3.client.delete_object(Bucket=BUCKET, Key="killed.raw")
+        assert killed_at(there, sent, begin)[0] in (-signal.SIGKILL, 0)  # 0: it sent less than the first
+        if (s3.get("killed.raw") == b"old") if number % 2 else ("killed.raw" not in s3.objects()):
+            unnamed += 1
+        else:
+            assert s3.get("killed.raw") == disk.read_bytes()
+    assert unnamed >= KILLS - 1
 
 
 def test_a_failed_output_is_forgotten(s3: S3, disk: Path, tmp_path: Path) -> None:
-    """So is what was sent of it: it costs nothing, unseen."""
+    """So is what was sent of it: it costs nothing, unseen. What bore the name before stays."""
     image = tmp_path / "damaged.qcow2"
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", disk, image)
     with image.open("r+b") as file:
         file.truncate(image.stat().st_size - 10 * MiB)
-    assert "damaged.qcow2" in refused("convert", "-O", "raw", image, url("failed.raw"))
+    s3.client.put_object(Bucket=BUCKET, Key="failed-old.raw", Body=b"old")
+    for key in ("failed.raw", "failed-old.raw"):
+        assert "damaged.qcow2" in refused("convert", "-O", "raw", image, url(key))
+        assert key not in s3.uploads()
     assert "failed.raw" not in s3.objects()
-    assert "failed.raw" not in s3.uploads()
+    assert s3.get("failed-old.raw") == b"old"
 
 
-def test_parts_suffice() -> None:
-    """An upload has at most 10,000 parts, whatever the disk's size."""
-    from diskmill_object.upload import MOST_PARTS, part_size
+def test_an_object_that_is_to_stay(s3: S3, disk: Path) -> None:
+    """Whether it was there, or came meanwhile."""
+    words = ("-f", "raw", "-O", "raw", disk, url("stays.raw"))
+    s3.client.put_object(Bucket=BUCKET, Key="stays.raw", Body=b"mine")
+    assert "File exists" in refused("convert", "--no-clobber", *words)
+    assert "cannot be changed" in refused("convert", "-n", *words)
+    assert s3.get("stays.raw") == b"mine"
+    s3.client.delete_object(Bucket=BUCKET, Key="stays.raw")
 
-    for size in (0, 1, 80 << 30, 1 << 40, 5 << 40):
-        assert part_size(size) * MOST_PARTS > size * 1.02
+    def somebody_else(done: int, total: int) -> None:
+        s3.client.put_object(Bucket=BUCKET, Key="stays.raw", Body=b"theirs")
+
+    with pytest.raises(DiskmillError, match="File exists"):
+        diskmill.convert(
+            [str(disk)], url("stays.raw"), format="raw", progress=somebody_else, context=Context(overwrite="refuse")
+        )
+    assert s3.get("stays.raw") == b"theirs"
+    assert "stays.raw" not in s3.uploads()
+
+
+def test_a_copy_of_the_services_never_costs_an_older_object(
+    s3: S3, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source changes at the worst moment: while the service copies it."""
+    s3.put("moving/a.raw", disk)
+    copied = upload.obstore.copy_async
+
+    def changing(*words: Any) -> Any:
+        s3.client.put_object(Bucket=BUCKET, Key="moving/a.raw", Body=bytes(MiB))
+        return copied(*words)
+
+    monkeypatch.setattr(upload.obstore, "copy_async", changing)
+    settings: dict[str, Any] = {"format": "raw", "offload": True}
+    with pytest.raises(DiskmillError, match="it changed on the server"):
+        diskmill.convert([url("moving/a.raw")], url("moving/new.raw"), **settings)
+    assert "moving/new.raw" not in s3.objects()
+    s3.put("moving/a.raw", disk)
+    s3.client.put_object(Bucket=BUCKET, Key="moving/old.raw", Body=b"old")
+    diskmill.convert([url("moving/a.raw")], url("moving/old.raw"), **settings)
+    assert s3.get("moving/old.raw") == disk.read_bytes()
+
+
+@pytest.mark.parametrize("looks", ["loses bytes", "denies a look", "is replaced"])
+def test_what_a_service_has_in_the_end(looks: str, tmp_path: Path) -> None:
+    """What is too short has no name; who may write need not be allowed to look; what others put there is theirs."""
+    asked: list[str] = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(200)
+
+        def do_HEAD(self) -> None:
+            self.answer(403 if looks == "denies a look" else 200)
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.do_PUT()
+
+        def answer(self, status: int) -> None:
+            asked.append(self.command)
+            self.send_response(status)
+            self.send_header("ETag", '"theirs"' if looks == "is replaced" and self.command == "HEAD" else '"ours"')
+            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.send_header("Content-Length", "100" if self.command == "HEAD" else "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *words: object) -> None:
+            pass
+
+    source = tmp_path / "source.raw"
+    source.write_bytes(b"x" * 4096)
+    with ThreadingHTTPServer(("127.0.0.1", free_port()), Service) as service:
+        threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
+        options = {"endpoint": f"http://127.0.0.1:{service.server_address[1]}"}
+        call = partial(diskmill.convert, [str(source)], url("lost.raw"), format="raw", options=options)
+        if looks == "loses bytes":
+            with pytest.raises(DiskmillError, match="4096 bytes were sent, but the service has 100"):
+                call()
+        else:
+            call()
+        service.shutdown()
+    assert asked == ["PUT", "HEAD", *[f"/{BUCKET}?delete", "POST"] * (looks == "loses bytes")]
+
+
+def test_parts_suffice(s3: S3, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload has at most 10,000 parts (here: 4), whatever the disk's size, and whether or not it is known."""
+
+    def parts(key: str) -> int:
+        return int(s3.client.head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"').rpartition("-")[2])
+
+    for size in (1, 80 << 30, 1 << 40, 5 << 40, 40 << 40):
+        assert upload.part_size(size) * upload.MOST_PARTS > size * 1.02
+        assert upload.part_size(size) <= 5 << 30
+    packed = tmp_path / "disk.raw.gz"
+    packed.write_bytes(gzip.compress(disk.read_bytes(), 1))
+    for source, most, expected in ((disk, 10_000, 5), (disk, 4, 2), (packed, 10_000, 2)):
+        monkeypatch.setattr(upload, "MOST_PARTS", most)
+        diskmill.convert([str(source)], url("parts.raw"), format="raw" if source == disk else None)
+        assert s3.get("parts.raw") == disk.read_bytes()
+        assert parts("parts.raw") == expected
+    monkeypatch.setattr(upload, "MOST_PARTS", 1)
+    with pytest.raises(DiskmillError, match="part-size"):
+        diskmill.convert([str(packed)], url("endless.raw"))
+    assert "endless.raw" not in s3.objects()
+    assert "endless.raw" not in s3.uploads()
 
 
 def test_a_fleet_out_of_a_bucket(folder: Path, tmp_path: Path) -> None:

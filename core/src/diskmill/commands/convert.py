@@ -385,6 +385,7 @@ class _Work:
             layout=self._layout if self._foreseen() else None,
             inputs=identities([*self.images, *([base] if base is not None else ())]),
             unfinished=None if resumption is None else resumption.make,
+            growing=self.endless is not None,
         )
         if base is not None:  # what a unit of the target holds beside the source's data comes from there
             target.attach(Reference("backing", str(self.backing)), base)

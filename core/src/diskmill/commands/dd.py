@@ -59,7 +59,9 @@ def dd(
         else:
             counter.expect(length)
         inputs = identities([image])
-        target = create_image(output, output_format, length, options or {}, context=context, inputs=inputs)
+        target = create_image(
+            output, output_format, length, options or {}, context=context, inputs=inputs, growing=endless
+        )
         try:
             ordered = comes_in_order([image])
             plan = CopyPlan(zeroed=target.blank, threads=2 if ordered else None, one_by_one=ordered)

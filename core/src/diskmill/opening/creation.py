@@ -33,6 +33,7 @@ def create_image(
     layout: Callable[[], Iterator[tuple[int, int]]] | None = None,
     inputs: Iterable[object] = (),
     unfinished: Callable[[Storage, FormatDriver, CreateRequest], Image] | None = None,
+    growing: bool = False,
 ) -> Image:
     """A new, empty image, open for writing, whose files do not have their names yet.
 
@@ -43,6 +44,7 @@ def create_image(
     :param layout: as in :class:`~diskmill.contract.requests.CreateRequest`.
     :param inputs: identities (:meth:`Storage.identity`) of files that are read for it, which no output may replace.
     :param unfinished: makes the image, or goes on with one, in storage that may have been left unfinished.
+    :param growing: *size* is that of the beginning: nobody knows yet how large the disk becomes.
     :raises UsageError: an output is one of those, or two outputs would be one file.
     """
     registry = context.registry
@@ -66,7 +68,8 @@ def create_image(
         identity = where.identity()
         if identity is not None:  # where it is locked already, it would say so, and not why
             expect_free([identity], where.display())
-        storage = new_storage(where, below, context, size=round_up(size, SECTOR), unfinished=unfinished is not None)
+        known = 0 if growing else round_up(size, SECTOR)
+        storage = new_storage(where, below, context, size=known, unfinished=unfinished is not None)
         made.append(storage)
         places = storage.places()
         expect_free(places, where.display())
