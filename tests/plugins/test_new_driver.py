@@ -1,24 +1,21 @@
 """A stranger's path: ``diskmill new-driver``, an edit, a wheel, the kit, the driver in use, and without it again.
 
-One environment of its own gets the packages; what they need it finds where these tests run.
+One environment of its own gets the packages, and beside them the kit and what that needs.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import sysconfig
-import venv
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import Any
 
+import packages
 import pytest
 from diskmill_testkit.new_driver import KINDS
+from packages import Python
 from tools import run
 
-Command = Callable[..., CompletedProcess[str]]
 NAMES = [(kind, f"acme-{kind}") for kind in KINDS] + [("format", "acme-plain")]
 """The last one is left as it is."""
 PATCH = """\
@@ -60,24 +57,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(folder: Path) -> Command:
-    """Runs a module of Python where the packages are installed, as wheels."""
-    projects = [folder / f"diskmill-{name}" for _, name in NAMES]
-    pip = (sys.executable, "-m", "pip")
-    run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "wheels", *projects, timeout=200)
-    environment = folder / "environment"
-    venv.create(environment)
-    paths = {"base": str(environment), "platbase": str(environment)}
-    here, there = sysconfig.get_path("purelib"), Path(sysconfig.get_path("purelib", vars=paths))
-    (there / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    python = environment / "bin" / "python"
-    wheels = sorted((folder / "wheels").iterdir())
-    run(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", *wheels, timeout=200)
-
-    def command(module: str, *words: Any, **options: Any) -> CompletedProcess[str]:
-        return run(python, "-m", module, *words, cwd=folder, **options)
-
-    return command
+def installed(folder: Path, everything: Path) -> Python:
+    """An environment with the kit, what it needs, and the packages, as wheels."""
+    python = packages.environment(folder / "environment", everything, "diskmill-testkit")
+    (folder / "wheels").mkdir()
+    wheels = packages.built(folder / "wheels", *(folder / f"diskmill-{name}" for _, name in NAMES))
+    packages.install(folder / "environment", *wheels)
+    return partial(python, cwd=folder)
 
 
 def test_what_it_writes_passes_mypy(folder: Path) -> None:
@@ -86,7 +72,7 @@ def test_what_it_writes_passes_mypy(folder: Path) -> None:
     run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", folder / "cache", *sources, cwd=folder, timeout=200)
 
 
-def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Command, folder: Path) -> None:
+def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Python, folder: Path) -> None:
     words = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder)
     words += ("-k", "not acme-plain or encoded")  # of what is left as it is, only that it reads
     done = installed("pytest", *words, *folder.glob("*/tests"), timeout=200)
@@ -109,8 +95,7 @@ def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Co
     assert installed("diskmill_cli", "acme-command", "disk").stdout == f"{len(disk)} bytes\n"
     assert "acme-plugin" in installed("diskmill_cli", "drivers").stdout
 
-    pip = (sys.executable, "-m", "pip", "--python", folder / "environment" / "bin" / "python")
-    run(*pip, "uninstall", "-q", "-y", "diskmill-acme-format", timeout=100)
+    packages.pip(folder / "environment", "uninstall", "-q", "-y", "diskmill-acme-format")
     missing = installed("diskmill_cli", "info", "-f", "acme-format", "disk", check=False)
     assert missing.returncode == 1
     assert "acme-format" in missing.stderr
