@@ -5,6 +5,7 @@ One environment of its own gets the packages, and beside them the kit and what t
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +15,7 @@ import packages
 import pytest
 from diskmill_testkit.new_driver import KINDS
 from packages import Python
-from tools import run
+from tools import run, tool
 
 NAMES = [(kind, f"acme-{kind}") for kind in KINDS] + [("format", "acme-plain")]
 """The last one is left as it is."""
@@ -59,7 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def installed(folder: Path, everything: Path) -> Python:
     """An environment with the kit, what it needs, and the packages, as wheels."""
-    python = packages.environment(folder / "environment", everything, "diskmill-testkit")
+    python = packages.environment(
+        folder / "environment", everything, "diskmill-testkit", "diskmill-qcow2[fast]", "cryptography"
+    )
     (folder / "wheels").mkdir()
     wheels = packages.built(folder / "wheels", *(folder / f"diskmill-{name}" for _, name in NAMES))
     packages.install(folder / "environment", *wheels)
@@ -78,7 +81,13 @@ def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Py
     done = installed("pytest", *words, *folder.glob("*/tests"), timeout=200)
     for test in ("test_damaged_images[acme-format]", "was_encoded[acme-plain-plain]"):
         assert test in done.stdout
-    for test in ("at_any_offset[filtered]", "below_it[acme-filter]", "test_it_forbids", "test_it_runs"):
+    for test in (
+        "at_any_offset[filtered]",
+        "below_it[acme-filter]",
+        "that_it_fits[acme-crypto-qcow2]",
+        "test_it_forbids",
+        "test_it_runs",
+    ):
         assert test in done.stdout
     assert not {"SKIPPED", "XFAIL", "XPASS"} & set(done.stdout.split())
 
@@ -94,12 +103,25 @@ def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Py
     assert f"({len(disk)} bytes)" in installed("diskmill_cli", "info", "--image-opts", filtered).stdout
     assert installed("diskmill_cli", "acme-command", "disk").stdout == f"{len(disk)} bytes\n"
     assert "acme-plugin" in installed("diskmill_cli", "drivers").stdout
+    words = ("--object", "secret,id=s,data=pass", "-o", "encrypt.format=acme-crypto,encrypt.key-secret=s")
+    installed("diskmill_cli", "convert", "-f", "raw", "-O", "qcow2", *words, "disk.raw", "secret.qcow2")
+    assert b"\1" * 512 not in (folder / "secret.qcow2").read_bytes()
+    told = json.loads(installed("diskmill_cli", "info", "--output=json", "secret.qcow2").stdout)
+    assert told["format-specific"]["data"]["encrypt"] == {"format": "acme-crypto"}
+    spec = "driver=qcow2,encrypt.key-secret=s,file.filename=secret.qcow2"
+    installed("diskmill_cli", "convert", *words[:2], "--image-opts", "-O", "raw", spec, "plain.raw")
+    assert (folder / "plain.raw").read_bytes() == disk
+    qemu = run(tool("qemu-img"), "info", folder / "secret.qcow2", check=False)
+    assert "encryption method" in qemu.stderr, "a program that does not know the cipher refuses"
 
-    packages.pip(folder / "environment", "uninstall", "-q", "-y", "diskmill-acme-format")
+    packages.pip(folder / "environment", "uninstall", "-q", "-y", "diskmill-acme-format", "diskmill-acme-crypto")
     missing = installed("diskmill_cli", "info", "-f", "acme-format", "disk", check=False)
     assert missing.returncode == 1
     assert "acme-format" in missing.stderr
     assert missing.stderr.count("\n") == 1
+    missing = installed("diskmill_cli", "info", "secret.qcow2", check=False)
+    assert missing.returncode == 1
+    assert f"encryption method {int.from_bytes(b'acme', 'big')} is that of no cipher" in missing.stderr
 
 
 def test_a_name_that_is_none_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:
