@@ -8,7 +8,8 @@ from encoders import bochs, cloop, dmg, ewf, sparseimage, vma
 
 for module in (bochs, cloop, dmg, ewf, sparseimage, vma):
     describe(module.__name__.rpartition(".")[2], Traits(encoders=module.VARIANTS))
-describe("luks", Traits(layouts=[{}, {"version": "2", "pbkdf": "pbkdf2"}], noise=True))
+describe("luks", Traits(layouts=[{}, {"version": "2", "pbkdf": "pbkdf2"}], noise=True, keys=[{"iter-time": 10}]))
+describe("aes", Traits(unproven=True))
 describe("throttle", Traits(options={"limits.bps-total": 1 << 40}))
 describe("vdi", Traits(layouts=[{"cluster_size": 16 * KiB}, {}, {"static": True}]))
 describe(

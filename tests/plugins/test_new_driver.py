@@ -1,24 +1,22 @@
 """A stranger's path: ``diskmill new-driver``, an edit, a wheel, the kit, the driver in use, and without it again.
 
-One environment of its own gets the packages; what they need it finds where these tests run.
+One environment of its own gets the packages, and beside them the kit and what that needs.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-import sysconfig
-import venv
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import Any
 
+import packages
 import pytest
 from diskmill_testkit.new_driver import KINDS
-from tools import run
+from packages import Python
+from tools import run, tool
 
-Command = Callable[..., CompletedProcess[str]]
 NAMES = [(kind, f"acme-{kind}") for kind in KINDS] + [("format", "acme-plain")]
 """The last one is left as it is."""
 PATCH = """\
@@ -60,24 +58,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(folder: Path) -> Command:
-    """Runs a module of Python where the packages are installed, as wheels."""
-    projects = [folder / f"diskmill-{name}" for _, name in NAMES]
-    pip = (sys.executable, "-m", "pip")
-    run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "wheels", *projects, timeout=200)
-    environment = folder / "environment"
-    venv.create(environment)
-    paths = {"base": str(environment), "platbase": str(environment)}
-    here, there = sysconfig.get_path("purelib"), Path(sysconfig.get_path("purelib", vars=paths))
-    (there / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    python = environment / "bin" / "python"
-    wheels = sorted((folder / "wheels").iterdir())
-    run(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", *wheels, timeout=200)
-
-    def command(module: str, *words: Any, **options: Any) -> CompletedProcess[str]:
-        return run(python, "-m", module, *words, cwd=folder, **options)
-
-    return command
+def installed(folder: Path, everything: Path) -> Python:
+    """An environment with the kit, what it needs, and the packages, as wheels."""
+    python = packages.environment(
+        folder / "environment", everything, "diskmill-testkit", "diskmill-qcow2[fast]", "cryptography"
+    )
+    (folder / "wheels").mkdir()
+    wheels = packages.built(folder / "wheels", *(folder / f"diskmill-{name}" for _, name in NAMES))
+    packages.install(folder / "environment", *wheels)
+    return partial(python, cwd=folder)
 
 
 def test_what_it_writes_passes_mypy(folder: Path) -> None:
@@ -86,13 +75,19 @@ def test_what_it_writes_passes_mypy(folder: Path) -> None:
     run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", folder / "cache", *sources, cwd=folder, timeout=200)
 
 
-def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Command, folder: Path) -> None:
+def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Python, folder: Path) -> None:
     words = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder)
     words += ("-k", "not acme-plain or encoded")  # of what is left as it is, only that it reads
     done = installed("pytest", *words, *folder.glob("*/tests"), timeout=200)
     for test in ("test_damaged_images[acme-format]", "was_encoded[acme-plain-plain]"):
         assert test in done.stdout
-    for test in ("at_any_offset[filtered]", "below_it[acme-filter]", "test_it_forbids", "test_it_runs"):
+    for test in (
+        "at_any_offset[filtered]",
+        "below_it[acme-filter]",
+        "that_it_fits[acme-crypto-qcow2]",
+        "test_it_forbids",
+        "test_it_runs",
+    ):
         assert test in done.stdout
     assert not {"SKIPPED", "XFAIL", "XPASS"} & set(done.stdout.split())
 
@@ -108,13 +103,25 @@ def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Co
     assert f"({len(disk)} bytes)" in installed("diskmill_cli", "info", "--image-opts", filtered).stdout
     assert installed("diskmill_cli", "acme-command", "disk").stdout == f"{len(disk)} bytes\n"
     assert "acme-plugin" in installed("diskmill_cli", "drivers").stdout
+    words = ("--object", "secret,id=s,data=pass", "-o", "encrypt.format=acme-crypto,encrypt.key-secret=s")
+    installed("diskmill_cli", "convert", "-f", "raw", "-O", "qcow2", *words, "disk.raw", "secret.qcow2")
+    assert b"\1" * 512 not in (folder / "secret.qcow2").read_bytes()
+    told = json.loads(installed("diskmill_cli", "info", "--output=json", "secret.qcow2").stdout)
+    assert told["format-specific"]["data"]["encrypt"] == {"format": "acme-crypto"}
+    spec = "driver=qcow2,encrypt.key-secret=s,file.filename=secret.qcow2"
+    installed("diskmill_cli", "convert", *words[:2], "--image-opts", "-O", "raw", spec, "plain.raw")
+    assert (folder / "plain.raw").read_bytes() == disk
+    qemu = run(tool("qemu-img"), "info", folder / "secret.qcow2", check=False)
+    assert "encryption method" in qemu.stderr, "a program that does not know the cipher refuses"
 
-    pip = (sys.executable, "-m", "pip", "--python", folder / "environment" / "bin" / "python")
-    run(*pip, "uninstall", "-q", "-y", "diskmill-acme-format", timeout=100)
+    packages.pip(folder / "environment", "uninstall", "-q", "-y", "diskmill-acme-format", "diskmill-acme-crypto")
     missing = installed("diskmill_cli", "info", "-f", "acme-format", "disk", check=False)
     assert missing.returncode == 1
     assert "acme-format" in missing.stderr
     assert missing.stderr.count("\n") == 1
+    missing = installed("diskmill_cli", "info", "secret.qcow2", check=False)
+    assert missing.returncode == 1
+    assert f"encryption method {int.from_bytes(b'acme', 'big')} is that of no cipher" in missing.stderr
 
 
 def test_a_name_that_is_none_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:

@@ -1,56 +1,36 @@
-"""Drivers and plugins from outside: installed by pip into a fresh environment, found, used; and when they are broken.
+"""Drivers and plugins from outside: installed into a fresh environment, found, used; and when they are broken.
 
-The environments are made here: `bare` has diskmill and its command, `outside` the example driver of docs/ too.
+Of the environments `bare` has diskmill and its command, `outside` the example driver of docs/ too.
 Other plugins are put on PYTHONPATH as pip would leave them: a module, and metadata with its entry points.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import venv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
+from packages import Python
 from samples import KiB, MiB, scattered_file
-from tools import qemu_img, run
-
-ROOT = Path(__file__).parents[2]
-Command = Callable[..., CompletedProcess[str]]
+from tools import qemu_img
 
 
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Packages, built once: name → wheel."""
-    folder = tmp_path_factory.mktemp("wheels")
-    members = [ROOT / "core", ROOT / "cli", ROOT / "docs" / "example-driver"]
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, *members)
-    return {path.name.split("-")[0]: path for path in folder.iterdir()}
+@pytest.fixture(scope="module")
+def bare(environment: Callable[..., Python]) -> Python:
+    return partial(environment("diskmill-cli"), "diskmill_cli")
 
 
-def environment(folder: Path, *wheels: Path) -> Command:
-    """A new virtual environment with *wheels* in it; gives its `diskmill` (or with `python=True` its Python)."""
-    venv.create(folder, with_pip=True)
-    run(folder / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", *wheels, timeout=300)
-
-    def command(*arguments: Any, python: bool = False, plugins: Path | None = None, **options: Any) -> Any:
-        path = {"PYTHONPATH": "" if plugins is None else str(plugins)}
-        return run(folder / "bin" / ("python" if python else "diskmill"), *arguments, env=path, **options)
-
-    return command
+@pytest.fixture(scope="module")
+def python(environment: Callable[..., Python]) -> Python:
+    return environment("diskmill-cli", "diskmill-blk")
 
 
-@pytest.fixture(scope="session")
-def bare(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Command:
-    return environment(tmp_path_factory.mktemp("bare"), wheels["diskmill"], wheels["diskmill_cli"])
-
-
-@pytest.fixture(scope="session")
-def outside(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, Path]) -> Command:
-    return environment(tmp_path_factory.mktemp("outside"), *wheels.values())
+@pytest.fixture(scope="module")
+def outside(python: Python) -> Python:
+    return partial(python, "diskmill_cli")
 
 
 @pytest.fixture
@@ -81,7 +61,7 @@ def fails(done: CompletedProcess[str], *words: str) -> None:
 # -- a driver --------------------------------------------------------------------------------------------------------
 
 
-def test_the_driver_is_shown(outside: Command, bare: Command) -> None:
+def test_the_driver_is_shown(outside: Python, bare: Python) -> None:
     shown = outside("drivers").stdout
     assert "blk" in shown
     assert "the worked example of a driver" in shown
@@ -91,7 +71,7 @@ def test_the_driver_is_shown(outside: Command, bare: Command) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["-o", "block_size=4k"], ["-o", "block_size=2M"]])
-def test_convert_there_and_back(outside: Command, disk: Path, tmp_path: Path, options: list[str]) -> None:
+def test_convert_there_and_back(outside: Python, disk: Path, tmp_path: Path, options: list[str]) -> None:
     there, back = tmp_path / "disk.blk", tmp_path / "back.raw"
     outside("convert", "-f", "raw", "-O", "blk", *options, disk, there)
     assert json.loads(outside("info", "--output=json", there).stdout)["format"] == "blk"
@@ -101,7 +81,7 @@ def test_convert_there_and_back(outside: Command, disk: Path, tmp_path: Path, op
     assert back.read_bytes() == disk.read_bytes()
 
 
-def test_the_library_uses_it(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_the_library_uses_it(python: Python, disk: Path, tmp_path: Path) -> None:
     there = tmp_path / "disk.blk"
     code = """
 import sys, diskmill
@@ -109,10 +89,10 @@ diskmill.convert([sys.argv[1]], sys.argv[2], format="raw", output_format="blk")
 with diskmill.open(sys.argv[2]) as disk:
     print(disk.driver.name, disk.read(0, disk.size) == open(sys.argv[1], "rb").read())
 """
-    assert outside("-c", code, disk, there, python=True).stdout.split() == ["blk", "True"]
+    assert python("-c", code, disk, there).stdout.split() == ["blk", "True"]
 
 
-def test_other_commands_use_it(outside: Command, tmp_path: Path) -> None:
+def test_other_commands_use_it(outside: Python, tmp_path: Path) -> None:
     there = tmp_path / "disk.blk"
     outside("create", "-f", "blk", there, "10M")
     outside("resize", there, "20M")
@@ -124,7 +104,7 @@ def test_other_commands_use_it(outside: Command, tmp_path: Path) -> None:
     assert measured["fully-allocated"] == 10 * MiB + 2 * 64 * KiB
 
 
-def test_its_options_are_checked_and_explained(outside: Command, tmp_path: Path) -> None:
+def test_its_options_are_checked_and_explained(outside: Python, tmp_path: Path) -> None:
     assert "block_size" in outside("create", "-f", "blk", "-o", "help", tmp_path / "disk.blk").stdout
     fails(outside("create", "-f", "blk", "-o", "block_size=3k", tmp_path / "x", "1M", check=False), "block_size")
     fails(outside("create", "-f", "blk", "-o", "colour=red", tmp_path / "x", "1M", check=False), "colour")
@@ -134,7 +114,7 @@ def test_its_options_are_checked_and_explained(outside: Command, tmp_path: Path)
 # -- what is not installed -------------------------------------------------------------------------------------------
 
 
-def test_a_format_that_is_not_installed_names_its_package(bare: Command, disk: Path, tmp_path: Path) -> None:
+def test_a_format_that_is_not_installed_names_its_package(bare: Python, disk: Path, tmp_path: Path) -> None:
     fails(bare("convert", "-O", "qcow2", disk, tmp_path / "out", check=False), "qcow2", "diskmill-qcow2")
     assert not (tmp_path / "out").exists()
     fails(bare("info", "-f", "vmdk", disk, check=False), "vmdk", "diskmill-vmdk")
@@ -142,7 +122,7 @@ def test_a_format_that_is_not_installed_names_its_package(bare: Command, disk: P
 
 
 def test_an_image_of_a_format_that_is_not_installed_is_not_taken_for_raw_in_silence(
-    bare: Command, tmp_path: Path
+    bare: Python, tmp_path: Path
 ) -> None:
     image = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", image, "1M")
@@ -152,7 +132,7 @@ def test_an_image_of_a_format_that_is_not_installed_is_not_taken_for_raw_in_sile
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_image_of_a_format_that_is_not_installed_is_not_written_as_raw(bare: Command, tmp_path: Path) -> None:
+def test_an_image_of_a_format_that_is_not_installed_is_not_written_as_raw(bare: Python, tmp_path: Path) -> None:
     image = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", image, "1M")
     before = image.read_bytes()
@@ -193,7 +173,7 @@ plugin = Plugin()
 """
 
 
-def test_a_hook_wrapper_traces_every_open(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_a_hook_wrapper_traces_every_open(outside: Python, disk: Path, tmp_path: Path) -> None:
     plugins = plugin(tmp_path, "trace", "diskmill.plugin", TRACE)
     there = tmp_path / "disk.blk"
     outside("convert", "-f", "raw", "-O", "blk", disk, there)
@@ -202,7 +182,7 @@ def test_a_hook_wrapper_traces_every_open(outside: Command, disk: Path, tmp_path
         assert seen == [f"opened file {image}", f"opened {format} {image}"]
 
 
-def test_a_hook_wrapper_denies_for_every_format(outside: Command, tmp_path: Path) -> None:
+def test_a_hook_wrapper_denies_for_every_format(outside: Python, tmp_path: Path) -> None:
     plugins = plugin(tmp_path, "deny", "diskmill.plugin", DENY)
     for format in ("raw", "blk"):
         for name in ("secret", "open"):
@@ -211,7 +191,7 @@ def test_a_hook_wrapper_denies_for_every_format(outside: Command, tmp_path: Path
         fails(outside("info", tmp_path / f"secret.{format}", plugins=plugins, check=False), "nobody may open this")
 
 
-def test_a_plugin_that_cannot_be_loaded_stops_everything(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_a_plugin_that_cannot_be_loaded_stops_everything(outside: Python, disk: Path, tmp_path: Path) -> None:
     """It may have been there to forbid something."""
     plugins = plugin(tmp_path, "guard", "diskmill.plugin", "import not_installed")
     fails(outside("info", disk, plugins=plugins, check=False), "guard", "not_installed", "uninstall")
@@ -233,7 +213,7 @@ plugin = Driver()
 """
 
 
-def broken(outside: Command, plugins: Path, disk: Path, *words: str) -> None:
+def broken(outside: Python, plugins: Path, disk: Path, *words: str) -> None:
     """Fail unless driver "odd" is reported with *words*, and the others work."""
     fails(outside("info", "-f", "odd", disk, plugins=plugins, check=False), "odd", *words)
     shown = outside("drivers", plugins=plugins)
@@ -244,26 +224,26 @@ def broken(outside: Command, plugins: Path, disk: Path, *words: str) -> None:
     assert json.loads(outside("info", "--output=json", disk.with_name("disk.blk"), plugins=plugins).stdout)
 
 
-def test_a_driver_that_cannot_be_imported(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_a_driver_that_cannot_be_imported(outside: Python, disk: Path, tmp_path: Path) -> None:
     plugins = plugin(tmp_path, "odd", "diskmill.format", "import not_installed")
     broken(outside, plugins, disk, "No module named 'not_installed'")
 
 
-def test_a_driver_whose_hook_has_a_wrong_signature(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_a_driver_whose_hook_has_a_wrong_signature(outside: Python, disk: Path, tmp_path: Path) -> None:
     code = DRIVER.format(hook="@hookimpl\n    def probe(self, data, nme): return 100")
     broken(outside, plugin(tmp_path, "odd", "diskmill.format", code), disk, "'probe'", "'nme'")
 
 
-def test_a_driver_with_a_hook_that_does_not_exist(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_a_driver_with_a_hook_that_does_not_exist(outside: Python, disk: Path, tmp_path: Path) -> None:
     code = DRIVER.format(hook="@hookimpl\n    def opne(self, request): return None")
     broken(outside, plugin(tmp_path, "odd", "diskmill.format", code), disk, "'opne'")
 
 
-def test_an_entry_point_that_is_no_driver(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_an_entry_point_that_is_no_driver(outside: Python, disk: Path, tmp_path: Path) -> None:
     broken(outside, plugin(tmp_path, "odd", "diskmill.format", "plugin = 7"), disk, "not a format driver")
 
 
-def test_two_drivers_of_one_name(outside: Command, disk: Path, tmp_path: Path) -> None:
+def test_two_drivers_of_one_name(outside: Python, disk: Path, tmp_path: Path) -> None:
     code = DRIVER.format(hook="")
     plugin(tmp_path, "odd", "diskmill.format", code, dist="first-odd")
     plugin(tmp_path, "odd", "diskmill.format", code, dist="second-odd")

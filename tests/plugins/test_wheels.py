@@ -1,107 +1,167 @@
-"""The wheels of all packages, installed as users combine them, each step into the environment of the one before."""
+"""The wheels of all packages, installed as users combine them: each does its job, and what is missing is named."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tomllib
-import venv
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from encoders import ewf, vma
+from packages import MEMBERS, ROOT, Python
+from samples import KiB
 from tools import assert_identical, qemu_img, run
 
-ROOT = Path(__file__).parents[2]
-MEMBERS = [
-    ROOT / "core",
-    ROOT / "cli",
-    ROOT / "dropin",
-    ROOT / "testkit",
-    *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")),
-]
-Command = Callable[..., CompletedProcess[str]]
+Environment = Callable[..., Python]
+OURS = [member for member in MEMBERS if member.parent.name != "examples" and member.name != "example-driver"]
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name → wheel; one is made by `build`, all others by the same backend, in one go."""
-    folder = tmp_path_factory.mktemp("wheels")
-    core, *others = MEMBERS
-    run(sys.executable, "-m", "build", "-q", "--wheel", "--no-isolation", "--outdir", folder, core)
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, *others)
-    found = {path.name.split("-")[0]: path for path in folder.iterdir()}
-    assert len(found) == len(MEMBERS)
-    return found
+def fails(python: Python, folder: Path, *words: Any, naming: str) -> None:
+    """Fail unless the command ends with one line of error that has *naming*."""
+    done = python("diskmill_cli", *words, check=False, cwd=folder)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stdout + done.stderr
+    assert naming in done.stderr
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bare") / "environment"
-    venv.create(folder)
-    return folder
+def the_library_alone(python: Python, folder: Path) -> None:
+    code = "import diskmill; diskmill.create('a.{0}', 1 << 20, format='{0}'); print(diskmill.info('a.{0}').format)"
+    assert python("-c", code.format("vdi"), cwd=folder).stdout == "vdi\n"
+    assert "pip install diskmill-qed" in python("-c", code.format("qed"), cwd=folder, check=False).stderr
+    for module in ("typer", "rich", "diskmill_cli", "diskmill_qcow2"):
+        assert "No module named" in python(module, check=False).stderr
 
 
-def install(bare: Path, *wheels: Path | str) -> None:
-    pip = (sys.executable, "-m", "pip", "--python", bare / "bin" / "python", "--disable-pip-version-check")
-    run(*pip, "install", "-q", "-c", ROOT / "constraints.txt", *wheels, timeout=300)
+def the_command_alone(python: Python, folder: Path) -> None:
+    (folder / "disk").write_bytes(b"disk" * KiB)
+    python("diskmill_cli", "convert", "-f", "raw", "-O", "raw", "disk", "copy", cwd=folder)
+    assert (folder / "copy").read_bytes() == b"disk" * KiB
+    for format in ("qcow2", "vmdk", "sparse", "vma"):
+        fails(python, folder, "info", "-f", format, "disk", naming=f"pip install diskmill-{format}")
+    for name, package in (("nbd://127.0.0.1:9", "nbd"), ("https://127.0.0.1/x", "http"), ("s3://b/x", "object")):
+        fails(python, folder, "info", name, naming=f"pip install diskmill-{package}")
 
 
-def test_wheels_in_their_combinations(bare: Path, wheels: dict[str, Path], tmp_path: Path) -> None:
-    def command(name: str, *words: Any, check: bool = True) -> CompletedProcess[str]:
-        return run(bare / "bin" / name, *words, check=check, cwd=tmp_path)
+def the_command_with_qcow2(python: Python, folder: Path) -> None:
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", __file__, "a.qcow2", cwd=folder)
+    python("diskmill_cli", "convert", "-O", "qcow2", "a.qcow2", "b.qcow2", cwd=folder)
+    assert_identical(folder / "a.qcow2", folder / "b.qcow2", formats=("qcow2", "qcow2"))
+    # Small and sound: there is no need of numpy.
+    assert "No errors" in python("diskmill_cli", "check", "b.qcow2", cwd=folder).stdout
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", __file__, "c.qcow2", cwd=folder)
+    fails(python, folder, "check", "c.qcow2", naming="pip install numpy")
+    fails(python, folder, "create", "-f", "vmdk", "a.vmdk", "1M", naming="pip install diskmill-vmdk")
+    encrypted = ("-o", "encrypt.format=luks,encrypt.key-secret=s", "--object", "secret,id=s,data=x")
+    fails(python, folder, "create", "-f", "qcow2", *encrypted, "e", "1M", naming="pip install diskmill-luks")
+    assert not (folder / "e").exists()
 
-    def has(module: str) -> bool:
-        return command("python", "-c", f"import {module}", check=False).returncode == 0
 
-    # A library with one driver: no command, and nothing that only the command needs.
-    install(bare, wheels["diskmill"], wheels["diskmill_vdi"])
-    code = "import diskmill; diskmill.create('a.vdi', 1 << 20, format='vdi'); print(diskmill.info('a.vdi').format)"
-    assert command("python", "-c", code).stdout == "vdi\n"
-    assert not has("typer")
-    assert not has("rich")
+def qcow2_with_numpy(python: Python, folder: Path) -> None:
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", __file__, "c.qcow2", cwd=folder)
+    assert "No errors" in python("diskmill_cli", "check", "c.qcow2", cwd=folder).stdout
 
-    # The command with qcow2, as the extras name them.
-    install(bare, f"{wheels['diskmill']}[cli,qcow2]", wheels["diskmill_cli"], wheels["diskmill_qcow2"])
-    assert not has("numpy")
-    qemu_img("convert", "-f", "raw", "-O", "qcow2", __file__, "a.qcow2", cwd=tmp_path)
-    command("diskmill", "convert", "-O", "qcow2", "a.qcow2", "b.qcow2")
-    assert_identical(tmp_path / "a.qcow2", tmp_path / "b.qcow2", formats=("qcow2", "qcow2"))
-    assert "No errors" in command("diskmill", "check", "b.qcow2").stdout  # small and sound: there is no need of it
-    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", __file__, "c.qcow2", cwd=tmp_path)
-    lacking = command("diskmill", "check", "c.qcow2", check=False)
-    assert lacking.returncode == 1
-    assert lacking.stderr.count("\n") == 1
-    assert "pip install numpy" in lacking.stderr
-    missing = command("diskmill", "create", "-f", "vmdk", "a.vmdk", "1M", check=False)
-    assert "install the package diskmill-vmdk: pip install diskmill-vmdk" in missing.stderr
 
-    # All of it.
-    others = [wheel for name, wheel in wheels.items() if name != "diskmill"]
-    install(bare, f"{wheels['diskmill']}[all]", *others)
-    found = json.loads(command("diskmill", "drivers", "--output=json").stdout)
+def encrypted_qcow2(python: Python, folder: Path) -> None:
+    words = ("--object", "secret,id=s,data=pass", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
+    (folder / "disk").write_bytes(b"disk" * 16 * KiB)
+    python("diskmill_cli", "convert", "-f", "raw", "-O", "qcow2", *words, "disk", "e.qcow2", cwd=folder)
+    assert b"diskdisk" not in (folder / "e.qcow2").read_bytes()
+    opened = ("--object", "secret,id=s,data=pass", "--image-opts")
+    spec = "driver=qcow2,encrypt.key-secret=s,file.filename=e.qcow2"
+    python("diskmill_cli", "convert", *opened, "-O", "raw", spec, "back", cwd=folder)
+    assert (folder / "back").read_bytes() == b"disk" * 16 * KiB
+    fails(python, folder, "create", "-f", "vdi", "a.vdi", "1M", naming="pip install diskmill-vdi")
+
+
+def two_formats_of_other_makers(python: Python, folder: Path) -> None:
+    (folder / "disk").write_bytes(b"disk" * 16 * KiB)
+    python("diskmill_cli", "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", "disk", "a.vhd", cwd=folder)
+    python("diskmill_cli", "convert", "-O", "vhdx", "a.vhd", "a.vhdx", cwd=folder)
+    assert_identical(folder / "disk", folder / "a.vhdx", formats=("raw", "vhdx"))
+    qemu_img("create", "-q", "-f", "qcow2", "a.qcow2", "1M", cwd=folder)
+    fails(python, folder, "resize", "a.qcow2", "2M", naming="pip install diskmill-qcow2")
+
+
+def a_server_and_its_client(python: Python, folder: Path) -> None:
+    told = python("diskmill_cli", "serve", "--help").stdout
+    assert "Export" in told or "export" in told, told
+    # A driver is there: what is missing is the server.
+    fails(python, folder, "info", "nbd+unix:///?socket=nobody", naming="No such file")
+    fails(python, folder, "info", "-f", "parallels", __file__, naming="pip install diskmill-parallels")
+
+
+def filters_over_raw(python: Python, folder: Path) -> None:
+    (folder / "disk").write_bytes(b"disk" * KiB)
+    spec = "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=disk"
+    assert "4096 bytes" in python("diskmill_cli", "info", "--image-opts", spec, cwd=folder).stdout
+    fails(python, folder, "info", "-f", "dmg", "disk", naming="pip install diskmill-dmg")
+
+
+def evidence_and_backups(python: Python, folder: Path) -> None:
+    (folder / "disk").write_bytes(b"disk" * KiB + bytes(4096))
+    python("diskmill_cli", "convert", "-f", "raw", "-O", "sparse", "disk", "a.sparse", cwd=folder)
+    python("diskmill_cli", "convert", "-O", "raw", "a.sparse", "back", cwd=folder)
+    assert (folder / "back").read_bytes() == (folder / "disk").read_bytes()
+    disk = b"disk" * 16 * KiB
+    for format, encoder in (("ewf", ewf), ("vma", vma)):
+        (folder / f"disk.{format}").write_bytes(next(iter(encoder.VARIANTS.values()))(disk))
+        python("diskmill_cli", "convert", "-O", "raw", f"disk.{format}", "back", cwd=folder)
+        assert (folder / "back").read_bytes().startswith(disk)
+    fails(python, folder, "info", "-f", "sparseimage", "disk", naming="pip install diskmill-sparseimage")
+
+
+def the_kit_and_a_strangers_driver(python: Python, folder: Path) -> None:
+    (folder / "test_conformance.py").write_text("from diskmill_testkit.formats import *\nDRIVERS = ['blk']\n")
+    words = ("-q", "-p", "no:cacheprovider", "--rootdir", folder, "-k", "damaged or taken_for", folder)
+    assert " passed" in python("pytest", *words, cwd=folder).stdout
+    fails(python, folder, "create", "-f", "qcow2", "a", "1M", naming="pip install diskmill-qcow2")
+
+
+COMBINATIONS = {
+    the_library_alone: ["diskmill", "diskmill-vdi"],
+    the_command_alone: ["diskmill[cli]"],
+    the_command_with_qcow2: ["diskmill[cli,qcow2]"],
+    qcow2_with_numpy: ["diskmill-cli", "diskmill-qcow2[fast]"],
+    encrypted_qcow2: ["diskmill[cli,qcow2,luks]"],
+    two_formats_of_other_makers: ["diskmill[cli,vpc,vhdx]"],
+    a_server_and_its_client: ["diskmill[cli,nbd]"],
+    filters_over_raw: ["diskmill[cli,filters]"],
+    evidence_and_backups: ["diskmill[cli,sparse,ewf,vma]"],
+    the_kit_and_a_strangers_driver: ["diskmill-testkit", "diskmill-blk"],
+}
+"""What an environment is for → the packages that one asks pip for."""
+
+
+@pytest.mark.parametrize("job", COMBINATIONS, ids=lambda job: job.__name__)
+def test_some_of_the_packages(job: Callable[[Python, Path], None], environment: Environment, tmp_path: Path) -> None:
+    job(environment(*COMBINATIONS[job]), tmp_path)
+
+
+def test_all_of_them(everything: Path, environment: Environment) -> None:
+    python = environment("diskmill[all]", "diskmill-qemu-img", "diskmill-testkit")
+    found = json.loads(python("diskmill_cli", "drivers", "--output=json").stdout)
     assert [one for one in found if one["broken"]] == []
     assert {one["name"] for one in found if one["kind"] == "format"} == declared("diskmill.format")
-    assert {one["package"] for one in found} == {
-        one for one in names() if one not in ("diskmill-cli", "diskmill-qemu-img")
-    }
-    assert command("diskmill", "check", "b.qcow2").returncode == 0
-    assert "qemu-img version" in command("qemu-img", "--version").stdout
-    share = bare / "share"
+    assert {one["package"] for one in found} == names() - {"diskmill-cli", "diskmill-qemu-img"}
+
+    # What pip puts beside the modules.
+    for script, said in (("diskmill", "diskmill "), ("qemu-img", "qemu-img version")):
+        assert python(str(everything / "bin" / script), "--version").stdout.startswith(said)
+    share = everything / "share"
     pages = {path.name for path in (share / "man" / "man1").iterdir()}
     assert {"diskmill.1", "diskmill-convert.1", "qemu-img.1"} <= pages
-    for path in (
+    for file in (
         "bash-completion/completions/diskmill",
         "zsh/site-functions/_diskmill",
         "fish/vendor_completions.d/diskmill.fish",
     ):
-        assert "_DISKMILL_COMPLETE" in (share / path).read_text()
+        assert "_DISKMILL_COMPLETE" in (share / file).read_text()
 
 
 def projects() -> list[dict[str, Any]]:
-    return [tomllib.loads((member / "pyproject.toml").read_text())["project"] for member in MEMBERS]
+    return [tomllib.loads((member / "pyproject.toml").read_text())["project"] for member in OURS]
 
 
 def names() -> set[str]:

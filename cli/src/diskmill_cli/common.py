@@ -331,7 +331,8 @@ def show_options(options: list[DriverOption], title: str, session: Session) -> i
 def choices_and_default(option: DriverOption) -> str:
     """What follows the help of an option: its choices, and what holds where it is not given."""
     default = ("on" if option.default else "off") if isinstance(option.default, bool) else option.default
-    choices = f" ({', '.join(option.choices)})" if option.choices else ""
+    others = ("…",) if option.others else ()
+    choices = f" ({', '.join((*option.choices, *others))})" if option.choices else ""
     return choices if default is None else f"{choices} [default: {default}]"
 
 

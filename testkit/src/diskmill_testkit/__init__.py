@@ -7,8 +7,8 @@ A driver's repository takes a suite with two lines in a test module, and pytest 
     DRIVERS = ["blk"]
 
 ``formats`` has the suites for format drivers (with garbage, failing writes and crashes), ``storages`` and ``sources``
-those for protocols that are written and read, ``filters`` that for filters. What a driver does not declare
-(:mod:`diskmill.contract.drivers`) is not asked of it. What the suites
+those for protocols that are written and read, ``filters`` that for filters, ``ciphers`` that for ciphers. What a driver
+does not declare (:mod:`diskmill.contract.drivers`) is not asked of it. What the suites
 cannot find out by themselves is told with :func:`~diskmill_testkit.traits.describe`.
 """
 

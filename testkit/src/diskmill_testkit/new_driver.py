@@ -10,8 +10,9 @@ from diskmill.errors import StorageError, UsageError, did_you_mean
 from diskmill_cli.arguments import Arguments, Command, Example
 from diskmill_cli.session import Session
 
-KINDS = ("format", "protocol", "filter", "plugin", "command")
+KINDS = ("format", "protocol", "filter", "crypto", "plugin", "command")
 """What there is a template for: a folder of ``templates/``, and a group of entry points."""
+_NEEDS = {"command": ', "diskmill-cli"', "crypto": ', "cryptography>=42"'}
 PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -25,7 +26,7 @@ requires-python = ">=3.11"
 dependencies = ["diskmill"{more}]
 
 [project.optional-dependencies]
-test = ["diskmill-testkit"]
+test = ["diskmill-testkit"{test}]
 
 [project.entry-points."diskmill.{kind}"]
 {name} = "{module}:driver"
@@ -65,9 +66,12 @@ def write(kind: str, name: str, where: Path) -> Path:
     word = name.replace("-", "_")
     module, folder = f"diskmill_{word}", where / f"diskmill-{name}"
     prefix = f'\n[project.entry-points."diskmill.prefix"]\n{name} = "{module}:driver"\n' if kind == "protocol" else ""
-    more = ', "diskmill-cli"' if kind == "command" else ""
+    more = _NEEDS.get(kind, "")
+    test = ', "diskmill-qcow2[fast]"' if kind == "crypto" else ""  # a format to try it in
     texts = {
-        "pyproject.toml": PROJECT.format(dashed=name, kind=kind, name=name, module=module, prefix=prefix, more=more),
+        "pyproject.toml": PROJECT.format(
+            dashed=name, kind=kind, name=name, module=module, prefix=prefix, more=more, test=test
+        ),
         "README.md": README.format(dashed=name),
         f"src/{module}/__init__.py": _template(kind, "driver.py", name),
         f"src/{module}/py.typed": "",

@@ -34,12 +34,12 @@ def _expect_installed(drivers: Chosen) -> None:
     """Fail where one of the chosen drivers is not there: no test would run, and that would look like success."""
     if isinstance(drivers, Everything):
         return
-    from diskmill.contract.drivers import FilterDriver, FormatDriver
+    from diskmill.contract.drivers import CryptoDriver, FilterDriver, FormatDriver
 
     from .machine import REGISTRY
 
     for name in cast("Sequence[str]", drivers):
-        if not any(REGISTRY.has(kind.group, name) for kind in (FormatDriver, FilterDriver)):
+        if not any(REGISTRY.has(kind.group, name) for kind in (FormatDriver, FilterDriver, CryptoDriver)):
             pytest.fail(f"DRIVERS names '{name}', and no driver of that name is installed", pytrace=False)
 
 

@@ -43,6 +43,8 @@ class Traits:
     :param grown: how large a disk is made, in bytes, so that its tables have no room where they are.
     :param options: of a filter: what it is opened with so that it changes nothing. A node that it stands on is the
         name of a file, ``"disk"`` or whatever, in braces: ``{"image": "{disk}"}``.
+    :param keys: of a cipher: options to make it with, so that all its ways are taken, and soon.
+    :param unproven: of a cipher: nothing tells that a passphrase is wrong.
     """
 
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class Traits:
     harmless: Sequence[str] = ()
     grown: int = 5 * GiB
     options: Mapping[str, Any] = field(default_factory=dict)
+    keys: Sequence[Mapping[str, Any]] = ({},)
+    unproven: bool = False
 
 
 _described: dict[str, Traits] = {}

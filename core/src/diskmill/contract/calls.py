@@ -48,6 +48,9 @@ class Hooks(Protocol):
     def crypto(self, name: str) -> CryptoDriver:
         """The crypto driver *name*. :raises DriverError: there is none."""
 
+    def all(self, group: str) -> list[Any]:
+        """Every driver of an entry-point *group* that can be imported."""
+
 
 def _ask(hooks: Hooks, driver: Driver, hook: str, **arguments: Any) -> Any:
     try:
@@ -238,6 +241,31 @@ def empty(hooks: Hooks, image: Image) -> bool:
         return bool(_ask(hooks, image.driver, "empty", image=image))
 
 
+def crypto_for(hooks: Hooks, format: str, name: str) -> CryptoDriver:
+    """The crypto driver *name*, for an image of *format*.
+
+    :raises DriverError: there is none.
+    :raises UsageError: it declares no number for that format; those that do are listed.
+    """
+    driver = hooks.crypto(name)
+    if format not in driver.fits:
+        others = ", ".join(sorted(one.name for one in hooks.all(driver.group) if format in one.fits))
+        raise UsageError(f"cipher '{name}' does not fit format '{format}': choose from {others}")
+    return driver
+
+
+def crypto_numbered(hooks: Hooks, format: str, number: int) -> CryptoDriver | None:
+    """The crypto driver that images of *format* name by *number*; None: none that is installed.
+
+    :raises DriverError: there are several.
+    """
+    found = [one for one in hooks.all("diskmill.crypto") if one.fits.get(format) == number]
+    if len(found) > 1:
+        names = " and ".join(f"'{one.name}'" for one in found)
+        raise DriverError(f"the ciphers {names} both claim the number {number} of format '{format}': uninstall one")
+    return found[0] if found else None
+
+
 def crypto_open(hooks: Hooks, name: str, request: CryptoRequest) -> Volume:
     """Unlock what is encrypted, by the crypto driver *name*."""
     return _volume(hooks, name, "crypto_open", request)
@@ -256,6 +284,12 @@ def _volume(hooks: Hooks, name: str, hook: str, request: CryptoRequest) -> Volum
 
 
 def crypto_amend(hooks: Hooks, name: str, request: CryptoRequest, *, force: bool = False) -> None:
-    """Change key slots, by the crypto driver *name*."""
+    """Change key slots, by the crypto driver *name*.
+
+    :raises UnsupportedError: it has none.
+    """
     driver = hooks.crypto(name)
-    _typed(_ask(hooks, driver, "crypto_amend", request=request, force=force), bool, driver, "crypto_amend")
+    done = _ask(hooks, driver, "crypto_amend", request=request, force=force)
+    if done is None:
+        raise UnsupportedError(f"the encryption '{name}' has no key slots", file=request.name)
+    _typed(done, bool, driver, "crypto_amend")

@@ -1,8 +1,9 @@
 """Encryption, as formats use it.
 
-A crypto driver (entry-point group ``diskmill.crypto``) turns a key and parameters into a :class:`Volume`: the codec of
-extents that are stored encrypted, and the cipher of placements. A format that keeps an encryption header inside itself
-asks for the driver by name and hands it a :class:`Header`, the stretch of its file where the header is::
+A crypto driver (entry-point group ``diskmill.crypto``) says which formats it fits, and by what number their images
+name it (:attr:`diskmill.contract.drivers.CryptoDriver.fits`). It turns a key and parameters into a :class:`Volume`: the
+codec of extents that are stored encrypted, and the cipher of placements. A format that keeps an encryption header
+inside itself asks for the driver by name and hands it a :class:`Header`, the stretch of its file where the header is::
 
     request = CryptoRequest(name, context, sub_options(options), header=Header(file, offset, length), numbers="host")
     volume = calls.crypto_open(context.registry, "luks", request)
@@ -47,8 +48,10 @@ CRYPTO_OPTIONS = (
 
 
 def encrypt_options(*formats: str) -> tuple[Option, ...]:
-    """:data:`CRYPTO_OPTIONS` as ``encrypt.…`` options of a format whose ``encrypt.format`` is one of *formats*."""
-    chosen = Option("encrypt.format", "str", "how the image is encrypted", choices=formats, when=("create", "open"))
+    """:data:`CRYPTO_OPTIONS` as ``encrypt.…`` options of a format whose ``encrypt.format`` is one of *formats*, or any
+    other crypto driver that declares that it fits (:func:`diskmill.contract.calls.crypto_for`)."""
+    when = ("create", "open")
+    chosen = Option("encrypt.format", "str", "how the image is encrypted", choices=formats, when=when, others=True)
     return (chosen, *(replace(option, name=f"encrypt.{option.name}") for option in CRYPTO_OPTIONS))
 
 

@@ -16,7 +16,7 @@ from .marks import hookimpl as hookimpl
 if TYPE_CHECKING:
     from .extents import Extent
     from .node import Image
-    from .options import Option
+    from .options import Option, Value
     from .place import Place
     from .server import Server
 
@@ -180,7 +180,16 @@ class FilterDriver(Driver):
 
 
 class CryptoDriver(Driver):
-    """A driver for encryption that formats ask for by name."""
+    """A driver for encryption that formats ask for by name, or by its number. Hooks: ``crypto_open``,
+    ``crypto_create``, and ``crypto_amend`` where there are key slots."""
 
     group = "diskmill.crypto"
     kind = "cipher"
+    fits: Mapping[str, int] = {}
+    """Format → the number by which its images name this encryption, for each format that can keep it (of ``qcow2`` it
+    is the header's ``crypt_method``, 32 bits). Whoever makes a cipher up takes four letters for a number, so that no
+    two are alike; programs that do not know it refuse the image."""
+
+    def header_size(self, options: Mapping[str, Value]) -> int:
+        """Bytes of the header that ``crypto_create`` makes with these options: 0 where the cipher has none."""
+        return 0

@@ -22,6 +22,7 @@ class Option:
     :param help: a phrase for ``-o help`` and the docs.
     :param default: what holds where it is not given; None: the driver decides.
     :param choices: the only values allowed, for ``str``.
+    :param others: of ``choices``: drivers that are installed may bring others, so that the driver looks itself.
     :param when: the operations that take it: of ``create``, ``amend``, ``open``, ``resize``.
     :param versions: which versions of the format allow it, for the docs; empty: all.
     :param runtime: of ``open``: it says how the node is used, and nothing about what is read there, so it is no part
@@ -39,6 +40,7 @@ class Option:
     versions: str = ""
     runtime: bool = False
     secret: bool = False
+    others: bool = False
 
     def parse(self, text: str | Value) -> Value:
         """The value that *text* stands for.
@@ -52,7 +54,7 @@ class Option:
         if self.type == "int":
             return self._int(str(text))
         value = str(text)
-        if self.choices and value not in self.choices:
+        if self.choices and value not in self.choices and not self.others:
             hint = did_you_mean(value, self.choices)
             choices = ", ".join(self.choices)
             raise UsageError(f"invalid value '{value}' for '{self.name}': choose from {choices}", hint=hint)

@@ -115,6 +115,13 @@ class LuksCrypto(CryptoDriver):
     name = "luks"
     title = "LUKS, versions 1 and 2"
     options = (*CRYPTO_OPTIONS, *LUKS2_OPTIONS)
+    fits: Mapping[str, int] = {"qcow2": 2}
+
+    def header_size(self, options: Mapping[str, Value]) -> int:
+        """As much as all key slots take."""
+        from .volume import header_size
+
+        return header_size(options)
 
     @hookimpl
     def crypto_open(self, request: CryptoRequest) -> Volume:
@@ -145,6 +152,7 @@ class AesCrypto(CryptoDriver):
     contract = 1
     name = "aes"
     title = "AES-128-CBC keyed with the passphrase itself"
+    fits: Mapping[str, int] = {"qcow": 1, "qcow2": 1}
 
     @hookimpl
     def crypto_open(self, request: CryptoRequest) -> Volume:

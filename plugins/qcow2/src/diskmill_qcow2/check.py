@@ -117,7 +117,7 @@ class Checker:
         if header.nb_snapshots:
             self._count(header.snapshots_offset, self.snapshot_bytes, "snapshot table")
         crypto = header.extension(c.EXT_CRYPTO_HEADER)
-        if crypto is not None and header.crypt_method == c.CRYPT_LUKS:
+        if crypto is not None and header.crypt_method > c.CRYPT_AES:
             place = c.CRYPTO_HEADER.unpack(crypto)
             self._count(place.offset, place.length, "encryption header")
         self._count_bitmaps()

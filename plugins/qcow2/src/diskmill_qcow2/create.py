@@ -36,7 +36,7 @@ def create(driver: FormatDriver, request: CreateRequest) -> Image:
     chosen = parameters(options)
     size = request.size if chosen.size is None else -(-chosen.size // 512) * 512
     chosen.check_size(size)
-    method, volume = prepare(options, request.context, request.name)
+    method, encryption, volume = prepare(options, request.context, request.name, chosen.cluster_size)
     if method and request.compressed:
         raise UsageError("an encrypted image has no compressed clusters", file=request.name)
     header = _header(chosen, size)
@@ -62,7 +62,7 @@ def create(driver: FormatDriver, request: CreateRequest) -> Image:
     image = Qcow2Image(driver, file, header, name=request.name, writable=True, fresh=True)
     image.begin(Refcounts(file, header, request.name, first=first, expected=_reftable_entries(chosen, size)))
     if volume is not None:
-        image.volume = volume
+        image.volume, image.encryption = volume, encryption
         image.unlocking = request.context, options
         image.blank = chosen.preallocation == "off"  # space that nobody wrote decrypts to noise
         install(image, start * header.cluster_size)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diskmill.contract import calls
 from diskmill.contract.crypto import CryptoRequest, Header, Volume, sub_options
-from diskmill.errors import ImageError, UnsupportedError, UsageError
+from diskmill.errors import DriverError, ImageError, UnsupportedError, UsageError
 from diskmill.sizes import MiB, round_up
 
 from . import c_qcow2 as c
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from .image import Qcow2Image
 
-FORMATS = {c.CRYPT_AES: "aes", c.CRYPT_LUKS: "luks"}
-"""``crypt_method`` → ``encrypt.format``, which is also the crypto driver's name."""
+_SPECIFIED = {c.CRYPT_AES: "aes", c.CRYPT_LUKS: "luks"}
+"""The specification's ``crypt_method`` → ``encrypt.format``, which is also the crypto driver's name. Other numbers are
+those that crypto drivers declare (``fits``)."""
 PREFIX = "encrypt."
 _MAX_HEADER = 64 * MiB
 
@@ -37,7 +38,7 @@ def place(header: qcow2_header.Header, file: Node, name: str) -> tuple[int, int]
     :raises ImageError: it cannot be there.
     """
     data = header.extension(c.EXT_CRYPTO_HEADER)
-    if header.crypt_method != c.CRYPT_LUKS or data is None:
+    if header.crypt_method <= c.CRYPT_AES or data is None:
         return 0, 0
     pointer = c.CRYPTO_HEADER.unpack(data)
     if unaligned(pointer.offset, header.cluster_size) or not 0 < pointer.length <= _MAX_HEADER:
@@ -64,7 +65,38 @@ def _request(image: Qcow2Image, context: Context, options: Mapping[str, Value], 
 
 
 def _numbers(method: int) -> Literal["guest", "host"]:
-    return "host" if method == c.CRYPT_LUKS else "guest"
+    return "guest" if method == c.CRYPT_AES else "host"
+
+
+def _name(context: Context, method: int, image: str) -> str | None:
+    """The crypto driver of an image's ``crypt_method``; None: it is not encrypted.
+
+    :raises UnsupportedError: nobody knows.
+    """
+    if method == c.CRYPT_NONE or method in _SPECIFIED:
+        return _SPECIFIED.get(method)
+    driver = calls.crypto_numbered(context.registry, "qcow2", method)
+    if driver is None:
+        raise UnsupportedError(f"encryption method {method} is that of no cipher that is installed", file=image)
+    return driver.name
+
+
+def _method(context: Context, name: str) -> int:
+    """The ``crypt_method`` of the crypto driver *name*.
+
+    :raises UsageError: it does not fit.
+    :raises DriverError: it claims a number that is not its own.
+    """
+    method = calls.crypto_for(context.registry, "qcow2", name).fits["qcow2"]
+    if _SPECIFIED.get(method, name) != name or not 0 < method < 1 << 32:
+        raise DriverError(f"cipher '{name}' claims the number {method}, which is not to be had in qcow2 images")
+    return method
+
+
+def _check_sectors(volume: Volume, cluster_size: int, name: str) -> None:
+    if cluster_size % volume.granularity:
+        cause = f"sectors of {volume.granularity} bytes cannot be encrypted in clusters of {cluster_size}"
+        raise UnsupportedError(cause, file=name)
 
 
 def unlock(image: Qcow2Image, context: Context, options: Mapping[str, Value], *, shallow: bool) -> None:
@@ -72,28 +104,35 @@ def unlock(image: Qcow2Image, context: Context, options: Mapping[str, Value], *,
 
     :raises UsageError: the user named another encryption.
     """
-    found = FORMATS.get(image.header.crypt_method)
+    found = _name(context, image.header.crypt_method, image.name)
     wanted = options.get(PREFIX + "format")
     if wanted is not None and wanted != found:
         raise UsageError(f"its encryption is '{found or 'none'}', not '{wanted}'", file=image.name)
     if found is None:
         return
     request = _request(image, context, options, shallow)
-    image.volume = calls.crypto_open(context.registry, found, request)
+    image.volume, image.encryption = calls.crypto_open(context.registry, found, request), found
+    _check_sectors(image.volume, image.header.cluster_size, image.name)
     image.unlocking = context, options
 
 
-def prepare(options: Mapping[str, Value], context: Context, name: str) -> tuple[int, Volume | None]:
-    """For a new image: ``crypt_method``, and the volume, whose header must be put into the file."""
+def prepare(
+    options: Mapping[str, Value], context: Context, name: str, cluster_size: int
+) -> tuple[int, str, Volume | None]:
+    """For a new image: ``crypt_method``, the crypto driver's name, and the volume, whose header must be put into the
+    file."""
     wanted = options.get(PREFIX + "format") or ("aes" if options.get("encryption") else None)
     own = sub_options(options, PREFIX)
     if wanted is None:
         if own:
             raise UsageError(f"the option '{PREFIX}{next(iter(own))}' needs {PREFIX}format", file=name)
-        return c.CRYPT_NONE, None
-    method = next(method for method, word in FORMATS.items() if word == wanted)
+        return c.CRYPT_NONE, "", None
+    wanted = str(wanted)
+    method = _method(context, wanted)
     request = CryptoRequest(name, context, own, numbers=_numbers(method), prefix=PREFIX)
-    return method, calls.crypto_create(context.registry, str(wanted), request)
+    volume = calls.crypto_create(context.registry, wanted, request)
+    _check_sectors(volume, cluster_size, name)
+    return method, wanted, volume
 
 
 def install(image: Qcow2Image, offset: int) -> None:
@@ -111,8 +150,8 @@ def amend(image: Qcow2Image, options: Mapping[str, Value], force: bool) -> None:
 
     :raises UnsupportedError: the image has none.
     """
-    if image.header.crypt_method != c.CRYPT_LUKS or image.unlocking is None:
-        raise UnsupportedError("it is not encrypted with LUKS: there are no key slots", file=image.name)
+    if image.unlocking is None:
+        raise UnsupportedError("it is not encrypted: there are no key slots", file=image.name)
     context, given = image.unlocking
     request = _request(image, context, {**given, **options})
-    calls.crypto_amend(context.registry, "luks", request, force=force)
+    calls.crypto_amend(context.registry, image.encryption, request, force=force)

@@ -284,8 +284,6 @@ def _features(header: Header, name: str) -> None:
         raise UnsupportedError(f"compression type {header.compression_type} is not known", file=name)
     if header.extended_l2 and header.cluster_bits < c.MIN_EXTENDED_CLUSTER_BITS:
         raise _bad(name, "extended L2 entries need clusters of at least 16 KiB")
-    if header.crypt_method > c.CRYPT_LUKS:
-        raise UnsupportedError(f"encryption method {header.crypt_method} is not known", file=name)
     if header.refcount_order > 6:
         raise _bad(name, f"refcount_order is {header.refcount_order}, more than 6")
     for kind, most in ((c.EXT_BACKING_FORMAT, 15), (c.EXT_DATA_FILE, c.MAX_BACKING_NAME)):

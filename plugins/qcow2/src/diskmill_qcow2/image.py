@@ -43,6 +43,7 @@ class Qcow2Image(FormatImage):
     :ivar header: as it is on disk, or will be after the next :meth:`.WriteOrder.write_header`.
     :ivar data: the node with guest data: ``file``, or the external data file.
     :ivar volume: the cipher of an encrypted image.
+    :ivar encryption: the crypto driver's name, where there is a volume.
     :ivar unlocking: what it was opened with, to change its keys.
     :ivar begun: whether the disk says that it is being changed: autoclear features, bitmaps in use.
     :ivar repairing: the ``repair`` of the request that opened it.
@@ -65,6 +66,7 @@ class Qcow2Image(FormatImage):
         self.refcounts_read: Refcounts | None = None
         self._codec: DeflateCodec | ZstdCodec | None = None
         self.volume: Volume | None = None
+        self.encryption = ""
         self.unlocking: tuple[Context, abc.Mapping[str, Value]] | None = None
         self.begun = fresh
         self._bitmaps: Bitmaps | None = None
@@ -148,8 +150,7 @@ class Qcow2Image(FormatImage):
             if self.external:
                 result["data-file-raw"] = self.raw_data
         if self.volume is not None:
-            result["encrypt"] = {"format": "luks" if header.crypt_method == c.CRYPT_LUKS else "aes"}
-            result["encrypt"].update(self.volume.details())
+            result["encrypt"] = {"format": self.encryption, **self.volume.details()}
         return result
 
     def _bitmap_details(self) -> list[dict[str, Any]]:

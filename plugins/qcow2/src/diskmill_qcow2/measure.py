@@ -42,12 +42,12 @@ def measure(request: MeasureRequest) -> Measurement:
 
 
 def _encryption_bytes(request: MeasureRequest, cluster: int) -> int:
-    """Bytes for the header inside the image that a LUKS driver would write."""
-    if request.options.get("encrypt.format") != "luks" or request.context is None:
+    """Bytes for the header inside the image that a crypto driver would write."""
+    wanted = request.options.get(PREFIX + "format")
+    if wanted is None or request.context is None:
         return 0
-    registry = request.context.registry
-    own = MeasureRequest(0, sub_options(request.options, PREFIX), lambda unit: 0, context=request.context)
-    return round_up(calls.measure(registry, registry.format("luks"), own).required, cluster)
+    driver = calls.crypto_for(request.context.registry, "qcow2", str(wanted))
+    return round_up(driver.header_size(sub_options(request.options, PREFIX)), cluster)
 
 
 def _bitmap_bytes(size: int, bitmaps: Sequence[tuple[str, int]], cluster: int) -> int:
