@@ -73,6 +73,17 @@ def test_drivers_of_devices_as_backing_formats(driver: str, tmp_path: Path) -> N
     assert json.loads(qemu_img("info", "-U", "--output=json", over).stdout)["backing-filename-format"] == driver
 
 
+def test_the_null_device_is_an_empty_disk(tmp_path: Path) -> None:
+    for words in (["-f", "host_device", "/dev/null"], ["--image-opts", "driver=host_device,filename=/dev/null"]):
+        command = ("convert", "-O", "raw", *words)
+        assert [tool(*command, tmp_path / "out").returncode for tool in (qemu_img, diskmill)] == [0, 0]
+        assert (tmp_path / "out").read_bytes() == b""
+    for words in (["-n"], []):
+        (tmp_path / "disk").write_bytes(bytes(512))
+        command = ("convert", *words, "-f", "raw", "-O", "host_device", tmp_path / "disk", "/dev/null")
+        assert [tool(*command, check=False).returncode for tool in (qemu_img, diskmill)] == [1, 1]
+
+
 def test_an_image_names_no_device(tmp_path: Path) -> None:
     """The driver's other name is no way around the gate."""
     spec = {"driver": "raw", "file": {"driver": "host_device", "filename": "/dev/null"}}

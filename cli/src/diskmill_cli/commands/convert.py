@@ -70,7 +70,7 @@ def run(arguments: Arguments, session: Session) -> int:
             arguments.one("backing"),
             arguments.one("backing_format"),
             existing,
-            arguments.has("target_zero"),
+            arguments.one("target_auto") or arguments.has("target_zero"),
             arguments.has("target_image_opts"),
             target_context.cache,
         ),
@@ -98,6 +98,8 @@ def run(arguments: Arguments, session: Session) -> int:
 
     with shown(arguments, session, "convert") as report:
         made = perform(asked, context, target_context, progress=report, damaged=salvage)
+    if made.zeros is not None and not session.as_json:
+        session.note(str(made.zeros))
     if arguments.one("output") == "json":
         session.json(
             {
@@ -106,6 +108,11 @@ def run(arguments: Arguments, session: Session) -> int:
                 "bytes": report.total,
                 "damage": [{"offset": at, "length": count, "cause": error.cause} for at, count, error in damage],
                 **({"digest": made.digest} if made.digest is not None else {}),
+                **(
+                    {"target-zero": {k: v for k, v in made.zeros._asdict().items() if v is not None}}
+                    if made.zeros is not None
+                    else {}
+                ),
             }
         )
     elif made.digest is not None and piped:
@@ -125,6 +132,7 @@ def _check(arguments: Arguments) -> None:
         ("offload", "sparse", "cannot offload copying when looking for zeros (-C and -S)"),  # even for none
         ("existing", "in_place", "--in-place makes an image anew, and -n writes into one that exists"),
         ("existing", "no_clobber", "--no-clobber refuses the image that -n writes into"),
+        ("target_zero", "target_auto", "--target-is-zero says what --target-zero=auto finds out"),
     ):
         if arguments.has(one) and arguments.has(other):
             raise UsageError(text)
@@ -146,6 +154,16 @@ COMMAND = Command(
         common.BACKING_FORMAT,
         Option("existing", ("-n", "--no-create"), "Write into an image that exists.", panel=_TARGET),
         Option("target_zero", ("--target-is-zero",), "That image reads as zeros throughout.", panel=_TARGET),
+        Option(
+            "target_auto",
+            ("--target-zero",),
+            "See whether the output reads as zeros.",
+            "HOW",
+            ("auto",),
+            False,
+            _TARGET,
+            ours=True,
+        ),
         Option("deterministic", ("--deterministic",), "The same disk makes the same file.", "TEXT", (), True, _TARGET),
         Option("since", ("--since",), "The copy is as of this bitmap, snapshot or digests.", "WHAT", panel=_TARGET),
         *common.OVERWRITE,

@@ -13,6 +13,8 @@ from ..sizes import SECTOR, whole
 MOST_THREADS = 16
 """Threads that a copy may have."""
 _MOST_SPARSE = 1 << 30
+AUTO = "auto"
+"""Find out whether the target reads as zeros."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Target:
     :param options: ``create`` options of the format.
     :param backing: the backing image that it gets, or that the *existing* one has; None: the data is copied.
     :param existing: write into an image that is there instead of making one.
-    :param zeroed: that image reads as zeros throughout.
+    :param zeroed: that image reads as zeros throughout; ``auto``: find out whether it does.
     :param image_opts: *name*, of an existing image, is an option string.
     :param cache: the cache mode for what is written; by default nothing waits for the disk, as with qemu-img.
     """
@@ -55,7 +57,7 @@ class Target:
     backing: str | None = None
     backing_format: str | None = None
     existing: bool = False
-    zeroed: bool = False
+    zeroed: bool | str = False
     image_opts: bool = False
     cache: str = "unsafe"
 
@@ -63,7 +65,9 @@ class Target:
         _known(self.cache)
         object.__setattr__(self, "options", dict(self.options))
         existing = said("existing", "-n")
-        if self.zeroed and not self.existing:
+        if self.zeroed not in (False, True, AUTO):
+            raise UsageError(f"{said('target_zero', '--target-zero')} is '{AUTO}', not {self.zeroed!r}")
+        if self.zeroed is True and not self.existing:
             raise UsageError(f"{said('target_zero', '--target-is-zero')} requires {existing}")
         if self.image_opts and not self.existing:
             raise UsageError(f"{said('target_image_opts', '--target-image-opts')} requires {existing}")
@@ -187,15 +191,41 @@ class Conversion:
             raise UsageError("Copying bitmaps only possible with single source")
 
 
+class Zeros(NamedTuple):
+    """What was found of a target of which it was asked whether it reads as zeros.
+
+    :ivar by: how it is known: it is ``new``; by its ``status``, which names no data; by ``reading`` all that might be
+        data, or, where it has data, up to that; or it was not asked, since a copy that is ``resumed`` is in it.
+    :ivar data: the offset of the first data that was seen, where it does not read as zeros.
+    """
+
+    zeros: bool
+    by: str
+    data: int | None = None
+
+    def __str__(self) -> str:
+        if self.data is not None:
+            return f"the target holds data (at offset {self.data}): zeros are written, too"
+        if not self.zeros:
+            return "the target has what was copied before: zeros are written, too"
+        return {
+            "new": "the target is new: it reads as zeros",
+            "status": "the target reads as zeros by its own status",
+            "reading": "the target reads as zeros: all of it was read",
+        }[self.by]
+
+
 class Converted(NamedTuple):
     """What was made: an image of *format*, of a disk of *size* bytes.
 
     :ivar digest: that of the disk, where one was asked for.
+    :ivar zeros: what was found of the target, where that was asked for.
     """
 
     format: str
     size: int
     digest: str | None = None
+    zeros: Zeros | None = None
 
 
 def _known(cache: str) -> None:

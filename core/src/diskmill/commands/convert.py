@@ -16,7 +16,7 @@ from ..contract.limits import Meter
 from ..contract.node import Image, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
-from ..engine.compare import glimpsed_data
+from ..engine.compare import first_data, glimpsed_data
 from ..engine.copy import CopyPlan, Watcher, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
@@ -30,7 +30,7 @@ from ..opening.places import new_place, storage_of, written_name
 from ..sizes import MiB
 from . import copied_bitmaps
 from .bitmap import bitmaps_of
-from .conversion import Conversion, Converted, Source, Target
+from .conversion import AUTO, Conversion, Converted, Source, Target, Zeros
 from .identity import identities, refuse_self, shared_base
 from .snapshot import load_snapshot
 from .unsized import PIPE
@@ -57,7 +57,7 @@ def convert(
     backing: Name | None = None,
     backing_format: str | None = None,
     existing: bool = False,
-    target_zero: bool = False,
+    target_zero: bool | str = False,
     sparse: int | None = None,
     threads: int | None = None,
     in_order: bool = True,
@@ -94,6 +94,7 @@ def convert(
         image, which the caller vouches for. Holes that nothing lies behind are zeros, and are written over it.
     :param existing: write into an image that is there (as large, at least) instead of making one.
     :param target_zero: that image reads as zeros throughout. It is refused where some looks show that it does not.
+        ``"auto"``: find out, by its status or by reading it, of any output; what does not read as zeros is written so.
     :param sparse: see :class:`~diskmill.commands.conversion.Conversion`, as are *threads*, *in_order*, *rate* and
         *offload*.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
@@ -176,7 +177,7 @@ def perform(
             return Converted(asked.target.format, work.size)
         if asked.deterministic is not None:
             stack.enter_context(derived(work.seed(counter, cancel), _epoch()))
-        target = work.existing() if asked.target.existing else work.new()
+        target = work.existing(counter, cancel) if asked.target.existing else work.new()
         try:
             plan = work.plan(target, (damaged or _untold) if asked.salvage else None)
             copied_bitmaps.add_empty(work.bitmaps, target, context)
@@ -226,7 +227,7 @@ def perform(
         target.close()
         if resumption is not None:
             resumption.end()
-        return Converted(target.driver.name, work.size, made)
+        return Converted(target.driver.name, work.size, made, work.zeros)
 
 
 class _Work:
@@ -252,6 +253,7 @@ class _Work:
         self.shared: Image | None = None  # by default everything is copied
         self.shared_size: int | None = None
         self.size = sum(image.size for image in self.images)
+        self.zeros = Zeros(True, "new") if asked.target.zeroed == AUTO else None
         self.resumption: Resumption | None = None
         if asked.resume is not None:
             from .resumption import Resumption
@@ -322,7 +324,7 @@ class _Work:
             raise UnsupportedError(f"format '{target.format}' does not support persistent bitmaps", file=target.name)
         return copied_bitmaps.sound(found, self.asked.skip_broken, image, context)
 
-    def existing(self) -> Image:
+    def existing(self, counter: Progress, cancel: threading.Event | None) -> Image:
         """The target, which is there, and takes what is asked."""
         asked = self.asked.target
         named = None if asked.image_opts else asked.format  # an option string names its driver itself
@@ -343,7 +345,10 @@ class _Work:
                 refuse_unreadable(image, self.context)
             _refuse_compression(self.asked.compress, target)
             copied_bitmaps.refuse(self.asked.bitmaps, self.bitmaps, target, self.context)
-            if asked.zeroed and not (self.resumption is not None and self.resumption.begun):
+            begun = self.resumption is not None and self.resumption.begun
+            if asked.zeroed == AUTO:
+                self.zeros = Zeros(False, "resumed") if begun else _found(target, self.size, counter, cancel)
+            elif asked.zeroed and not begun:
                 _refuse_data(target, self.size)
         except BaseException:
             target.close()
@@ -418,9 +423,10 @@ class _Work:
             _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
         copied_bitmaps.refuse(asked.bitmaps, self.bitmaps, target, context)
         ordered = comes_in_order(self.images)
+        zeroed = asked.target.zeroed is True if self.zeros is None else self.zeros.zeros
         return CopyPlan(
             sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
-            zeroed=asked.target.zeroed if asked.target.existing else target.blank and self.backing is None,
+            zeroed=zeroed if asked.target.existing else target.blank and self.backing is None,
             compress=compress,
             in_order=asked.in_order,
             shared=self.shared,
@@ -561,6 +567,18 @@ def _tell_sectors(images: Sequence[Image], target: Image, context: Context) -> N
 def _refuse_compression(compress: bool, target: Image) -> None:
     if compress and "compression" not in target.driver.capabilities:
         raise UnsupportedError(f"format '{target.driver.name}' does not support compression", file=target.name)
+
+
+def _found(target: Image, size: int, counter: Progress, cancel: threading.Event | None) -> Zeros:
+    """Whether *target* reads as zeros, as far as it will be written, and how that is known."""
+    if all(extent.reads_as_zeros for extent in walk(target, 0, size)):
+        return Zeros(True, "status")
+    counter.phase("look for data in the target")
+    found = glimpsed_data(target, size)
+    if found is None:
+        found = first_data(target, 0, end=size, cancel=cancel)
+    counter.phase("convert")
+    return Zeros(found is None, "reading", found)
 
 
 def _refuse_data(target: Image, size: int) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from ..contract.extents import Extent, Kind
 from ..contract.node import Node
+from ..errors import CancelledError
 from ..sizes import SECTOR, KiB, MiB, round_down, round_up
 from . import beneath
 from .access import read_extent
@@ -157,12 +158,24 @@ def glimpsed_data(node: Node, length: int) -> int | None:
     return None
 
 
-def first_data(node: Node, offset: int, *, progress: Progress | None = None) -> int | None:
-    """The offset of the first sector at or after *offset* that does not read as zeros; None: all does."""
+def first_data(
+    node: Node,
+    offset: int,
+    *,
+    end: int | None = None,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> int | None:
+    """The offset of the first sector from *offset* on, before *end*, that does not read as zeros; None: all does.
+
+    :raises CancelledError: *cancel* was set.
+    """
     buffer = bytearray(_CHUNK)
-    for extent in walk(node, offset, node.size - offset):
+    for extent in walk(node, offset, (node.size if end is None else end) - offset):
         if extent.kind in (Kind.DATA, Kind.ENCODED):
             for at in range(extent.start, extent.end, _CHUNK):
+                if cancel is not None and cancel.is_set():
+                    raise CancelledError("cancelled")
                 part = extent.clip(at, at + _CHUNK)
                 read_extent(part, memoryview(buffer)[: part.length])
                 for sector in range(0, part.length, SECTOR):

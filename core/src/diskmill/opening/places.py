@@ -87,7 +87,9 @@ def expect_device(name: str | None, node: Node, context: Context) -> None:
     :raises UsageError: *node* is storage, and no block device.
     """
     if name in DEVICES and context.habits.devices_are_there and isinstance(node, Storage) and not node.is_device:
-        raise UsageError(f"'{name}' driver requires '{node.name}' to be a block device", file=node.name)
+        raise UsageError(
+            f"'{name}' driver requires '{node.name}' to be either a character or block device", file=node.name
+        )
 
 
 def storage_of(node: Node) -> Storage:

@@ -10,8 +10,8 @@ from diskmill.contract.options import Option
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, OpenRequest
+    from diskmill.kit.emptied import Emptied
 
-    from .output import NbdOutput
     from .place import NbdPlace
     from .serving import Serving
     from .storage import NbdStorage
@@ -63,9 +63,9 @@ class NbdDriver(ProtocolDriver):
         return open_nbd(self, request)
 
     @hookimpl
-    def create(self, request: CreateRequest) -> NbdOutput:
+    def create(self, request: CreateRequest) -> Emptied:
         """An export for a new image: its server has made it, and it keeps its size."""
-        from .output import create_nbd
+        from .storage import create_nbd
 
         return create_nbd(self, request)
 

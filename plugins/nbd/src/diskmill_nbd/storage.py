@@ -19,7 +19,8 @@ from .place import NbdPlace, place_of
 from .tls import Credentials, credentials_of
 
 if TYPE_CHECKING:
-    from diskmill.contract.requests import OpenRequest
+    from diskmill.contract.requests import CreateRequest, OpenRequest
+    from diskmill.kit.emptied import Emptied
 
     from . import NbdDriver
 
@@ -161,6 +162,28 @@ def open_nbd(driver: NbdDriver, request: OpenRequest) -> NbdStorage:
         client.close()
         raise UnsupportedError(f"the server does not have the metadata context '{context}'", file=client.name)
     return NbdStorage(driver, client, context, request.context.cache)
+
+
+def create_nbd(driver: NbdDriver, request: CreateRequest) -> Emptied:
+    """The export called ``request.name``, emptied.
+
+    :raises StorageError: it cannot be reached, or not be written.
+    """
+    from diskmill.kit.emptied import Emptied
+
+    if request.like is not None:
+        raise UsageError("an NBD export cannot be replaced", file=request.name)
+    place = request.place
+    if not isinstance(place, NbdPlace):
+        place = place_of(driver, {"filename": request.name})
+    client = Client(place.location, Settings(), writable=True)
+    try:
+        storage = NbdStorage(driver, client, c.BASE_ALLOCATION, request.context.cache)
+        storage.place = place
+        return Emptied(storage, client.flush)
+    except BaseException:
+        client.close()
+        raise
 
 
 def _credentials(request: OpenRequest, location: Location) -> Credentials | None:

@@ -12,11 +12,11 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
 from ctypes import byref, c_void_p
 from typing import Any
 
 from diskmill.errors import StorageError
+from diskmill.kit.pool import Pool
 
 from .c_libnfs import Stat, library
 from .place import Server
@@ -128,56 +128,21 @@ class Connection:
             self._library.nfs_destroy_context(context)
 
 
-class Connections:
+class Connections(Pool[Connection]):
     """The file *name* of *folder*, open once a connection, from *first* on, which has it open."""
 
     def __init__(self, server: Server, folder: str, name: str, first: Connection, *, flags: int, timeout: int) -> None:
+        super().__init__(first, AT_ONCE)
         self.name = name
         self._server = server
         self._folder = folder
         self._flags = flags
         self._timeout = timeout
-        self._all = [first]
-        self._free = [first]
-        self._state = threading.Condition()
-        self._making = 0
-        self._given_up = False
         found = first.attributes()
         self._file = found.dev, found.ino
 
-    @contextlib.contextmanager
-    def one(self) -> Iterator[Connection]:
-        """A connection to oneself."""
-        connection = self._take()
-        try:
-            yield connection
-        finally:
-            with self._state:
-                self._free.append(connection)
-                self._state.notify()
-
-    def _take(self) -> Connection:
-        with self._state:
-            while not self._free and len(self._all) + self._making >= AT_ONCE:
-                self._state.wait()
-            if self._given_up:
-                raise StorageError("the connection was given up", errno=errno.ECANCELED)
-            if self._free:
-                return self._free.pop()
-            self._making += 1
-            name = self.name
-        connection = None
-        try:
-            connection = self._another(name)
-            return connection
-        finally:
-            with self._state:
-                self._making -= 1
-                if connection is not None:
-                    self._all.append(connection)
-                self._state.notify()
-
-    def _another(self, name: str) -> Connection:
+    def another(self) -> Connection:
+        name = self.name
         caching = self._flags == os.O_RDONLY
         connection = Connection(self._server, self._folder, timeout=self._timeout, caching=caching)
         try:
@@ -189,20 +154,6 @@ class Connections:
             connection.close()
             raise
         return connection
-
-    def interrupt(self) -> None:
-        """Let everyone who waits leave with an error."""
-        with self._state:
-            self._given_up = True
-            connections = list(self._all)
-            self._state.notify_all()
-        for connection in connections:
-            connection.interrupt()
-
-    def close(self) -> None:
-        """End all of them. Nobody asks anything any more."""
-        for connection in self._all:
-            connection.close()
 
 
 def expect_file(attributes: Stat) -> None:

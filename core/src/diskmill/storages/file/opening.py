@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...contract.requests import CreateRequest, OpenRequest
 
 _DIRECT = ("none", "directsync")
+_NULL = os.makedev(1, 3)
 
 
 def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
@@ -31,7 +32,7 @@ def open_file(driver: ProtocolDriver, request: OpenRequest) -> FileStorage:
     place = request.place
     follow = place.follow if isinstance(place, FilePlace) else request.options.get("follow") is not False
     try:
-        expect = _expect_file if follow else _expect_regular
+        expect = _expect_regular if not follow else _expect_file if request.writable else _expect_readable
         expect(os.stat(name, follow_symlinks=follow), name)
         if follow:
             fd, folder = open_named(name, flags)
@@ -128,6 +129,12 @@ def _class(cache: str) -> type[FileStorage]:
 def _expect_file(info: os.stat_result, name: str) -> None:
     if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
         raise StorageError("it is neither a regular file nor a block device", file=name)
+
+
+def _expect_readable(info: os.stat_result, name: str) -> None:
+    """As for what is written; and ``/dev/null`` is an empty device."""
+    if not (stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL):
+        _expect_file(info, name)
 
 
 def _expect_regular(info: os.stat_result, name: str) -> None:
