@@ -9,7 +9,7 @@ from functools import partial
 from ..contract.extents import Extent, Kind
 from ..contract.node import Node
 from ..sizes import SECTOR, KiB, MiB, round_down, round_up
-from . import beneath
+from . import leaves
 from .access import read_extent
 from .progress import Progress
 from .walk import walk
@@ -56,8 +56,8 @@ def first_difference(
     """
     found = _Found()
     tasks = _tasks(pairs(left, right, length), found, watch, progress or Progress())
-    comparer = _Comparer(found, beneath.order((left, right)), progress or Progress())
-    count, interrupt = threads or beneath.threads((left, right)), partial(beneath.interrupt, (left, right))
+    comparer = _Comparer(found, leaves.order((left, right)), progress or Progress())
+    count, interrupt = threads or leaves.threads((left, right)), partial(leaves.interrupt, (left, right))
     Workers(tasks, comparer.worker, threads=count, cancel=cancel, interrupt=interrupt).run()
     return found.offset
 
