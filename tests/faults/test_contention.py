@@ -23,6 +23,10 @@ def test_two_writers_and_three_readers(layout: str, tmp_path: Path) -> None:
     assert contend(tmp_path, layout, 0.4, 1).failures == []
 
 
+def test_every_format_that_is_written_is_fought_over() -> None:
+    assert {format for format, _ in LAYOUTS.values()} >= set(formats("create", "write"))
+
+
 class Parked:
     """Lets the reads of one thread of storage in memory wait before they take the bytes."""
 

@@ -70,6 +70,12 @@ def test_every_format_reads_as_from_a_file(name: str, folder: Path, web: Web, tm
     like_the_file(name, folder, web.url, tmp_path)
 
 
+def test_files_beside_an_image_are_told_by_their_urls(folder: Path, web: Web) -> None:
+    diskmill.create(str(folder / "flat.vmdk"), MiB, format="vmdk", options={"subformat": "monolithicFlat"})
+    told = [child.filename for child in diskmill.info(f"{web.url}/flat.vmdk").children]
+    assert told == [f"{web.url}/flat.vmdk", f"{web.url}/flat-flat.vmdk"]
+
+
 @pytest.mark.parametrize("name", ["img.qcow2", "top.qcow2", "pieces.vmdk", "odd.raw"])
 def test_ftp(name: str, folder: Path, ftp: str, tmp_path: Path) -> None:
     like_the_file(name, folder, ftp, tmp_path)

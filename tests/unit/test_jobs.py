@@ -12,7 +12,8 @@ from typing import Any
 
 import diskmill
 import pytest
-from diskmill import Secret, Settings, Source, Target
+from diskmill import Context, Secret, Settings, Source, Target
+from diskmill.contract.limits import Limits
 from diskmill.errors import UsageError
 from diskmill.jobs import Check, Compare, Convert, Digest, Info, Job, Measure
 from samples import KiB, MiB, sparse_file
@@ -88,6 +89,14 @@ SOURCE, TARGET = Source("a"), Target("b")
         lambda: Target("b", backing_format="raw"),
         lambda: Source("a", cache="none at all"),
         lambda: Settings(overwrite="perhaps"),
+        lambda: Settings(trust=5),  # type: ignore[arg-type]
+        lambda: Settings(trust=("no such folder",)).context(),
+        lambda: Limits(memory=-1),
+        lambda: Context(cache="none at all"),
+        lambda: Context(trust=5),  # type: ignore[arg-type]
+        lambda: diskmill.digest("a", threads=17),
+        lambda: diskmill.sync("a", "b", threads=0),
+        lambda: diskmill.bench("a", depth=0),
         lambda: Settings(secrets=(Secret("s", data="1"), Secret("s", data="2"))),
         lambda: Secret("s"),
         lambda: Secret("s", data="1", file="2"),
@@ -104,3 +113,8 @@ def test_what_contradicts_itself_is_no_job(make: Any) -> None:
 def test_a_job_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         Convert((SOURCE,), TARGET).compress = True  # type: ignore[misc]
+
+
+def test_folders_on_servers_are_trusted_by_url() -> None:
+    assert Context(trust="https://host/disks/").trust.folders == ("https://host/disks/",)
+    assert Settings(trust=("https://host/disks/", "folder")).context().trust.own

@@ -63,7 +63,7 @@ def test_limits_are_parsed() -> None:
 
 def test_counts_of_clusters_that_a_file_does_not_hold_are_charged(tmp_path: Path) -> None:
     import numpy as np
-    from diskmill_qcow2.counts import CHUNK, Counts, Room
+    from diskmill_qcow2.recount import CHUNK, Counts, Room
 
     path = tmp_path / "sparse"
     path.touch()
@@ -80,7 +80,7 @@ def test_counts_of_clusters_that_a_file_does_not_hold_are_charged(tmp_path: Path
 
 
 def test_counts_of_what_a_file_holds_are_not_charged(tmp_path: Path) -> None:
-    from diskmill_qcow2.counts import Counts, Room
+    from diskmill_qcow2.recount import Counts, Room
 
     path = tmp_path / "full"
     path.write_bytes(bytes(1 << 20))

@@ -211,7 +211,7 @@ def tell_of_raw(arguments: Arguments, session: Session, key: str, flag: str, nam
     """Tell a person at a terminal that *name* will be raw for want of the option *key*, if it is called otherwise."""
     if session.plain or session.quiet or arguments.has(key) or sys.stderr is None or not sys.stderr.isatty():
         return
-    from diskmill.opening.known import named_after
+    from diskmill.opening.known_drivers import named_after
 
     called = named_after(name)
     if called is not None:

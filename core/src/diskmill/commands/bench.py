@@ -12,6 +12,7 @@ from ..errors import DiskmillError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
+from ..sizes import whole
 
 MAX_THREADS = 64
 
@@ -55,6 +56,8 @@ def bench(
     """
     name = given_name(name)
     context = context or Context()
+    count, depth, size = whole(count, "count"), whole(depth, "depth", 1), whole(size, "size")
+    step, offset, pattern = whole(step, "step"), whole(offset, "offset"), whole(pattern, "pattern", 0, 255)
     if flush_interval and not write:
         raise UsageError("a flush interval goes with writing")
     if flush_interval and flush_interval < depth:

@@ -128,8 +128,7 @@ class Conversion:
                 raise UsageError(said("mark_every requires resume", "--mark-every requires --resume"))
         object.__setattr__(self, "sources", tuple(self.sources))
         object.__setattr__(self, "rate", whole(self.rate, "rate"))
-        if self.threads is not None:
-            object.__setattr__(self, "threads", whole(self.threads, "threads", 1, MOST_THREADS))
+        object.__setattr__(self, "threads", thread_count(self.threads))
         if self.sparse is not None:
             object.__setattr__(self, "sparse", sparse := whole(self.sparse, "sparse"))
             if sparse % SECTOR or sparse > _MOST_SPARSE:
@@ -226,6 +225,11 @@ class Converted(NamedTuple):
     size: int
     digest: str | None = None
     zeros: Zeros | None = None
+
+
+def thread_count(threads: int | None) -> int | None:
+    """*threads*, which a caller asks for. :raises UsageError: it cannot be meant."""
+    return None if threads is None else whole(threads, "threads", 1, MOST_THREADS)
 
 
 def _known(cache: str) -> None:

@@ -11,12 +11,13 @@ from ..contract.limits import Meter
 from ..contract.node import Image
 from ..engine.digest import BLOCK, Checks, Digester, hash_of, scan
 from ..engine.progress import Progress, Report
-from ..errors import CancelledError, ImageError, UsageError
+from ..errors import CancelledError, ImageError
 from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
-from ..sizes import SECTOR, round_up
+from ..sizes import SECTOR, round_up, whole
+from .conversion import thread_count
 from .unsized import piped
 
 ALGORITHM = "sha256"
@@ -45,8 +46,7 @@ def digest(
     """
     context = context or Context()
     name = piped(given_name(name), context, image_opts=image_opts)
-    if block_size <= 0:
-        raise UsageError("the block size must be at least 1 byte")
+    block_size, threads = whole(block_size, "block_size", 1), thread_count(threads)
     counter = Progress(progress)
     with open_image(name, format, context=context, image_opts=image_opts, unsized=True) as image:
         if image.unsized:

@@ -11,7 +11,7 @@ from ..contract.drivers import CAPABILITIES, CryptoDriver, Driver, FilterDriver,
 from ..contract.options import Option
 from ..errors import DriverError, did_you_mean
 from ..opening.discovery import EntryPoint
-from ..opening.known import PACKAGES
+from ..opening.known_drivers import PACKAGES
 from ..opening.registry import PLUGIN_GROUP, Registry, default_registry
 
 _KINDS = (FormatDriver, ProtocolDriver, FilterDriver, CryptoDriver)

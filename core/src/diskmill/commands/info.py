@@ -12,7 +12,7 @@ from ..errors import DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name, parse_name, parse_options, relative_to
-from ..opening.places import place_of
+from ..opening.places import place_of, place_under
 from ..opening.registry import Registry
 from ..opening.runtime import without_runtime
 from ..sizes import SECTOR
@@ -103,7 +103,9 @@ def _children(node: Node) -> Iterator[ChildInfo]:
         if isinstance(node, Image) and one is not node.file:
             role = roles[min(others, len(roles) - 1)] if roles else "extent"
             name = f"extents.{others}" if role == "extent" else role
-            shown = os.path.normpath(one.name)  # what stands beside an image is named ./so
+            place = place_under(one)
+            is_path = place is not None and place.driver.name == "file"
+            shown = os.path.normpath(one.name) if is_path else one.name  # what stands beside an image is named ./so
             others += 1
         else:
             name, shown = "file", one.name

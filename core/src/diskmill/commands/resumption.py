@@ -26,7 +26,7 @@ from ..contract.options import validate
 from ..contract.place import Place
 from ..contract.requests import CreateRequest, OpenRequest
 from ..engine.copy import CopyPlan, Watcher, copy
-from ..engine.copy.tasks import joined
+from ..engine.copy.tasks import in_a_row
 from ..engine.digest import Digester, scan
 from ..engine.progress import Progress, RateLimit
 from ..errors import ImageError, StorageError, UnsupportedError, UsageError, said
@@ -377,7 +377,7 @@ class Resumption:
     def _next(self, at: int) -> int:
         """Where the next mark comes: as much data away as the distance says."""
         found = 0
-        for extent in joined(self._images, at, at, None, CopyPlan()):
+        for extent in in_a_row(self._images, at, at, None, CopyPlan()):
             if not extent.reads_as_zeros:
                 if found + extent.length >= self._distance:
                     end = extent.start + self._distance - found

@@ -14,7 +14,9 @@ from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
 from ..records import replace
+from ..sizes import whole
 from .changes import unlike
+from .conversion import thread_count
 from .identity import refuse_self
 
 
@@ -60,8 +62,7 @@ def sync(
     """
     source, target = given_name(source), given_name(target)
     context = context or Context()
-    if block_size <= 0:
-        raise UsageError("the block size must be at least 1 byte")
+    block_size, threads = whole(block_size, "block_size", 1), thread_count(threads)
     counter = Progress(progress)
     with open_image(source, format, context=context, image_opts=image_opts) as image:
         if not image_opts:

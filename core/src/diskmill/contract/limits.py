@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DiskmillError, UsageError, did_you_mean
 from ..records import record
-from ..sizes import MiB, format_size, parse_size
+from ..sizes import MiB, format_size, parse_size, whole
 
 if TYPE_CHECKING:
     from .node import Node, Storage
@@ -51,6 +51,10 @@ class Limits:
     work: int = 1 << 18
     chain: int = 1000
     files: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in self.__match_args__:
+            object.__setattr__(self, name, whole(getattr(self, name), f"limit {name}", 1))
 
     @classmethod
     def parse(cls, text: str) -> Limits:

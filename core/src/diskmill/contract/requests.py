@@ -117,8 +117,8 @@ class CreateRequest:
     options: Mapping[str, Value] = field(default_factory=dict)
     file: Storage | None = None
     backing: Backing | None = None
-    sibling: Callable[[str], Storage] = _nowhere
-    header: Callable[[str], Storage] = _nowhere
+    sibling: Callable[[str], Storage] = lambda name: _nowhere(name)
+    header: Callable[[str], Storage] = lambda name: _nowhere(name)
     compressed: bool = False
     layout: Callable[[], Iterator[tuple[int, int]]] | None = None
     like: Storage | None = None

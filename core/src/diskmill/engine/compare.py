@@ -10,7 +10,7 @@ from ..contract.extents import Extent, Kind
 from ..contract.node import Node
 from ..errors import CancelledError
 from ..sizes import SECTOR, KiB, MiB, round_down, round_up
-from . import beneath
+from . import leaves
 from .access import read_extent
 from .progress import Progress
 from .walk import walk
@@ -57,8 +57,8 @@ def first_difference(
     """
     found = _Found()
     tasks = _tasks(pairs(left, right, length), found, watch, progress or Progress())
-    comparer = _Comparer(found, beneath.order((left, right)), progress or Progress())
-    count, interrupt = threads or beneath.threads((left, right)), partial(beneath.interrupt, (left, right))
+    comparer = _Comparer(found, leaves.order((left, right)), progress or Progress())
+    count, interrupt = threads or leaves.threads((left, right)), partial(leaves.interrupt, (left, right))
     Workers(tasks, comparer.worker, threads=count, cancel=cancel, interrupt=interrupt).run()
     return found.offset
 

@@ -19,12 +19,12 @@ from ..contract.extents import Extent
 from ..contract.limits import READ_PER_WORK, Meter
 from ..contract.node import Node
 from ..errors import UsageError
-from . import beneath
+from . import leaves
 from .copy.gauge import CHUNK
 from .copy.plan import CopyPlan, Watcher
 from .copy.reading import Buffers, read
 from .copy.stretches import Stretch
-from .copy.tasks import Task, joined, tasks_of
+from .copy.tasks import Task, in_a_row, tasks_of
 from .progress import Progress, RateLimit
 from .workers import Workers
 
@@ -235,7 +235,7 @@ def scan(
     counter, pace = progress or Progress(), limit or RateLimit()
     plan = CopyPlan(zeroed=True)
     sources = [source] if isinstance(source, Node) else source
-    order = beneath.order(sources)
+    order = leaves.order(sources)
     chunk = -(-CHUNK // granule) * granule
 
     def left_out(extent: Extent) -> None:
@@ -258,8 +258,8 @@ def scan(
 
         return work
 
-    tasks = tasks_of(joined(sources, offset, offset, length, plan), chunk, granule, 1, plan, left_out)
-    count, interrupt = threads or beneath.threads(sources), partial(beneath.interrupt, sources)
+    tasks = tasks_of(in_a_row(sources, offset, offset, length, plan), chunk, granule, 1, plan, left_out)
+    count, interrupt = threads or leaves.threads(sources), partial(leaves.interrupt, sources)
     Workers(tasks, worker, threads=count, cancel=cancel, interrupt=interrupt).run()
 
 

@@ -7,7 +7,7 @@ goes by places (:mod:`diskmill.contract.place`), so it holds for every protocol.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..contract.drivers import FilterDriver
@@ -50,15 +50,20 @@ class Trust:
     def of(cls, given: Trust | str | Sequence[str]) -> Trust:
         """*given*, or the policy that the word or folder *given*, or several of them, name.
 
-        :raises UsageError: it is none of the words, and no folder.
+        :raises UsageError: it is none of the words, no folder and no URL.
         """
         if isinstance(given, Trust):
             return given
-        texts = [given] if isinstance(given, str | os.PathLike) else list(given)
-        for one in texts:
-            if one not in ("nothing", "folder", "anything") and not os.path.isdir(one):
-                raise UsageError(f"trust is 'nothing', 'folder', 'anything' or a folder that exists, not {one!r}")
-        return cls.parse([os.fspath(one) for one in texts])
+        several = isinstance(given, Iterable) and not isinstance(given, str | os.PathLike)
+        texts: list[str] = []
+        for one in given if several else [given]:
+            text = os.fspath(one) if isinstance(one, str | os.PathLike) else ""
+            if text not in ("nothing", "folder", "anything") and "://" not in text and not os.path.isdir(text):
+                raise UsageError(
+                    f"trust is 'nothing', 'folder', 'anything', a folder that exists or the URL of one, not {one!r}"
+                )
+            texts.append(text)
+        return cls.parse(texts)
 
     @property
     def anything(self) -> bool:

@@ -31,7 +31,7 @@ from ..errors import (
 )
 from ..storages.fileobj import lent
 from .context import Context
-from .known import BUNDLES, no_disk, recognise
+from .known_drivers import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
 from .places import expect_device, place_under, protocol_of, storage_of
 from .runtime import split_runtime, without_runtime

@@ -9,7 +9,7 @@ from ..contract.drivers import FilterDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
 from ..contract.place import Place
 from ..errors import DriverError, UnsupportedError, UsageError
-from .known import PACKAGES
+from .known_drivers import PACKAGES
 from .names import DEVICES, flatten, new_file, parse_name, relative_to
 from .registry import Registry
 

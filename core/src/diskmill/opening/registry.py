@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ..contract import calls
 from ..contract.drivers import CryptoDriver, Driver, FilterDriver, FormatDriver, ProtocolDriver
 from ..errors import DriverError, did_you_mean
-from . import direct
+from . import dispatch
 from .discovery import EntryPoint, installed
-from .known import ALIASES, PACKAGES, how_to_install, recognise
+from .known_drivers import ALIASES, PACKAGES, how_to_install, recognise
 
 if TYPE_CHECKING:
     import pluggy
@@ -32,7 +32,7 @@ _WORDS = {kind.group: kind.kind for kind in (FormatDriver, ProtocolDriver, Filte
 
 def _unmarked(driver: Driver) -> Iterator[str]:
     """Methods of *driver* that are called as a hook is, but would never be."""
-    for hook in direct.HOOKS:
+    for hook in dispatch.HOOKS:
         method = getattr(type(driver), hook, None)
         if method is not None and not hasattr(method, "diskmill_impl"):
             yield f"its method '{hook}' is not marked as a hook: put @hookimpl above it"
@@ -111,7 +111,7 @@ class Registry:
             self.failures[name or label] = "; ".join(faults)
             return False
         known = label in self._plain or any(plugin is other for other in self._plain.values())
-        if self._manager is None and not known and isinstance(plugin, Driver) and direct.is_plain(plugin):
+        if self._manager is None and not known and isinstance(plugin, Driver) and dispatch.is_plain(plugin):
             self._plain[label] = plugin
             return True
         plugins = self.plugins  # imports pluggy
@@ -221,7 +221,7 @@ class Registry:
         caller = self._callers.get((driver, hook))
         if caller is None:
             if self._manager is None:
-                caller = direct.caller(driver, hook)
+                caller = dispatch.caller(driver, hook)
             else:
                 others = [other for other in self._drivers.values() if other is not driver]
                 caller = self._manager.subset_hook_caller(hook, others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..contract.limits import Budget, Limits
@@ -35,8 +35,10 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        trust = (self.trust,) if isinstance(self.trust, str) else tuple(self.trust)
-        object.__setattr__(self, "trust", trust)
+        trust = (self.trust,) if isinstance(self.trust, str) or not isinstance(self.trust, Iterable) else self.trust
+        if not all(isinstance(one, str) for one in trust):
+            raise UsageError(f"trust is words and names of folders, not {self.trust!r}")
+        object.__setattr__(self, "trust", tuple(trust))
         object.__setattr__(self, "secrets", tuple(self.secrets))
         if self.overwrite not in OVERWRITES:
             raise UsageError(f"overwrite is one of {', '.join(OVERWRITES)}, not {self.overwrite!r}")

@@ -213,7 +213,7 @@ class Qcow2Driver(FormatDriver):
     def check(self, image: Qcow2Image, repair: str) -> CheckResult:
         """Refcounts, leaks, overlaps, flags and offsets."""
         if not repair:
-            from .sound import check
+            from .quick_check import check
 
             return check(image)
         from .repair import repair as mend

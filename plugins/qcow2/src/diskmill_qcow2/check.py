@@ -18,9 +18,9 @@ from diskmill.sizes import MiB
 
 from . import bitmaps, snapshots
 from . import c_qcow2 as c
-from .counts import CHUNK, Counts, Marks, Room, chunks_of, unpack
+from .bounds import compressed_misplaced, misplaced, unaligned
 from .header import Header
-from .places import compressed_misplaced, misplaced, unaligned
+from .recount import CHUNK, Counts, Marks, Room, chunks_of, unpack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from diskmill.sizes import KiB, MiB
 
 from . import bitmaps as disk
 from . import c_qcow2 as c
-from .places import misplaced
+from .bounds import misplaced
 
 if TYPE_CHECKING:
     from .image import Qcow2Image

@@ -16,7 +16,7 @@ from diskmill.sizes import MiB, round_up
 
 from . import c_qcow2 as c
 from . import header as qcow2_header
-from .places import outside, unaligned
+from .bounds import outside, unaligned
 
 if TYPE_CHECKING:
     from diskmill import Context

@@ -15,8 +15,8 @@ from diskmill.errors import ImageError
 from diskmill.kit import tables
 
 from . import c_qcow2 as c
+from .bounds import compressed_misplaced, misplaced
 from .l2 import compressed_place
-from .places import compressed_misplaced, misplaced
 
 if TYPE_CHECKING:
     from .image import Qcow2Image

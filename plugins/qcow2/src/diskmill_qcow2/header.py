@@ -13,7 +13,7 @@ from diskmill.records import field, record, replace
 from diskmill.sizes import SECTOR, MiB, round_down, round_up
 
 from . import c_qcow2 as c
-from .places import outside, unaligned
+from .bounds import outside, unaligned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

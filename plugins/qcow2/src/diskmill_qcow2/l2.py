@@ -18,7 +18,7 @@ from diskmill.kit.blocks import BlockTable
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
-from .places import counted, misplaced
+from .bounds import counted, misplaced
 
 if TYPE_CHECKING:
     import threading

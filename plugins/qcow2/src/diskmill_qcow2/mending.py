@@ -15,10 +15,10 @@ from diskmill.sizes import MiB, round_up
 
 from . import bitmaps, encryption, snapshots
 from . import c_qcow2 as c
+from .bounds import misplaced as no_cluster
+from .bounds import outside
 from .check import Checker
-from .counts import Counts, chunks_of, pack
-from .places import misplaced as no_cluster
-from .places import outside
+from .recount import Counts, chunks_of, pack
 from .salvage import compressed_range, find_tables, impossible, misplaced, refuse_lost, runs
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from diskmill.errors import ImageError
 
 from . import c_qcow2 as c
+from .bounds import counted
 from .header import check_refcount_table, read_header
 from .image import Qcow2Image
-from .places import counted
 
 if TYPE_CHECKING:
     from diskmill.contract.drivers import FormatDriver

@@ -19,7 +19,7 @@ from diskmill.kit import tables
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from . import c_qcow2 as c
-from .places import misplaced
+from .bounds import misplaced
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node

@@ -22,8 +22,8 @@ from diskmill.errors import ImageError
 from . import c_qcow2 as c
 from . import snapshots
 from .check import Checker
-from .counts import chunks_of, pack, unpack
 from .mending import Mender, switch
+from .recount import chunks_of, pack, unpack
 from .salvage import find_tables, refuse_lost, runs
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from diskmill.errors import ImageError, UnsupportedError
 from diskmill.sizes import MiB
 
 from . import c_qcow2 as c
-from .counts import CHUNK, Counts, Marks, Room, chunks_of, pack, unpack
+from .bounds import compressed_misplaced, misplaced
 from .header import check_refcount_table
-from .places import compressed_misplaced, misplaced
+from .recount import CHUNK, Counts, Marks, Room, chunks_of, pack, unpack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,9 +24,9 @@ from diskmill.sizes import MiB, format_size
 
 from . import bitmaps
 from . import c_qcow2 as c
+from .bounds import compressed_misplaced, unaligned
+from .bounds import misplaced as no_cluster
 from .check import Checker
-from .places import compressed_misplaced, unaligned
-from .places import misplaced as no_cluster
 from .revision import stretches
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from diskmill.records import record
 from diskmill.sizes import round_up
 
 from . import c_qcow2 as c
-from .places import outside
+from .bounds import outside
 
 if TYPE_CHECKING:
     from diskmill.contract.node import Node

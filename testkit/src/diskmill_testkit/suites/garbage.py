@@ -14,7 +14,7 @@ import pytest
 from diskmill.contract.extents import Kind
 from diskmill.errors import DiskmillError
 from diskmill.opening.graph import open_image
-from diskmill.opening.known import recognise
+from diskmill.opening.known_drivers import recognise
 from diskmill.sizes import KiB, MiB
 
 from ..machine import FORMATS, Machine, formats, fragments, names, read_only, unit_of, variants
@@ -247,7 +247,7 @@ def test_truncated_images(format: str) -> None:
 
 def beginnings(format: str) -> list[bytes]:
     """What files of the format may begin with, as far as the core can tell."""
-    from diskmill.opening.known import _MAGICS
+    from diskmill.opening.known_drivers import _MAGICS
 
     return [b"", *(bytes(offset) + magic for name, offset, magic in _MAGICS if name == format)]
 

@@ -8,7 +8,7 @@ import diskmill
 import pytest
 from diskmill.errors import DiskmillError, UnsupportedError
 from diskmill.opening.graph import open_image
-from diskmill.opening.known import PACKAGES, recognise
+from diskmill.opening.known_drivers import PACKAGES, recognise
 from diskmill.sizes import KiB, MiB
 
 from ..machine import FORMATS, Machine, fragments, kinds, merged, names, pattern, read_only, refused

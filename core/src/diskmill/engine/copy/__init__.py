@@ -15,7 +15,7 @@ from functools import partial
 
 from ...contract.extents import Extent, Kind
 from ...contract.node import Image, Node
-from .. import beneath
+from .. import leaves
 from ..progress import Progress, RateLimit
 from ..workers import Order, Workers
 from .compressed import Compressed, Overlay
@@ -24,7 +24,7 @@ from .gauge import CHUNK, Gauge
 from .in_place import InPlace
 from .plan import CopyPlan, Watcher
 from .reading import Buffers, read
-from .tasks import Task, joined, tasks_of
+from .tasks import Task, in_a_row, tasks_of
 from .writer import Turns, Window, Writer
 
 __all__ = ["CopyPlan", "Watcher", "copy"]
@@ -63,15 +63,15 @@ def copy(
         plan = replace(plan, sparse=target.unit)  # a unit of zeros is never worth a place
     sources = [source] if isinstance(source, Node) else source
     graphs = [*sources, target]
-    threads = plan.threads or beneath.threads(graphs)
-    writer = _writer(target, plan, Gauge(target, plan, beneath.chunk(graphs, CHUNK, threads)))
-    order = Order(1) if plan.one_by_one else beneath.order(sources)
+    threads = plan.threads or leaves.threads(graphs)
+    writer = _writer(target, plan, Gauge(target, plan, leaves.chunk(graphs, CHUNK, threads)))
+    order = Order(1) if plan.one_by_one else leaves.order(sources)
     copier = _Copier(writer, order, progress or Progress(), limit or RateLimit(), watchers, reached)
-    extents = joined(sources, source_offset, target_offset, length, plan)
+    extents = in_a_row(sources, source_offset, target_offset, length, plan)
     if ranges is not None:
-        extents = (one for start, count in ranges for one in joined(sources, start, start, count, plan))
+        extents = (one for start, count in ranges for one in in_a_row(sources, start, start, count, plan))
     tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
-    interrupt = partial(beneath.interrupt, graphs)
+    interrupt = partial(leaves.interrupt, graphs)
     with ExitStack() as inside:
         for one in sources:
             if isinstance(one, Image) and one.writable and one is not target:

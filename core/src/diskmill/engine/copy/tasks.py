@@ -27,7 +27,7 @@ class Task:
         return sum(extent.length for extent in self.extents) if self.extents else self.end - self.start
 
 
-def joined(sources: Sequence[Node], offset: int, at: int, length: int | None, plan: CopyPlan) -> Iterator[Extent]:
+def in_a_row(sources: Sequence[Node], offset: int, at: int, length: int | None, plan: CopyPlan) -> Iterator[Extent]:
     """The extents of *sources*, one disk after the other, from *offset* in all of them on, moved to where they go in
     the target: from *at* on.
 

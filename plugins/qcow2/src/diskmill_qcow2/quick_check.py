@@ -17,7 +17,7 @@ from diskmill.errors import DiskmillError
 from diskmill.sizes import KiB
 
 from . import c_qcow2 as c
-from .places import misplaced
+from .bounds import misplaced
 
 if TYPE_CHECKING:
     from .image import Qcow2Image

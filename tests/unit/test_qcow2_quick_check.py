@@ -9,7 +9,7 @@ import pytest
 from diskmill.errors import DiskmillError
 from diskmill.opening.context import Context
 from diskmill.opening.graph import open_image
-from diskmill_qcow2 import check, sound
+from diskmill_qcow2 import check, quick_check
 from tools import qemu_img, qemu_io
 
 CLUSTER = 4096
@@ -20,8 +20,8 @@ def results(path: Path) -> tuple[object, object] | None:
     """What the quick check and the whole one say, each None where it leaves the matter to others."""
     with open_image(str(path), "qcow2", context=Context(), backing=False) as image:
         try:
-            quick = sound._Reader(image).result()
-        except (sound._Odd, DiskmillError):
+            quick = quick_check._Reader(image).result()
+        except (quick_check._Odd, DiskmillError):
             return None
         return quick, check.check(image)
 

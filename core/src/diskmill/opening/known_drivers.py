@@ -61,7 +61,7 @@ PACKAGES = {
 def how_to_install(package: str) -> str:
     """What one does to have *package*, as a phrase. In a clone of the project it is there to be installed from."""
     clone = os.path.abspath(__file__)
-    for _ in range(5):  # core/src/diskmill/opening/known.py
+    for _ in range(5):  # core/src/diskmill/opening/known_drivers.py
         clone = os.path.dirname(clone)
     folder = os.path.join(clone, "plugins", package.removeprefix("diskmill-"))
     if os.path.isfile(os.path.join(folder, "pyproject.toml")):
