@@ -373,6 +373,8 @@ def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, 
     copy.write_bytes(disk.read_bytes())
     with nbdkit(sock, "--filter=delay", "file", copy, delay):
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            while writing and any(copy.read_bytes()[:65536]) and child.poll() is None:
+                time.sleep(0.01)  # until it has begun
             time.sleep(1.2)
             assert child.poll() is None
             child.send_signal(signal.SIGINT)
