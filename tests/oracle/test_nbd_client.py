@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ SERVERS = {
 }
 
 
+def in_pieces(offset: int, buffer: bytearray, rng: random.Random) -> list[tuple[int, memoryview]]:
+    """Parts of *buffer*, which begins at *offset*, in any order."""
+    cuts = sorted({0, len(buffer), *(rng.randrange(len(buffer)) for _ in range(rng.randrange(4)))})
+    pieces = [(offset + low, memoryview(buffer)[low:high]) for low, high in pairwise(cuts)]
+    rng.shuffle(pieces)
+    return pieces
+
+
 @pytest.mark.parametrize("words", SERVERS.values(), ids=SERVERS)
 def test_random_requests_of_two_threads_read_as_a_model_says(words: tuple[str, ...], disk: Path, sock: Path) -> None:
     model = bytearray(disk.read_bytes())
@@ -85,11 +94,11 @@ def test_random_requests_of_two_threads_read_as_a_model_says(words: tuple[str, .
                 action = rng.choice("rrwwzf")
                 if action == "r":
                     buffer = bytearray(length)
-                    client.read_into(offset, buffer)
+                    client.read_pieces(in_pieces(offset, buffer, rng))
                     assert buffer == model[offset : offset + length]
                 elif action == "w":
-                    data = rng.randbytes(length)
-                    client.write(offset, data, fua=rng.random() < 0.2)
+                    data = bytearray(rng.randbytes(length))
+                    client.write_pieces(in_pieces(offset, data, rng), fua=rng.random() < 0.2)
                     model[offset : offset + length] = data
                 elif action == "z":
                     client.zero(offset, length, hole=rng.random() < 0.5)
@@ -364,6 +373,8 @@ def test_an_interrupt_ends_a_command_within_a_second(writing: bool, disk: Path, 
     copy.write_bytes(disk.read_bytes())
     with nbdkit(sock, "--filter=delay", "file", copy, delay):
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            while writing and any(copy.read_bytes()[:65536]) and child.poll() is None:
+                time.sleep(0.01)  # until it has begun
             time.sleep(1.2)
             assert child.poll() is None
             child.send_signal(signal.SIGINT)
@@ -437,6 +448,11 @@ def test_convert_into_an_export_overwrites_what_was_there(disk: Path, sock: Path
         diskmill("convert", "-n", "-O", "raw", disk, uri(sock))
         diskmill("compare", disk, uri(sock))
     assert target.read_bytes() == disk.read_bytes()
+    told = tmp_path / "told"
+    with nbdkit(sock, "--filter=stats", "memory", "8M", f"statsfile={told}"):
+        diskmill("convert", "-n", "-O", "raw", disk, uri(sock))
+        diskmill("compare", disk, uri(sock))
+    assert "zero:" not in told.read_text()  # its status tells that there is nothing but zeros before
     smaller = tmp_path / "smaller.raw"
     smaller.write_bytes(b"\xaa" * MiB)
     with nbdkit(sock, "file", smaller):

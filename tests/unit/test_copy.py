@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from diskmill.contract.drivers import FormatDriver
 from diskmill.contract.extents import Extent, Kind
-from diskmill.contract.node import Buffer, ReadBuffer
+from diskmill.contract.node import Buffer, ReadBuffer, Requests
 from diskmill.engine.copy import CopyPlan, copy
 from diskmill.engine.copy.gauge import CHUNK
 from diskmill.engine.progress import Progress
@@ -136,15 +136,18 @@ def test_what_cannot_be_read_stops_the_copy() -> None:
         copy(bad(b"x" * 4 * MiB, 700), target(4 * MiB), CopyPlan(zeroed=True))
 
 
-def test_salvage_loses_no_more_than_what_cannot_be_read() -> None:
+@pytest.mark.parametrize("at_once", [0, 4], ids=["one by one", "asked for together"])
+def test_salvage_loses_no_more_than_what_cannot_be_read(at_once: int) -> None:
     data = random.Random(1).randbytes(4 * MiB)
+    source = bad(data, 3, 700, 701)
+    source.requests = Requests(at_once=at_once)
     lost: list[tuple[int, int]] = []
 
     def tell(offset: int, length: int, error: DiskmillError) -> None:
         lost.append((offset, length))
 
     out = target(4 * MiB)
-    copy(bad(data, 3, 700, 701), out, CopyPlan(zeroed=True, salvage=tell))
+    copy(source, out, CopyPlan(zeroed=True, salvage=tell))
     expected = bytearray(data)
     for page in (3, 700, 701):
         expected[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)

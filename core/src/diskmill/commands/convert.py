@@ -16,7 +16,7 @@ from ..contract.limits import Meter
 from ..contract.node import Image, Storage
 from ..contract.references import Reference
 from ..contract.requests import Backing
-from ..engine.compare import first_data, glimpsed_data
+from ..engine.compare import first_data, glimpsed_data, known_blank
 from ..engine.copy import CopyPlan, Watcher, copy
 from ..engine.progress import Progress, RateLimit, Report
 from ..engine.walk import walk
@@ -413,6 +413,18 @@ class _Work:
                     yield at + extent.start, extent.length
             at += image.size
 
+    def _zeroed(self, target: Image) -> bool:
+        """Whether all of *target* reads as zeros before anything is copied, so that zeros need not be."""
+        asked = self.asked.target
+        if not asked.existing:
+            return target.blank and self.backing is None
+        if self.zeros is not None:
+            return self.zeros.zeros
+        if asked.zeroed:
+            return True
+        alone = self.backing is None and target.backing is None  # what is left to a base is the base's for good
+        return alone and not self.asked.compress and known_blank(target, self.size)
+
     def plan(self, target: Image, salvage: Callable[[int, int, DiskmillError], None] | None) -> CopyPlan:
         """How to copy into *target*, once nothing speaks against it; and what the copy will not have is told."""
         asked, context = self.asked, self.context
@@ -423,10 +435,9 @@ class _Work:
             _tell_left_out(image, context, bitmaps=not asked.bitmaps, snapshots=self.snapshot is None)
         copied_bitmaps.refuse(asked.bitmaps, self.bitmaps, target, context)
         ordered = comes_in_order(self.images)
-        zeroed = asked.target.zeroed is True if self.zeros is None else self.zeros.zeros
         return CopyPlan(
             sparse=CopyPlan.sparse if asked.sparse is None else asked.sparse,
-            zeroed=zeroed if asked.target.existing else target.blank and self.backing is None,
+            zeroed=self._zeroed(target),
             compress=compress,
             in_order=asked.in_order,
             shared=self.shared,

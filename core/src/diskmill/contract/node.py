@@ -97,6 +97,13 @@ class Node(ABC):
         :raises ImageError: the image is damaged there.
         """
 
+    def read_pieces(self, pieces: Sequence[tuple[int, Buffer]]) -> None:
+        """Fill each buffer of *pieces* with the bytes from its offset on, as :meth:`read_into` does. One that waits for
+        a network asks for all of them at once. Where it fails, nobody knows which were filled.
+        """
+        for offset, buffer in pieces:
+            self.read_into(offset, buffer)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """What the guest bytes *offset* to *offset + length* are, in order and without gaps.
 
@@ -147,6 +154,13 @@ class Node(ABC):
         for buffer in buffers:
             self.write(offset, buffer)
             offset += len(buffer)
+
+    def write_pieces(self, pieces: Sequence[tuple[int, ReadBuffer]]) -> None:
+        """Put each buffer of *pieces* at its offset. One that waits for a network sends them all at once. Where it
+        fails, nobody knows which were written.
+        """
+        for offset, data in pieces:
+            self.write(offset, data)
 
     def fileno(self) -> int | None:
         """A descriptor that the kernel can read its bytes from, at the same offsets (sendfile); None: there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 from ..contract.extents import Extent, Kind
 from ..contract.node import Node
@@ -22,6 +23,9 @@ _GLIMPSE = 64 * KiB
 """Bytes of a block that is looked at."""
 _GLIMPSES = 256
 """How many blocks are looked at in one long extent; in all there are four times as many."""
+
+_MOST_EXTENTS = 1000
+"""A server may take a moment for each."""
 
 Pair = tuple[Extent, Extent]
 
@@ -130,6 +134,16 @@ def _first_sector(left: bytearray, right: bytearray, length: int) -> int:
         if left[at:end] != right[at:end]:
             return at
     raise AssertionError("there is a difference")
+
+
+def known_blank(node: Node, length: int) -> bool:
+    """Whether extents alone tell that the first *length* bytes read as zeros, and few of them do."""
+    at = 0
+    for extent in islice(walk(node, 0, length), _MOST_EXTENTS):
+        if not extent.reads_as_zeros:
+            return False
+        at = extent.end
+    return at == length
 
 
 def glimpsed_data(node: Node, length: int) -> int | None:

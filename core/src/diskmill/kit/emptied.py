@@ -133,6 +133,14 @@ class Emptied(Storage):
                 self.base.read_into(start, part[:inside])
             part[inside:] = bytes(len(part) - inside)
 
+    def read_pieces(self, pieces: Sequence[tuple[int, Buffer]]) -> None:
+        for offset, buffer in pieces:  # some of it is held back
+            self.read_into(offset, buffer)
+
+    def write_pieces(self, pieces: Sequence[tuple[int, ReadBuffer]]) -> None:
+        for offset, data in pieces:
+            self.write(offset, data)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         for start, end, kept in self._parts(offset, offset + length):
             if kept is not None:

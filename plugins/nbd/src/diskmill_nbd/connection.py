@@ -130,6 +130,8 @@ class Connection:
         self._sending = threading.Lock()
         self._turn = threading.Condition()
         self._reading = False
+        self._waiting = 0
+        """Threads that wait while another one reads."""
         # OpenSSL lets one thread at a time use a connection, be it to send or to receive.
         self._alone: AbstractContextManager[object] = threading.Lock() if transport.encrypted else nullcontext()
 
@@ -163,7 +165,8 @@ class Connection:
                 with self._sending:
                     self._send(requests, cookies)
                 for request in requests:
-                    self._wait(request)
+                    if not request.done:
+                        self._wait(request)
             except ConnectionLost as error:
                 self.fail(error)
                 raise
@@ -226,21 +229,27 @@ class Connection:
     # -- replies ------------------------------------------------------------------------------------------------
 
     def _wait(self, request: Request) -> None:
-        while True:
-            with self._turn:
+        """Until *request* is done: another thread reads its reply, or this one reads what comes, up to that."""
+        with self._turn:
+            # Counted before it looks: whoever finishes a request looks at the count afterwards, so one of them sees.
+            self._waiting += 1
+            try:
                 # Whoever reads may be filling our buffer, so it is waited for even where the connection is lost.
                 while self._reading and not request.done:
                     self._turn.wait()
-                if request.done:
-                    return
-                self._check()
-                self._reading = True
-            try:
-                self._receive()
             finally:
-                with self._turn:
-                    self._reading = False
-                    self._turn.notify_all()
+                self._waiting -= 1
+            if request.done:
+                return
+            self._check()
+            self._reading = True
+        try:
+            while not request.done:
+                self._receive()
+        finally:
+            with self._turn:
+                self._reading = False
+                self._turn.notify_all()
 
     def _wrong(self, why: str) -> ConnectionLost:
         return ConnectionLost(f"the server breaks the protocol: {why}", file=self.transport.name)
@@ -258,20 +267,21 @@ class Connection:
         buffer[: len(self._ahead)] = self._ahead
         had, self._ahead = len(self._ahead), b""
         more = memoryview(buffer)[had:]
-        return bytes(buffer[: had + self.transport.receive_into(more, self._patience(), c.SIMPLE_REPLY.size - had)])
+        least = c.SIMPLE_REPLY.size - had
+        return bytes(buffer[: had + self.transport.receive_into(more, self._patience, least)])
 
     def _receive(self) -> None:
         """One message, for whomever it is."""
         if self.export.extended:
             magic, flags, kind, cookie, _, length = c.EXTENDED_REPLY.unpack(
-                self.transport.receive(c.EXTENDED_REPLY.size, self._patience())
+                self.transport.receive(c.EXTENDED_REPLY.size, self._patience)
             )
             if magic != c.NBD_EXTENDED_REPLY_MAGIC:
                 raise self._wrong("bad magic of a reply")
             self._chunk(flags, kind, cookie, length)
             return
         if not self.export.structured:
-            first = self.transport.receive(c.SIMPLE_REPLY.size, self._patience())
+            first = self.transport.receive(c.SIMPLE_REPLY.size, self._patience)
             (magic,) = c.UINT32.unpack_from(first)
         else:
             first = self._structured_header()
@@ -297,9 +307,11 @@ class Connection:
         return request
 
     def _finish(self, request: Request, cookie: int) -> None:
-        with self._turn:
-            self._pending.pop(cookie, None)
-            request.done = True
+        self._pending.pop(cookie, None)
+        request.done = True
+        if self._waiting:
+            with self._turn:
+                self._turn.notify_all()
 
     def _simple(self, error: int, cookie: int) -> None:
         request = self._request(cookie)

@@ -6,10 +6,10 @@ Source: doc/proto.md, "Handshake"; fixed newstyle with what older servers need: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diskmill.errors import StorageError
+from diskmill.records import field, record
 from diskmill.sizes import MAX_SIZE
 
 from . import c_nbd as c
@@ -25,7 +25,7 @@ _MAX_REPLIES = 100_000
 _MAX_CONTEXTS = 1000
 
 
-@dataclass
+@record
 class Export:
     """What the server says of an export.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from diskmill.errors import UsageError
+from diskmill.records import record, replace
 
 from .c_nbd import DEFAULT_PORT
 
@@ -20,7 +20,7 @@ _EXPORTNAME = re.compile(r":exportname=(.*)\Z", re.DOTALL)
 _MAX_NAME = 4096
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Location:
     """An export of a server.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from diskmill.contract.drivers import ProtocolDriver
 from diskmill.contract.place import Place
 from diskmill.errors import UsageError
+from diskmill.records import replace
 
 from .location import Location, from_options, parse_location
 

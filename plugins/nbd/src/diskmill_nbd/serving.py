@@ -8,7 +8,6 @@ import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import diskmill
@@ -16,6 +15,7 @@ from diskmill import Context
 from diskmill.contract import calls
 from diskmill.contract.server import Server as ServerContract
 from diskmill.errors import DiskmillError, UnsupportedError, UsageError
+from diskmill.records import record
 
 from .authorization import Name
 from .export import ImageExport
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from diskmill.contract.results import Bitmap
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Exported:
     """An image, and how it is exported.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind, joined
 from diskmill.contract.node import Buffer, ReadBuffer, Requests, Storage
 from diskmill.contract.results import Bitmap
 from diskmill.errors import UnsupportedError, UsageError
+from diskmill.records import replace
 from diskmill.sizes import KiB, MiB
 
 from . import c_nbd as c
@@ -101,8 +101,14 @@ class NbdStorage(Storage):
     def read_into(self, offset: int, buffer: Buffer) -> None:
         self.client.read_into(offset, buffer)
 
+    def read_pieces(self, pieces: Sequence[tuple[int, Buffer]]) -> None:
+        self.client.read_pieces(pieces)
+
     def write(self, offset: int, data: ReadBuffer) -> None:
         self.client.write(offset, data, fua=self._through)
+
+    def write_pieces(self, pieces: Sequence[tuple[int, ReadBuffer]]) -> None:
+        self.client.write_pieces(pieces, fua=self._through)
 
     def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
         self.client.zero(offset, length, hole=unmap, fua=self._through)

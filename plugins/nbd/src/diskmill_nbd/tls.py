@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diskmill.errors import SecretError, UsageError
+from diskmill.records import record
 
 if TYPE_CHECKING:
     import ssl
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAX_KEYS = 1 << 20
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Credentials:
     """What one side of a TLS connection has, and asks of the other.
 

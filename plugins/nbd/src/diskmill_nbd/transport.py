@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -123,25 +124,25 @@ class Transport:
         """Whether TLS is in use."""
         return self._tls
 
-    def receive_into(self, buffer: Buffer, patience: int = 1, least: int | None = None) -> int:
+    def receive_into(self, buffer: Buffer, patience: Callable[[], int] | None = None, least: int | None = None) -> int:
         """Fill *buffer*, or at least its first *least* bytes; gives how many came.
 
-        :param patience: how many time limits may pass before the first byte comes.
+        :param patience: asked, when a time limit has passed, how many may before the first byte comes; None: one.
 
         :raises ConnectionLost: the other side closed the connection, broke it, or took too long.
         """
         view = memoryview(buffer)
         end = self._begin()
         at, length = 0, len(view) if least is None else least
-        counted = 0
+        counted = passed = 0
         flags = 0 if self._tls or length < len(view) else socket.MSG_WAITALL
         try:
             while at < length:
                 try:
                     count = self.sock.recv_into(view[at:], 0, flags)
                 except (TimeoutError, BlockingIOError):
-                    patience -= 1
-                    if at or patience <= 0 or self._deadline is not None:
+                    passed += 1
+                    if at or patience is None or passed >= patience() or self._deadline is not None:
                         raise
                     end += self.timeout
                     continue
@@ -182,7 +183,7 @@ class Transport:
         if count < len(head) + len(body):
             self.receive_into(body[count - len(head) :])
 
-    def receive(self, length: int, patience: int = 1) -> bytes:
+    def receive(self, length: int, patience: Callable[[], int] | None = None) -> bytes:
         """*length* bytes, which the caller has checked."""
         buffer = bytearray(length)
         self.receive_into(buffer, patience)

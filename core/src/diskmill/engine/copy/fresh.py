@@ -39,8 +39,7 @@ class Fresh(Writer):
         if not target.subunit and not all(placement.fresh for placement in placed):
             data = self.look_closely(window, data)
         if data is runs:
-            for placement in placed:
-                self.store(placement, low, view)
+            self.store_each(placed, low, view)
         else:
             placed = self.store_parts(placed, data, low, view)
         with target.lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ...contract.extents import Extent
+from ...contract.extents import Extent, Kind
 from ...errors import DiskmillError
 from ..access import fill_zeros, follows, read_extent, read_gathered, stored_of
 from .stretches import Stretch
@@ -45,6 +45,7 @@ def read(
 
     :param salvage: told what cannot be read, which becomes zeros; None: the first error is raised.
     """
+    apart: list[tuple[Extent, memoryview]] = []
     index = 0
     for at, end in stretches:
         while index < len(extents) and extents[index].start < end:
@@ -57,25 +58,53 @@ def read(
                     upto += 1
             group = extents[index:upto]
             at = group[-1].end
-            try:
-                _read_group(group, view[extent.start - base : at - base], buffers)
-            except DiskmillError as error:
-                _salvage(group, view, base, error, salvage)
+            into = view[extent.start - base : at - base]
+            if extent.kind is Kind.DATA and extent.node is not None and extent.node.requests.at_once > 1:
+                apart.append((extent, into))
+            else:
+                _try_group(group, into, buffers, salvage)
             index = upto
         fill_zeros(view[at - base : end - base])
+    if apart:
+        _read_together(apart, buffers, salvage)
 
 
-def _salvage(group: Sequence[Extent], view: memoryview, base: int, error: DiskmillError, tell: Salvage | None) -> None:
+def _read_together(pieces: Sequence[tuple[Extent, memoryview]], buffers: Buffers, salvage: Salvage | None) -> None:
+    """Fill each view of *pieces* from its extent, verbatim data of storages that are asked for many things at once."""
+    nodes = {id(extent.node): extent.node for extent, _ in pieces}
+    for key, node in nodes.items():
+        assert node is not None
+        own = [(extent, into) for extent, into in pieces if id(extent.node) == key]
+        for _ in own:
+            node.event("read_aio")
+        try:
+            node.read_pieces([(extent.offset, into) for extent, into in own])
+        except DiskmillError:
+            if salvage is None:
+                raise
+            for extent, into in own:  # which of them it was, each tells by itself
+                _try_group((extent,), into, buffers, salvage)
+
+
+def _try_group(group: Sequence[Extent], into: memoryview, buffers: Buffers, salvage: Salvage | None) -> None:
+    try:
+        _read_group(group, into, buffers)
+    except DiskmillError as error:
+        _salvage(group, into, error, salvage)
+
+
+def _salvage(group: Sequence[Extent], into: memoryview, error: DiskmillError, tell: Salvage | None) -> None:
     if tell is None:
         raise error
+    base = group[0].start
     for extent in group:
         for at in range(extent.start, extent.end, 4096):
             part = extent.clip(at, at + 4096)
-            into = view[part.start - base : part.end - base]
+            piece = into[part.start - base : part.end - base]
             try:
-                read_extent(part, into)
+                read_extent(part, piece)
             except DiskmillError as cause:
-                fill_zeros(into)
+                fill_zeros(piece)
                 tell(part.start, part.length, cause)
 
 

@@ -119,6 +119,22 @@ class Writer(ABC):
         self.target.zero(task.start, task.end - task.start)
         turns.passed()
 
+    def store_each(self, placed: Sequence[Placement], low: int, view: memoryview) -> None:
+        """Put what *view*, guest bytes from *low* on, has of each of *placed* into its place."""
+        if len(placed) < 2 or placed[0].node.requests.at_once < 2 or any(one.fresh or one.cipher for one in placed):
+            for placement in placed:
+                self.store(placement, low, view)
+            return
+        nodes = {id(one.node): one.node for one in placed}
+        for key, node in nodes.items():
+            pieces = []
+            for one in placed:
+                if id(one.node) == key:
+                    begin, upto = max(one.start, low), min(one.end, low + len(view))
+                    node.event("write_aio")
+                    pieces.append((one.offset + begin - one.start, view[begin - low : upto - low]))
+            node.write_pieces(pieces)
+
     def store(self, placement: Placement, low: int, view: memoryview) -> None:
         """Put what *view*, guest bytes from *low* on, has of *placement* into its place; complete what is fresh."""
         end = placement.start + placement.length
