@@ -30,6 +30,7 @@ PACKAGES = {
     "vma": "diskmill-vma",
     "ova": "diskmill-ova",
     "nfs": "diskmill-nfs",
+    "iscsi": "diskmill-iscsi",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
     **dict.fromkeys(
