@@ -42,6 +42,7 @@ PACKAGES = {
             "copy-on-read",
             "null-aio",
             "null-co",
+            "vvfat",
             "preallocate",
             "quorum",
             "throttle",
