@@ -44,7 +44,7 @@ class FileStorage(Storage):
         self._ahead = False
         """Whether to ask for space before each larger write."""
         info = os.fstat(fd)
-        self.is_device = not stat.S_ISREG(info.st_mode)
+        self.is_device = stat.S_ISBLK(info.st_mode) or stat.S_ISCHR(info.st_mode)
         """Whether it is a block device, or the null device: its size is given, and it holds what was there before."""
         self._identity = (info.st_rdev,) if self.is_device else (info.st_dev, info.st_ino)
         self.size = self._capacity = os.lseek(fd, 0, os.SEEK_END) if self.is_device else info.st_size
