@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import iscsi_target as iscsi
 import nfs_server as nfs
 import oracles
 import pytest
@@ -74,6 +75,13 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssh.SshServ
     """A real sshd on the loopback address; see ssh_server.py."""
     with ssh.SshServer(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def iscsi_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[iscsi.IscsiTarget]:
+    """A real iSCSI target on the loopback address; see iscsi_target.py."""
+    with iscsi.IscsiTarget(tmp_path_factory.mktemp("iscsi")) as target:
+        yield target
 
 
 @pytest.fixture(scope="session")

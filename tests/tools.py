@@ -12,10 +12,12 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,18 @@ def run(
     if check:
         require_success(done)
     return done
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process, all threads of it, does nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while any(") T " not in task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")):
+            time.sleep(0.001)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def require_success(done: subprocess.CompletedProcess[str]) -> None:

@@ -83,6 +83,8 @@ DRIVERS = {
     "qcow": "encrypt.format encrypt.key-secret",
     "qcow2": _QCOW2,
     "qed": "cluster_size table_size",
+    "iscsi": "transport portal target user password-secret lun initiator-name header-digest timeout",
+    "nfs": "server.type server.host path user group tcp-syn-count readahead-size page-cache-size debug",
     "quorum": "blkverify vote-threshold rewrite-corrupted read-pattern",
     "raw": "offset size",
     "ssh": "server.host server.port path user host-key-check.mode host-key-check.type host-key-check.hash",

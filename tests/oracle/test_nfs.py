@@ -6,7 +6,6 @@ import ctypes
 import errno
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from diskmill_nfs import c_libnfs
 from nfs_server import NfsServer
 from samples import MiB, scattered_file
 from tools import diskmill as command
-from tools import qemu_img
+from tools import qemu_img, stopped
 
 SIZE = 6 * MiB
 
@@ -126,12 +125,8 @@ def test_a_server_that_stops_answering_is_one_error(tmp_path: Path) -> None:
         words = {"driver": "raw", "file.driver": "nfs", "file.filename": server.url(server.share / "disk")}
         with diskmill.open(f"json:{json.dumps({**words, 'file.timeout': 1})}") as disk:
             pid = int((tmp_path / "pid").read_text())
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                with pytest.raises(StorageError, match="read at offset 0"):
-                    disk.read(0, 512)
-            finally:
-                os.kill(pid, signal.SIGCONT)
+            with stopped(pid), pytest.raises(StorageError, match="read at offset 0"):
+                disk.read(0, 512)
 
 
 def test_a_missing_library_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

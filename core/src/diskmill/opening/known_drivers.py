@@ -30,6 +30,7 @@ PACKAGES = {
     "vma": "diskmill-vma",
     "ova": "diskmill-ova",
     "nfs": "diskmill-nfs",
+    "iscsi": "diskmill-iscsi",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
     **dict.fromkeys(
@@ -41,6 +42,7 @@ PACKAGES = {
             "copy-on-read",
             "null-aio",
             "null-co",
+            "vvfat",
             "preallocate",
             "quorum",
             "throttle",
