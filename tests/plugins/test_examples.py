@@ -9,6 +9,7 @@ from pathlib import Path
 
 import packages
 import pytest
+from diskmill_testkit.new_driver import KINDS, write
 from packages import ROOT, Python
 from tools import run
 
@@ -45,8 +46,11 @@ def test_they_pass_the_kit_where_nothing_else_is_installed(python: Python, tmp_p
 
 
 def test_mypy_is_content_with_them_and_the_installed_wheels(python: Python, folder: Path, tmp_path: Path) -> None:
+    """And with what `new-driver` writes."""
     files = [path for name in EXAMPLES for path in sources(name)]
-    words = ("--strict", "--cache-dir", tmp_path, "--python-executable", folder / "bin" / "python")
+    for kind in KINDS:
+        files += sorted((write(kind, f"acme-{kind}", tmp_path) / "src").rglob("*.py"))
+    words = ("--strict", "--cache-dir", tmp_path / "cache", "--python-executable", folder / "bin" / "python")
     run(sys.executable, "-m", "mypy", *words, *files, cwd=tmp_path, timeout=250)
 
 

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import diskmill_testkit
 import pytest
 from diskmill.contract.deprecation import deprecated
 from diskmill.contract.drivers import CONTRACT
@@ -103,3 +104,4 @@ def test_the_page_names_what_is_public_and_the_contracts_number() -> None:
     assert {f"diskmill.{room}" for room in ROOMS} <= set(re.findall(r"`(diskmill\.\w+)`", section))
     changelog = PAGE.partition("## The contract's changelog")[2]
     assert re.findall(r"^\*\*(\d+)\*\*", changelog, re.MULTILINE)[0] == str(CONTRACT)
+    assert diskmill_testkit.__version__.split(".")[0] == str(CONTRACT)
