@@ -12,7 +12,7 @@ author = "The diskmill developers"
 project_copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 root_doc = "index"
-exclude_patterns = ["example-driver", "schemas", "site"]
+exclude_patterns = ["example-driver", "examples", "schemas", "site"]
 
 html_theme = "furo"
 html_title = "diskmill"

@@ -1,4 +1,4 @@
-"""Commands that packages bring (docs/writing-a-driver.md): found, run, helped with; and what a broken one may break."""
+"""Commands that packages bring (docs/writing/a-command.md): found, run, helped with, and broken."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from pathlib import Path
 import pytest
 from tools import diskmill
 
-TEXT = (Path(__file__).parents[2] / "docs" / "writing-a-driver.md").read_text()
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "peek" / "src" / "diskmill_peek"
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """A module path with the documented command, `peek`, and two broken ones, as an installer would leave them."""
-    section = TEXT.partition("## Packages that bring a command")[2]
-    example = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert example is not None
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").write_text("")
     marker = tmp_path / "imported"
-    (tmp_path / "my_package" / "peek.py").write_text(f"open({str(marker)!r}, 'w').close()\n{example[1]}")
-    app = re.search(r"```python typer\n(.*?)```", section, re.DOTALL)
-    assert app is not None
-    (tmp_path / "my_package" / "glance.py").write_text(f"open({str(marker)!r}, 'w').close()\n{app[1]}")
+    for name in ("peek", "glance"):
+        note = f"open({str(marker)!r}, 'w').close()\n"
+        (tmp_path / "my_package" / f"{name}.py").write_text(note + (EXAMPLE / f"{name}.py").read_text())
     metadata = tmp_path / "peek-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(

@@ -69,12 +69,6 @@ def installed(folder: Path, everything: Path) -> Python:
     return partial(python, cwd=folder)
 
 
-def test_what_it_writes_passes_mypy(folder: Path) -> None:
-    sources = sorted(folder.glob("diskmill-acme-*/src/*/__init__.py"))
-    assert len(sources) == len(NAMES)
-    run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", folder / "cache", *sources, cwd=folder, timeout=200)
-
-
 def test_what_it_writes_passes_the_kit_works_and_can_be_taken_away(installed: Python, folder: Path) -> None:
     words = ("-v", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder)
     words += ("-k", "not acme-plain or encoded")  # of what is left as it is, only that it reads

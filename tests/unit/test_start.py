@@ -33,8 +33,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def modules(folder: Path, *words: str) -> set[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder)}
+def modules(folder: Path, *words: str, **more: str) -> set[str]:
+    environment = {**os.environ, **more, "XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder)}
     return {*run(sys.executable, "-P", "-c", PROGRAM, *words, cwd=folder, env=environment).stderr.split()}
 
 
@@ -58,3 +58,34 @@ def test_a_start_imports_no_more_than_it_did(places: Path, words: str, own: int)
     assert not found & HEAVY
     assert len(ours) <= own, sorted(ours)
     assert len(found - ours) <= OTHERS, sorted(found - ours)
+
+
+DUMMY = """
+from diskmill.contract.drivers import {base}, hookimpl
+class Dummy({base}):
+    contract, name = 1, "{name}"
+    {hook}
+driver = Dummy()
+"""
+KINDS = {"format": "FormatDriver", "filter": "FilterDriver", "protocol": "ProtocolDriver", "crypto": "CryptoDriver"}
+
+
+def test_what_is_installed_and_not_used_is_not_imported(places: Path, tmp_path: Path) -> None:
+    """Fifty packages more, of all kinds: a command imports of them what it would without them, which is nothing."""
+    for number in range(50):
+        kind = [*KINDS, "command"][number % 5]
+        name = f"dummy{number}"
+        hook = "@hookimpl\n    def probe(self, data, name): return 0" if kind == "format" else ""
+        (tmp_path / f"{name}.py").write_text(DUMMY.format(base=KINDS.get(kind, "Driver"), name=name, hook=hook))
+        metadata = tmp_path / f"{name}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[diskmill.{kind}]\n{name} = {name}:driver\n")
+    few = modules(places, "info", "disk.qcow2")
+    path = {"PYTHONPATH": str(tmp_path)}
+    modules(places, "info", "disk.qcow2", **path)  # what is installed is remembered from here on
+    assert modules(places, "info", "disk.qcow2", **path) == few
+    (places / "disk.raw").write_bytes(bytes(512))
+    assert not any("dummy" in name for name in modules(places, "info", "-f", "raw", "disk.raw", **path))
+    asked = modules(places, "info", "disk.raw", **path)  # whether it is theirs: that, only the formats
+    assert {name for name in asked if "dummy" in name} == {f"dummy{number}" for number in range(0, 50, 5)}

@@ -1,0 +1,1 @@
+"""Two commands that show how a disk begins."""

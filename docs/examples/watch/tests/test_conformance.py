@@ -1,0 +1,3 @@
+from diskmill_testkit.filters import *  # noqa: F403
+
+DRIVERS = ["watch"]

@@ -1,0 +1,3 @@
+from diskmill_testkit.ciphers import *  # noqa: F403
+
+DRIVERS = ["xts"]
