@@ -80,8 +80,8 @@ class Session:
         self._piece = c.PIECE
         self._channel = Channel(server, ask=ask)
         self._asking = threading.Lock()
-        """Held by who sends requests until all of its own are sent: one thread at most waits for room. To wake those that
-        could not go on yet cost more than all else."""
+        """Held by who sends requests until all of its own are sent, so that one thread at most waits for room: to wake
+        those that could not go on yet cost more than all else."""
         self._state = threading.Lock()
         self._room = threading.Condition(self._state)
         """Who waits for room is told when no more than ``_few`` requests are in flight."""
