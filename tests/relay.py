@@ -3,6 +3,7 @@ choose, and no clock."""
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import subprocess
@@ -99,6 +100,18 @@ def killed_at(port: int, most: int, start: Callable[[int], subprocess.Popen[byte
         began.set()
         process[0].wait(60)
         return process[0].returncode, relay.sent
+
+
+FORMATS = {
+    "raw": (),
+    "qcow2": (),
+    "vmdk": ("-o", "subformat=streamOptimized"),
+    "vpc": ("-o", "subformat=fixed,force_size=on"),
+}
+"""Formats that go forward, and how they are asked for."""
+KILLS = int(os.environ.get("DISKMILL_KILLS", "4"))
+KILLED = list(FORMATS) if "DISKMILL_KILLS" in os.environ else ["raw"]
+"""How often an output is killed, and as which formats: ``DISKMILL_KILLS=20`` has all of them."""
 
 
 def moments(total: int, count: int) -> list[int]:
