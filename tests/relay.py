@@ -23,6 +23,7 @@ class Relay(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
     block_on_close = False
+    allow_reuse_address = True
 
     def __init__(self, port: int, most: int, act: Callable[[], None]) -> None:
         self.port = free_port()
