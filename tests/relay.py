@@ -3,6 +3,7 @@ choose, and no clock."""
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import subprocess
@@ -22,6 +23,7 @@ class Relay(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
     block_on_close = False
+    allow_reuse_address = True
 
     def __init__(self, port: int, most: int, act: Callable[[], None]) -> None:
         self.port = free_port()
@@ -99,6 +101,18 @@ def killed_at(port: int, most: int, start: Callable[[int], subprocess.Popen[byte
         began.set()
         process[0].wait(60)
         return process[0].returncode, relay.sent
+
+
+FORMATS = {
+    "raw": (),
+    "qcow2": (),
+    "vmdk": ("-o", "subformat=streamOptimized"),
+    "vpc": ("-o", "subformat=fixed,force_size=on"),
+}
+"""Formats that go forward, and how they are asked for."""
+KILLS = int(os.environ.get("DISKMILL_KILLS", "4"))
+KILLED = list(FORMATS) if "DISKMILL_KILLS" in os.environ else ["raw"]
+"""How often an output is killed, and as which formats: ``DISKMILL_KILLS=20`` has all of them."""
 
 
 def moments(total: int, count: int) -> list[int]:

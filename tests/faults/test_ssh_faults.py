@@ -17,12 +17,11 @@ import pytest
 from diskmill import open as open_image
 from diskmill.errors import DiskmillError
 from diskmill.opening.places import storage_of
-from relay import killed_at, moments
+from relay import FORMATS, KILLED, KILLS, killed_at, moments
 from samples import MiB, scattered_file
 from ssh_server import SshServer
 from tools import diskmill, qemu_img, run, tool
 
-KILLS = int(os.environ.get("DISKMILL_KILLS", "4"))
 FAKE = Path(__file__).parents[1] / "fake_ssh.py"
 PROGRAM = Path(sys.executable).with_name("diskmill")
 
@@ -138,16 +137,18 @@ def start(source: Path, name: str, server: SshServer, *options: str) -> subproce
     )
 
 
-def test_kill_at_any_byte(tmp_path: Path, ssh_server: SshServer) -> None:
-    """Old or whole is what bears the name; what may be left is one file, called as the documents say.
-    `DISKMILL_KILLS` says how often."""
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("format", KILLED)
+def test_kill_at_any_byte(format: str, tmp_path: Path, ssh_server: SshServer) -> None:
+    """Old or whole is what bears the name; what may be left is one file, called as the documents say."""
     source = scattered_file(tmp_path / "source.raw", 16 * MiB, seed=9, pieces=100, longest=MiB)
     folder = tmp_path / "there"
 
     def begin(port: int) -> subprocess.Popen[bytes]:
         relay = f"{ssh_server.command} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+        name = f"ssh://{ssh_server.user}@127.0.0.1:{port}{folder}/out"
         return subprocess.Popen(
-            [PROGRAM, "convert", "-O", "qcow2", source, f"ssh://{ssh_server.user}@127.0.0.1:{port}{folder}/out.qcow2"],
+            [PROGRAM, "convert", "-f", "raw", "-O", format, *FORMATS[format], source, name],
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "DISKMILL_SSH": relay},
@@ -160,17 +161,17 @@ def test_kill_at_any_byte(tmp_path: Path, ssh_server: SshServer) -> None:
     for number, sent in enumerate(moments(total, KILLS)):
         shutil.rmtree(folder)
         folder.mkdir()
-        output = folder / "out.qcow2"
+        output = folder / "out"
         if number % 2:
             output.write_bytes(b"old")
         assert killed_at(ssh_server.port, sent, begin)[0] in (-signal.SIGKILL, 0)  # 0: it sent less than the first
-        left = [name for name in os.listdir(folder) if name != "out.qcow2"]
+        left = [name for name in os.listdir(folder) if name != "out"]
         assert all(re.fullmatch(r"\.diskmill-[0-9a-f]{16}\.part", name) for name in left)
         assert len(left) <= 1
         if (output.read_bytes() == b"old") if number % 2 else (not output.exists()):
             unnamed += 1
         else:
-            qemu_img("compare", source, output)
+            qemu_img("compare", "-f", "raw", "-F", format, source, output)
     assert unnamed >= KILLS - 1
 
 

@@ -79,11 +79,18 @@ class Session:
         self.extensions: frozenset[bytes] = frozenset()
         self._piece = c.PIECE
         self._channel = Channel(server, ask=ask)
-        self._sending = threading.Lock()
-        self._state = threading.Condition(threading.Lock())
+        self._asking = threading.Lock()
+        """Held by who sends requests until all of its own are sent, so that one thread at most waits for room: to wake
+        those that could not go on yet cost more than all else."""
+        self._state = threading.Lock()
+        self._room = threading.Condition(self._state)
+        """Who waits for room is told when no more than ``_few`` requests are in flight."""
+        self._few = -1
+        self._done = threading.Condition(self._state)
+        """Those who wait for answers are told when a job is complete."""
+        self._completed = False
         self._pending: dict[int, _Request] = {}
         self._number = 0
-        self._waiting = 0
         self._flushing = 0
         self._greeted = False
         self._failure: StorageError | None = None
@@ -96,7 +103,7 @@ class Session:
             with self._state:
                 while not self._greeted:
                     self._check()
-                    self._wait()
+                    self._done.wait(1)
             if c.LIMITS in self.extensions:
                 self._piece = self._largest_piece()
         except BaseException:
@@ -143,22 +150,17 @@ class Session:
         jobs = []
         packets = []
         flushes = sum(fields[:1] == [c.string(c.FSYNC)] for _, *fields in requests)
-        with self._state:
-            while len(self._pending) > self._depth - len(requests):
-                self._check()
-                self._wait()
-            self._check()
-            for kind, *fields in requests:
-                job = _Job()
-                jobs.append(job)
-                packets.append(c.packet(kind, self._enter(_Request(kind, job)), *fields))
-            self._flushing += flushes
         try:
-            self._send(packets)
-            with self._state:
-                while any(job.left for job in jobs):
-                    self._check()
-                    self._wait()
+            with self._asking:
+                with self._state:
+                    self._flushing += flushes
+                    self._wait_for_room(len(requests))
+                    for kind, *fields in requests:
+                        job = _Job()
+                        jobs.append(job)
+                        packets.append(c.packet(kind, self._enter(_Request(kind, job)), *fields))
+                self._send(packets)
+            self._wait_for(jobs)
         finally:
             with self._state:
                 self._flushing -= flushes
@@ -178,64 +180,49 @@ class Session:
         :raises StorageError: it cannot be read, or it ends before and *pad* is not set.
         """
         job = _Job()
-        at, end = 0, len(target)
-        while True:
-            packets = []
-            with self._state:
-                while True:
-                    self._check()
-                    if job.error is not None or at == end and not job.again:
-                        if not job.left:  # nobody writes to the buffer any more
-                            break
-                    elif self._room(-(-(end - at) // self._piece) + len(job.again)):
-                        break
-                    self._wait()
-                if job.error is not None:
-                    raise job.error
-                room = self._depth - len(self._pending)
-                while room and (job.again or at < end):
-                    if job.again:
-                        where, piece = job.again.pop()
-                    else:
-                        where, piece = offset + at, target[at : at + self._piece]
-                        at += len(piece)
-                    number = self._enter(_Request(c.READ, job, where, piece, pad))
-                    packets.append(c.read_packet(number, handle, where, len(piece)))
-                    room -= 1
-            if not packets:
-                return
-            self._send([b"".join(packets)])
+        pieces = [(offset + at, target[at : at + self._piece]) for at in range(0, len(target), self._piece)]
+        while pieces:
+            self._transfer(job, c.READ, handle, pieces, pad=pad)
+            pieces, job.again = job.again, []
 
     def write(self, handle: bytes, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         """Put *buffers* one after the other at *offset* of the open file *handle*, a string field.
 
         :raises StorageError: something of it could not be written.
         """
-        job = _Job()
-        pieces = _pieces(buffers, self._piece)
-        at = 0
-        while True:
-            parts: list[ReadBuffer] = []
-            with self._state:
-                while True:
-                    self._check()
-                    if job.error is not None or at == len(pieces):
-                        if not job.left:
-                            break
-                    elif self._room(len(pieces) - at):
+        pieces = []
+        for piece in _pieces(buffers, self._piece):
+            pieces.append((offset, piece))
+            offset += len(piece)
+        self._transfer(_Job(), c.WRITE, handle, pieces)
+
+    def _transfer(
+        self, job: _Job, kind: int, handle: bytes, pieces: Sequence[tuple[int, memoryview]], *, pad: bool = False
+    ) -> None:
+        """Read, or write, *pieces*: each with its offset.
+
+        :raises StorageError: something of it failed; nobody uses the pieces any more.
+        """
+        with self._asking:
+            at = 0
+            while at < len(pieces):
+                parts: list[ReadBuffer] = []
+                with self._state:
+                    self._wait_for_room(min(len(pieces) - at, self._depth // _BATCH))
+                    if job.error is not None:
                         break
-                    self._wait()
-                if job.error is not None:
-                    raise job.error
-                room = self._depth - len(self._pending)
-                for piece in pieces[at : at + room]:
-                    number = self._enter(_Request(c.WRITE, job))
-                    parts += [c.write_head(number, handle, offset, len(piece)), piece]
-                    offset += len(piece)
-                    at += 1
-            if not parts:
-                return
-            self._send(parts)
+                    for offset, piece in pieces[at : at + self._depth - len(self._pending)]:
+                        if kind == c.READ:
+                            number = self._enter(_Request(kind, job, offset, piece, pad))
+                            parts.append(c.read_packet(number, handle, offset, len(piece)))
+                        else:
+                            number = self._enter(_Request(kind, job))
+                            parts += [c.write_head(number, handle, offset, len(piece)), piece]
+                        at += 1
+                self._send(parts)
+        self._wait_for([job])
+        if job.error is not None:
+            raise job.error
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -258,16 +245,27 @@ class Session:
         if self._failure is not None:
             raise copy(self._failure)  # what is raised twice would gather both tracebacks
 
-    def _wait(self) -> None:
-        self._waiting += 1
-        try:
-            self._state.wait(1)
-        finally:
-            self._waiting -= 1
+    def _wait_for_room(self, wanted: int) -> None:
+        """Wait until *wanted* more requests may be sent. Asking and the state are held.
 
-    def _room(self, wanted: int) -> bool:
-        """Whether some of *wanted* more requests may be sent: enough for a call to be worth it."""
-        return self._depth - len(self._pending) >= min(wanted, self._depth // _BATCH)
+        :raises StorageError: the session failed.
+        """
+        self._check()
+        while len(self._pending) > self._depth - wanted:
+            self._few = self._depth - wanted
+            self._room.wait(1)
+            self._few = -1
+            self._check()
+
+    def _wait_for(self, jobs: Sequence[_Job]) -> None:
+        """Wait until all answers of *jobs* have come.
+
+        :raises StorageError: the session failed.
+        """
+        with self._state:
+            while any(job.left for job in jobs):
+                self._check()
+                self._done.wait(1)
 
     def _enter(self, request: _Request) -> int:
         """The number of *request*, which is in flight from now on."""
@@ -279,11 +277,10 @@ class Session:
         return number
 
     def _send(self, parts: Sequence[ReadBuffer]) -> None:
-        """Send *parts*, whole packets, one after the other."""
+        """Send *parts*, whole packets, one after the other. Asking is held."""
         views = [memoryview(part).cast("B") for part in parts]
         try:
-            with self._sending:
-                self._send_all(views)
+            self._send_all(views)
         except BaseException:
             # A packet may have been sent in part: what comes behind it would be taken for the rest of it.
             self._fail(StorageError("the connection was given up", errno=errno.ECANCELED))
@@ -301,7 +298,7 @@ class Session:
                 until = time.monotonic() + 5
                 with self._state:
                     while self._failure is None and time.monotonic() < until:
-                        self._wait()
+                        self._done.wait(1)
                     self._check()
                 raise StorageError("the connection ended", errno=errno.EPIPE) from None
             while first < len(views) and sent >= len(views[first]):
@@ -375,8 +372,11 @@ class Session:
                 at += 4 + length
             if at:
                 self._heard = time.monotonic()
-                if self._waiting:
-                    self._state.notify_all()
+                if len(self._pending) <= self._few:
+                    self._room.notify()
+                if self._completed:
+                    self._completed = False
+                    self._done.notify_all()
         if at:
             buffer[: end - at] = bytes(buffer[at:end])
         return end - at
@@ -409,6 +409,8 @@ class Session:
         else:
             c.malformed(f"an answer of type {kind} to a request of type {request.kind}")
         job.left -= 1
+        if not job.left:
+            self._completed = True
 
     def _greet(self, kind: int, data: memoryview) -> None:
         fields = c.Fields(bytes(data[1:]))
@@ -422,7 +424,7 @@ class Session:
             names.add(fields.string())
             fields.string()
         self.extensions = frozenset(names)
-        self._greeted = True
+        self._greeted = self._completed = True
 
     def _judge(self, request: _Request, fields: c.Fields) -> None:
         code = fields.number()
@@ -441,7 +443,8 @@ class Session:
             if self._failure is None:
                 self._failure = error
             self._pending.clear()
-            self._state.notify_all()
+            self._room.notify_all()
+            self._done.notify_all()
         if kill:
             with contextlib.suppress(OSError):
                 self._channel.kill()
