@@ -12,6 +12,8 @@ from ..sizes import SECTOR, whole
 
 MOST_THREADS = 16
 """Threads that a copy may have."""
+REFLINK = ("auto", "always", "never")
+"""When blocks are shared instead of copied."""
 _MOST_SPARSE = 1 << 30
 AUTO = "auto"
 """Find out whether the target reads as zeros."""
@@ -88,6 +90,9 @@ class Conversion:
     :param in_order: lay the target out in guest order, so that the same input gives the same file.
     :param rate: bytes a second; 0: as fast as it goes.
     :param offload: let the kernel or a server copy where it can, without looking for zeros.
+    :param reflink: ``auto``: where the file systems can, the output shares blocks with the sources' files instead of
+        having copies of them, without looking for zeros; ``always``: it is an error where they cannot; ``never``.
+        None: ``auto`` with *offload*, else ``never``.
     :param salvage: where a source cannot be read, write zeros and go on.
     :param bitmaps: also copy the persistent bitmaps of the one source; *skip_broken*: but for inconsistent ones.
     :param digest: the algorithm of the digest that is made out of the copy; None: there is none.
@@ -111,6 +116,7 @@ class Conversion:
     in_order: bool = True
     rate: int = 0
     offload: bool = False
+    reflink: str | None = None
     salvage: bool = False
     bitmaps: bool = False
     skip_broken: bool = False
@@ -138,6 +144,7 @@ class Conversion:
         if self.skip_broken and not self.bitmaps:
             raise UsageError(said("skip_broken requires bitmaps", "--skip-broken-bitmaps requires --bitmaps"))
         self._refuse_offload()
+        self._refuse_reflink()
         self._refuse_several()
         self._refuse_since()
         self._refuse_random()
@@ -179,6 +186,25 @@ class Conversion:
             raise UsageError(f"cannot offload copying when looking for zeros ({both})")
         if self.salvage:
             raise UsageError(f"cannot offload copying with {said('salvage', '--salvage')}")
+
+    def _refuse_reflink(self) -> None:
+        reflink = said("reflink", "--reflink")
+        if self.reflink not in (None, *REFLINK):
+            raise UsageError(f"{reflink} is one of {', '.join(REFLINK)}, not {self.reflink!r}")
+        if self.reflink in (None, "never"):
+            return
+        if self.sparse:
+            raise UsageError(f"what is shared ({reflink}) is not looked through for zeros ({said('sparse', '-S')})")
+        if self.reflink != "always":
+            return
+        for other, text in (
+            (self.compress, said("compress", "-c")),
+            (self.salvage, said("salvage", "--salvage")),
+            (self.digest is not None, said("digest", "--digest")),
+            (self.verify, said("verify", "--verify")),
+        ):
+            if other:
+                raise UsageError(f"what is shared is not read: {reflink}=always does not go with {text}")
 
     def _refuse_several(self) -> None:
         if len(self.sources) < 2:

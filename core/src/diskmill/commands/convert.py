@@ -65,6 +65,7 @@ def convert(
     salvage: Callable[[int, int, DiskmillError], None] | None = None,
     snapshot: str | None = None,
     offload: bool = False,
+    reflink: str | None = None,
     bitmaps: bool = False,
     skip_broken: bool = False,
     image_opts: bool = False,
@@ -95,8 +96,8 @@ def convert(
     :param existing: write into an image that is there (as large, at least) instead of making one.
     :param target_zero: that image reads as zeros throughout. It is refused where some looks show that it does not.
         ``"auto"``: find out, by its status or by reading it, of any output; what does not read as zeros is written so.
-    :param sparse: see :class:`~diskmill.commands.conversion.Conversion`, as are *threads*, *in_order*, *rate* and
-        *offload*.
+    :param sparse: see :class:`~diskmill.commands.conversion.Conversion`, as are *threads*, *in_order*, *rate*,
+        *offload* and *reflink*.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
     :param bitmaps: also copy the persistent bitmaps of the one source.
     :param skip_broken: leave inconsistent ones out, with a warning; otherwise they are refused.
@@ -135,6 +136,7 @@ def convert(
         in_order=in_order,
         rate=rate,
         offload=offload,
+        reflink=reflink,
         salvage=salvage is not None,
         bitmaps=bitmaps,
         skip_broken=skip_broken,
@@ -442,7 +444,8 @@ class _Work:
             in_order=asked.in_order,
             shared=self.shared,
             shared_size=self.shared_size,
-            offload=asked.offload,
+            offload=asked.offload and asked.reflink != "never",  # where the kernel can share, its copies do
+            reflink=asked.reflink or ("auto" if asked.offload else "never"),
             threads=min(asked.threads or 2, 2) if ordered else asked.threads,
             one_by_one=ordered,
             salvage=salvage,

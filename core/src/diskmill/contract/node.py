@@ -149,6 +149,18 @@ class Node(ABC):
         process. False: there is none for these two, and nothing was changed that a plain copy would not make good."""
         return False
 
+    def clones(self, source: Node) -> int:
+        """Bytes of a block, if whole blocks of *source* can be shared (:meth:`clone_from`); 0: they cannot."""
+        return 0
+
+    def clone_from(self, source: Node, start: int, offset: int, length: int) -> None:
+        """Let *length* bytes at *offset* be the very blocks of *source* from *start* on (a reflink), until one of the
+        two is written to. All three are multiples of a block.
+
+        :raises DiskmillError: they cannot be, and nothing was changed that a plain copy would not make good.
+        """
+        self._refuse("share blocks with other files")
+
     def write_vector(self, offset: int, buffers: Sequence[ReadBuffer]) -> None:
         """Put *buffers* one after the other at *offset*."""
         for buffer in buffers:

@@ -8,7 +8,7 @@ stored, reserves places in the target, writes, and publishes (:mod:`.writer`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from .gauge import CHUNK, Gauge
 from .in_place import InPlace
 from .plan import CopyPlan, Watcher
 from .reading import Buffers, read
+from .reflink import Reflink, reflink_of
 from .tasks import Task, in_a_row, tasks_of
 from .writer import Turns, Window, Writer
 
@@ -66,11 +67,18 @@ def copy(
     threads = plan.threads or leaves.threads(graphs)
     writer = _writer(target, plan, Gauge(target, plan, leaves.chunk(graphs, CHUNK, threads)))
     order = Order(1) if plan.one_by_one else leaves.order(sources)
-    copier = _Copier(writer, order, progress or Progress(), limit or RateLimit(), watchers, reached)
+    stored_anew = plan.compress or target.sequential or bool(watchers) or plan.salvage is not None
+    reflink = reflink_of(plan.reflink, target, reads=stored_anew, sparse=plan.sparse > 0)
+    copier = _Copier(writer, order, progress or Progress(), limit or RateLimit(), watchers, reached, reflink)
     extents = in_a_row(sources, source_offset, target_offset, length, plan)
     if ranges is not None:
         extents = (one for start, count in ranges for one in in_a_row(sources, start, start, count, plan))
-    tasks = tasks_of(extents, writer.gauge.chunk, writer.gauge.granule, target.unit, plan, copier.left_out)
+    gauge = writer.gauge
+
+    def cut(extents: Iterator[Extent]) -> Iterator[Task]:
+        return tasks_of(extents, gauge.chunk, gauge.granule, target.unit, plan, copier.left_out)
+
+    tasks = cut(extents) if reflink is None else reflink.tasks(extents, cut)
     interrupt = partial(leaves.interrupt, graphs)
     with ExitStack() as inside:
         for one in sources:
@@ -102,8 +110,10 @@ class _Copier:
         limit: RateLimit,
         watchers: Sequence[Watcher],
         reached: Callable[[int], None] | None,
+        reflink: Reflink | None = None,
     ) -> None:
         self.reached = reached
+        self.reflink = reflink
         self.order = order
         self.writer = writer
         self.plan = writer.plan
@@ -143,6 +153,11 @@ class _Copier:
                 writer.zeros(task, turns, turn)
             for watcher in self.watchers:
                 watcher.zeros(task.start, task.end - task.start)
+            return
+        if task.shared:
+            assert self.reflink is not None
+            with self.order.reading(turn, check), turns.writing(turn):
+                self.reflink.share(task, turn, turns, buffers, self.limit)
             return
         self.limit.take(task.length)
         if self.offloads and (len(task.extents) == 1 or not writer.whole):

@@ -22,6 +22,8 @@ class CopyPlan:
         source has from there is left to that. Nothing else is: not holes with nothing behind them, which are zeros.
     :param shared_size: how many bytes the target's backing image gives, where *shared* may be larger.
     :param offload: let the kernel copy from file to file where both ends are files, without looking for zeros.
+    :param reflink: whether the target's files share blocks with the source's where they can: ``auto``, ``always`` or
+        ``never``.
     :param threads: how many; None: as many as the process has processors, or more where storages ask for that.
     :param one_by_one: the source comes in order: no task is read before the one before it has been.
     :param salvage: where the source cannot be read, write zeros and call this with (offset, length, error).
@@ -34,6 +36,7 @@ class CopyPlan:
     shared: Image | None = None
     shared_size: int | None = None
     offload: bool = False
+    reflink: str = "never"
     threads: int | None = None
     one_by_one: bool = False
     salvage: Callable[[int, int, DiskmillError], None] | None = None

@@ -14,12 +14,14 @@ from .plan import CopyPlan
 
 @dataclass
 class Task:
-    """A stretch of the source that lies within one chunk of the target; or, with *zeros*, a long one of zeros."""
+    """A stretch of the source that lies within one chunk of the target; or, with *zeros*, a long one of zeros;
+    or, *shared*, whole units whose bytes are to be shared with the source's file."""
 
     start: int
     end: int
     extents: list[Extent]
     zeros: bool = False
+    shared: bool = False
 
     @property
     def length(self) -> int:

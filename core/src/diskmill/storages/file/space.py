@@ -11,6 +11,7 @@ from functools import cache
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
 _BLKDISCARD, _BLKZEROOUT, _BLKSSZGET = 0x1277, 0x127F, 0x1268
+_FICLONERANGE = 0x4020940D
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_NOCOW = 0x80086601, 0x40086602, 0x00800000
 
 UNSUPPORTED = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV, errno.EPERM))
@@ -65,6 +66,30 @@ def copy_range(source: int, start: int, target: int, offset: int, length: int) -
             return False
         start, offset, length = start + count, offset + count, length - count
     return True
+
+
+def clone_range(source: int, start: int, target: int, offset: int, length: int) -> None:
+    """Let two files share blocks (FICLONERANGE, see ioctl_ficlonerange(2)).
+
+    :raises OSError: they cannot.
+    """
+    import fcntl
+
+    fcntl.ioctl(target, _FICLONERANGE, struct.pack("@qQQQ", source, start, length, offset))
+
+
+def clone_block(source: int, target: int) -> int:
+    """Bytes of a block that the two files can share; 0: they cannot share any.
+
+    A byte by itself is never shared. File systems that could share blocks say that it does not fit (EINVAL), others
+    that there is no such operation, or that the files are on two of them.
+    """
+    try:
+        clone_range(source, 1, target, 1, 1)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return os.fstatvfs(target).f_bsize
+    return 0
 
 
 def _block_ioctl(fd: int, request: int, offset: int, length: int) -> bool:

@@ -205,6 +205,23 @@ class FileStorage(Storage):
         finally:
             self._changed()
 
+    def clones(self, source: Node) -> int:
+        if not isinstance(source, FileStorage) or self._used is not None or self.is_device or source.is_device:
+            return 0
+        from . import space
+
+        return space.clone_block(source._fd, self._fd)
+
+    def clone_from(self, source: Node, start: int, offset: int, length: int) -> None:
+        if not isinstance(source, FileStorage) or self._used is not None:
+            self._refuse("share blocks with that")
+        from . import space
+
+        def clone(at: int, origin: int) -> None:
+            space.clone_range(source._fd, origin, self._fd, at, length)
+
+        self._change_up_to(offset, offset + length, f"share blocks of '{source.name}'", clone, start)
+
     def _take_space(self, offset: int, length: int) -> None:
         """Let the file have blocks for a write that is about to come.
 
