@@ -17,11 +17,28 @@ from .measure import Bench, BenchError, Result
 from .works import WORKS, Work
 
 HERE = Path(__file__).parent
+QUICK = [
+    "raw-*",
+    "qcow2*-raw",
+    "vmdk*-raw",
+    "compare",
+    "check-*",
+    "map-*",
+    "version",
+    "info",
+    "clusters-*",
+    "subclusters",
+]
+"""The works of a quick run."""
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    if options.quick:
+        options.size, options.runs = min(options.size, 256 << 20), min(options.runs, 3)
+        if options.only == ["*"]:
+            options.only = QUICK
     chosen = [work for work in WORKS if any(fnmatch(work.name, pattern) for pattern in options.only)]
     if options.list:
         for work in chosen:
@@ -87,6 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="works to run, by name or pattern")
     parser.add_argument("--list", action="store_true", help="show the works and end")
     parser.add_argument("--runs", type=positive, default=5, help="measured runs of each program (5)")
+    parser.add_argument("--quick", action="store_true", help="a look: 256 MiB, three runs, only the main works")
     parser.add_argument("--size", type=size, default=2 << 30, help="of the source disk, half of it data (2G)")
     parser.add_argument(
         "--folder", type=Path, help="where the images go, three times the size and more (temporary files)"

@@ -30,13 +30,14 @@ def with_diskmill(path: Path) -> int:
 def with_dissect(path: Path) -> int:
     found = 0
     with path.open("rb") as file:
-        disk = _opened(path, file)
+        disk = opened(path, file)
         while data := disk.read(CHUNK):
             found += len(data)
     return found
 
 
-def _opened(path: Path, file: Any) -> Any:
+def opened(path: Path, file: Any) -> Any:
+    """The disk of the image at *path*, which *file* reads, and whose name is its format, by dissect."""
     from dissect.hypervisor import vdi, vhd, vhdx, vmdk  # type: ignore[import-not-found, import-untyped, unused-ignore]
     from dissect.hypervisor.disk import qcow2  # type: ignore[import-not-found, import-untyped, unused-ignore]
 

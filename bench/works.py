@@ -74,6 +74,39 @@ def encoded(format: str) -> Recipe:
     return Recipe((("python", "-m", f"tests.encoders.{format}", "{raw}", "{image}"),))
 
 
+CHAIN = 100
+SCRIPT: Command = ("sh", "-ec")
+
+
+def shaped(script: str) -> Recipe:
+    """An image that a shell script makes of the words `$1`, the image's own path, and `$0`, the raw source's."""
+    return Recipe(((*SCRIPT, script, "{raw}", "{image}"),))
+
+
+#: Writes 100,000 pieces of 4 KiB, each with a hole of 4 KiB behind it.
+PIECES = """
+import sys
+with open(sys.argv[1], "wb") as file:
+    for number in range(100_000):
+        file.seek(number * 8192)
+        file.write(b"7" * 4096)
+    file.truncate(100_000 * 8192)
+"""
+
+SHAPES: Mapping[str, Recipe] = {
+    "qcow2-chain": shaped(
+        f"qemu-img create -q -f qcow2 $1-0 64M; n=0; while [ $n -lt {CHAIN} ]; do m=$((n + 1)); "
+        "qemu-img create -q -f qcow2 -b $1-$n -F qcow2 $1-$m; "
+        'qemu-io -f qcow2 -c "write -q -P $m $((n * 655360)) 128k" $1-$m; n=$m; done; cp $1-$n $1'
+    ),
+    "raw-pieces": Recipe((("python", "-c", PIECES, "{image}"),)),
+    "qcow2-fragments": Recipe(
+        (("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", "{raw-pieces}", "{image}"),)
+    ),
+    "qcow2-512": converted("qcow2", "-o", "cluster_size=512"),
+    "qcow2-subclusters": converted("qcow2", "-o", "cluster_size=2M,extended_l2=on"),
+}
+
 IMAGES: Mapping[str, Recipe] = {
     "raw": Recipe((("python", "-m", "bench.source", "{image}", "{size}"),)),
     "raw-gz": Recipe((("sh", "-c", 'gzip -1 -c "$0" > "$1"', "{raw}", "{image}"),)),
@@ -88,6 +121,7 @@ IMAGES: Mapping[str, Recipe] = {
             *(("qemu-img", "snapshot", "-c", f"s{number}", "{image}") for number in range(200)),
         )
     ),
+    **SHAPES,
     "vmdk": converted("vmdk"),
     "vmdk-stream": converted("vmdk", "-o", "subformat=streamOptimized"),
     "luks-empty": Recipe((("qemu-img", "create", "-q", *SECRET, "-f", "luks", "-o", LUKS, "{image}", "{size}"),)),
@@ -269,6 +303,10 @@ S3_SERVICE = (
     ("AWS_DEFAULT_REGION", "us-east-1"),
 )
 SSH_CONFIG = "{folder}/ssh/ssh_config"
+def shape(name: str, image: str, command: Command, *, copied: bool = False, same_json: bool = False) -> Work:
+    """What is done to an image of an odd shape; *copied*: to `{out}`, which is a copy of it."""
+    before = (("cp", "--sparse=always", f"{{{image}}}", "{out}"),) if copied else ()
+    return Work(name, 1, command, needs=("qcow2",), before=before, same_json=same_json)
 
 
 WORKS: tuple[Work, ...] = (
@@ -308,6 +346,16 @@ WORKS: tuple[Work, ...] = (
         verify=("check", "-q", "-f", "qcow2", "{out}"),
         memory=512,
     ),
+    # deep and odd shapes
+    shape("chain-read", "qcow2-chain", ("convert", "-O", "raw", "{qcow2-chain}", "{out}")),
+    shape("chain-rebase", "qcow2-chain", ("rebase", "-f", "qcow2", "-b", "", "{out}"), copied=True),
+    shape("fragments-read", "qcow2-fragments", ("convert", "-O", "raw", "{qcow2-fragments}", "{out}")),
+    shape("fragments-map", "qcow2-fragments", ("map", "--output=json", "{qcow2-fragments}")),
+    shape("fragments-check", "qcow2-fragments", ("check", "--output=json", "{qcow2-fragments}"), same_json=True),
+    shape("clusters-of-512", "qcow2-512", ("convert", "-O", "raw", "{qcow2-512}", "{out}")),
+    shape("to-clusters-of-512", "raw", (*TO_QCOW2, "-o", "cluster_size=512", "{raw}", "{out}")),
+    shape("subclusters", "qcow2-subclusters", ("convert", "-O", "raw", "{qcow2-subclusters}", "{out}")),
+    shape("amend-refcount-width", "qcow2-1T", ("amend", "-o", "refcount_bits=32", "{out}"), copied=True),
     # streams, and what is proven
     Work("digest-sha256sum", 1.5, ("digest", "-f", "raw", "{raw}"), against=("sha256sum", "{raw}")),
     Work("digest-openssl", 1.5, ("digest", "-f", "raw", "{raw}"), against=("openssl", "dgst", "-sha256", "{raw}")),

@@ -65,8 +65,7 @@ def create_image(
             raise UsageError("it would be two files of the new image at once", file=where)
 
     def output(where: Place) -> Storage:
-        identity = where.identity()
-        if identity is not None:  # where it is locked already, it would say so, and not why
+        if (identity := where.identity()) is not None:  # where it is locked already, it would say so, and not why
             expect_free([identity], where.display())
         known = 0 if growing else round_up(size, SECTOR)
         storage = new_storage(where, below, context, size=known, unfinished=unfinished is not None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.records import field, record, replace
-from diskmill.sizes import SECTOR, MiB, round_down, round_up
+from diskmill.sizes import SECTOR, KiB, MiB, round_down, round_up
 
 from . import c_qcow2 as c
 from .bounds import outside, unaligned
@@ -207,6 +207,9 @@ def _write_short(file: Node, header: Header, free: int, barrier: Callable[[], No
         barrier()
 
 
+_USUAL_CLUSTER = 64 * KiB
+
+
 def read_header(file: Node, name: str) -> Header:
     """The header of the image in *file*, checked.
 
@@ -214,7 +217,13 @@ def read_header(file: Node, name: str) -> Header:
     :raises ImageError: a field is impossible.
     :raises UnsupportedError: a version or a feature that this driver does not know.
     """
-    return parse_header(file.read(0, min(file.size, 2 * MiB)), file.size, name)
+    # Mostly that is all of the first cluster; to read the longest one that may be costs more than all else of an open.
+    data = file.read(0, min(file.size, _USUAL_CLUSTER))
+    if data.startswith(c.QCOW_MAGIC) and len(data) == _USUAL_CLUSTER:
+        bits = c.HEADER_V2.unpack(data, file=name).cluster_bits
+        if 1 << min(bits, c.MAX_CLUSTER_BITS) > _USUAL_CLUSTER:
+            data = file.read(0, min(file.size, 1 << min(bits, c.MAX_CLUSTER_BITS)))
+    return parse_header(data, file.size, name)
 
 
 def parse_header(data: bytes, file_size: int, name: str) -> Header:
