@@ -303,6 +303,8 @@ S3_SERVICE = (
     ("AWS_DEFAULT_REGION", "us-east-1"),
 )
 SSH_CONFIG = "{folder}/ssh/ssh_config"
+
+
 def shape(name: str, image: str, command: Command, *, copied: bool = False, same_json: bool = False) -> Work:
     """What is done to an image of an odd shape; *copied*: to `{out}`, which is a copy of it."""
     before = (("cp", "--sparse=always", f"{{{image}}}", "{out}"),) if copied else ()

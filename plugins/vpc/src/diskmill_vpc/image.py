@@ -103,7 +103,7 @@ class FixedVpcImage(WindowImage):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         if self.unfinished is None:
-            yield from super().extents(offset, length)
+            yield Extent(offset, length, Kind.DATA, self.file, offset)  # all of it is allocated, over holes too
             return
         low, high, end = self.unfinished, self.unfinished + SECTOR, offset + length
         for start, stop, kind in ((0, low, Kind.DATA), (low, high, Kind.ZERO), (high, self.size, Kind.DATA)):
