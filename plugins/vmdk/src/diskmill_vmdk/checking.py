@@ -56,9 +56,9 @@ class _Checker:
         except ImageError as error:
             self.found(str(error.cause))
             return
-        meter = Meter(part.node)
+        meter, held = Meter(part.node), self.held(directory)
         for index, sector in enumerate(directory):
-            if part.special(sector) is not None:
+            if part.special(sector) is not None or not held[index] and index not in part.changed:
                 continue
             meter.add(TABLE_WORK)
             try:
@@ -71,6 +71,24 @@ class _Checker:
                 part.declare_clean()
         if isinstance(part, CompressedPart):
             self.markers(part)
+
+    def held(self, directory: array[int]) -> bytearray:
+        """A flag for each table of *directory*: whether the file holds it, or has a hole there, which is no grain.
+
+        A new image of 9 TiB names 294,912 tables, and has none of them.
+        """
+        part, pitch = self.part, self.part.table_sectors * SECTOR
+        flags = bytearray(len(directory))
+        for run in tables.runs(directory, part.table_sectors):
+            begin, size = run.value * SECTOR, run.length * pitch
+            if not run.step or not run.value or begin + size > part.node.size:
+                flags[run.at : run.at + run.length] = b"\1" * run.length
+                continue
+            for extent in part.node.extents(begin, size):
+                if not extent.reads_as_zeros:
+                    low, high = (extent.start - begin) // pitch, -(-(extent.end - begin) // pitch)
+                    flags[run.at + low : run.at + high] = b"\1" * (high - low)
+        return flags
 
     def found(self, text: str, count: int = 1) -> None:
         self.result.corruptions += count
@@ -116,10 +134,13 @@ class _Checker:
             return
         if redundant is None:
             return
+        first, second = self.held(part.directory), self.held(redundant)
         for index, (sector, other) in enumerate(zip(part.directory, redundant, strict=True)):
             if part.special(sector) is not None or part.special(other) is not None:
                 if sector != other:
                     self.found(f"only one of the grain directories has grain table {index}")
+                continue
+            if not first[index] and not second[index] and index not in part.changed:
                 continue
             try:
                 if part.entries(index, sector, 1) != part.read_tables(index, other, 1):
