@@ -127,13 +127,13 @@ def _table(heads: Sequence[str], rows: Sequence[Any], cells: Any, kind: str = ""
         return "<p>None.</p>"
 
     def lines() -> Iterator[str]:
-        yield "<tr>" + "".join(f"<th{' class=n' if at else ''}>{_text(head)}</th>" for at, head in enumerate(heads))
+        last = len(heads) - 1
+        kinds = ["" if at == 0 or (kind and at == last) else "n" for at in range(len(heads))]
+        words = (f"<th class='{name}'>{_text(one)}</th>" for name, one in zip(kinds, heads, strict=True))
+        yield "<tr>" + "".join(words)
+        kinds[last] += f" {kind}"
         for row in rows:
-            found = cells(row)
-            last = len(found) - 1
-            kinds = ["" if at == 0 or (kind and at == last) else "n" for at in range(len(found))]
-            kinds[last] += f" {kind}"
-            words = (f"<td class='{name}'>{_text(one)}</td>" for name, one in zip(kinds, found, strict=True))
+            words = (f"<td class='{name}'>{_text(one)}</td>" for name, one in zip(kinds, cells(row), strict=True))
             yield "<tr>" + "".join(words)
 
     return f"<table>{''.join(lines())}</table>"
