@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,14 +84,16 @@ def cloning(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Files that share blocks of 4 KiB as far as anybody can tell: those of any file system. It lists the lengths that
     were shared; the first number, below zero, is how many times it may be done before the disk is full."""
     calls: list[int] = []
+    one_by_one = threading.Lock()
 
     def clone(source: int, start: int, target: int, offset: int, length: int) -> None:
         if (start | offset | length) % 4096 or start + length > os.fstat(source).st_size:
             raise OSError(errno.EINVAL, "not whole blocks")
-        if calls and calls[0] < 0 and len(calls) > -calls[0]:
-            raise OSError(errno.ENOSPC, "no space")
-        assert os.pwrite(target, os.pread(source, length, start), offset) == length
-        calls.append(length)
+        with one_by_one:
+            if calls and calls[0] < 0 and len(calls) > -calls[0]:
+                raise OSError(errno.ENOSPC, "no space")
+            assert os.pwrite(target, os.pread(source, length, start), offset) == length
+            calls.append(length)
 
     monkeypatch.setattr(space, "clone_range", clone)
     return calls
