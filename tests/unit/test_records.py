@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 from diskmill import records
+from diskmill.opening.context import Context
 
 
 class Plain:
@@ -79,3 +80,8 @@ def test_public_records_pickle() -> None:
     from diskmill.contract.limits import Limits
 
     assert pickle.loads(pickle.dumps(Limits.parse("memory=2G"))) == Limits.parse("memory=2G")
+
+
+def test_what_a_data_class_tells_is_made_once() -> None:
+    """It takes milliseconds, and ``dataclasses.replace`` asks for it twice."""
+    assert Context.__dataclass_fields__ is Context.__dataclass_fields__  # type: ignore[attr-defined]

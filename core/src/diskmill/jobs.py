@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .commands.check import check
@@ -33,6 +33,7 @@ from .errors import UsageError
 from .opening.context import Context
 from .opening.secrets import Secret
 from .opening.settings import Settings
+from .records import replace
 
 __all__ = [
     "Check",

@@ -45,7 +45,10 @@ else:
             nearest = next(cls for cls in owner.__mro__ if "__record__" in vars(cls))
             if self.name == "__signature__" and nearest is not owner:  # it may have an __init__ of its own
                 raise AttributeError(self.name)
-            return getattr(_twin(nearest), self.name)
+            twin = vars(nearest).get("__twin__")
+            if twin is None:  # it takes milliseconds, and is asked for with each dataclasses.replace
+                twin = nearest.__twin__ = _twin(nearest)
+            return getattr(twin, self.name)
 
     def field(*, default=_MISSING, default_factory=_MISSING, repr=True):
         """As in ``dataclasses``."""
