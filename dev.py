@@ -99,7 +99,7 @@ def workspace() -> tuple[list[Path], list[str]]:
 
 
 def set_up(*, whole: bool = True) -> None:
-    """Make .venv hold every package of the workspace, installed in place, and the tools; quick when nothing has changed.
+    """Make .venv hold every package of the workspace, installed in place, and the tools; quick when nothing changed.
 
     :param whole: False: what the demonstration needs will do.
     """
