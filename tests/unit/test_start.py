@@ -49,6 +49,7 @@ def modules(folder: Path, *words: str, **more: str) -> set[str]:
         ("bitmap --clear marked.qcow2 b", 74),
         ("resize -q disk.qcow2 1M", 74),
         ("check disk.qcow2", 75),
+        ("convert -O raw disk.qcow2 out.raw", 105),
     ],
 )
 def test_a_start_imports_no_more_than_it_did(places: Path, words: str, own: int) -> None:
