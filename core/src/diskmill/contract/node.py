@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
+from ..sizes import new_buffer
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
 from .threads import Ranges, Readers
@@ -228,9 +229,9 @@ class Node(ABC):
 
     def read(self, offset: int, length: int) -> bytes:
         """*length* bytes from *offset*, as a new ``bytes``."""
-        buffer = bytearray(length)
-        self.read_into(offset, buffer)
-        return bytes(buffer)
+        data = new_buffer(length)
+        self.read_into(offset, data)
+        return bytes(data)
 
     def read_some(self, offset: int, length: int) -> bytes:
         """Up to *length* bytes from *offset* on; fewer only at the end."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Buffer, Image, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
-from ..sizes import KiB, MiB, round_down, round_up
+from ..sizes import KiB, MiB, new_buffer, round_down, round_up
 from .walk import walk
 from .zeros import ZEROS, is_zero
 
@@ -67,7 +67,7 @@ def _read_group(group: Sequence[Extent], offset: int, view: memoryview) -> None:
     if len(group) == 1:
         read_extent(group[0], view)
     else:
-        read_gathered(group, view, memoryview(bytearray(stored_of(group))))
+        read_gathered(group, view, memoryview(new_buffer(stored_of(group))))
 
 
 def follows(extent: Extent, first: Extent, previous: Extent) -> bool:
@@ -125,7 +125,7 @@ def _decode(extent: Extent, view: memoryview) -> None:
         low, high = max(at, extent.start), min(upto, extent.end)
         into = view[low - extent.start : high - extent.start]
         # Whole sectors are read where they are wanted, and decoded in place.
-        stored = into if len(into) == piece.length else memoryview(bytearray(piece.length))
+        stored = into if len(into) == piece.length else memoryview(new_buffer(piece.length))
         extent.node.read_into(piece.offset, stored)
         plain = extent.codec.decode(piece, stored, stored)
         if plain is not into:
