@@ -25,8 +25,9 @@ MAX_SIZE = 2**63 - SECTOR
 
 _SUFFIXES = {"b": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1024 * TiB, "e": 1024 * 1024 * TiB}
 _FLAGS = re.IGNORECASE | re.ASCII
-_SIZE = re.compile(r"\s*\+?(\d+)(\.\d*)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", _FLAGS)
-_IN_FULL = re.compile(r"\s*\+?(\d+)(\.\d*)?\s*([kmgtpe]?)(i?)(b?)\s*$", _FLAGS)
+# Patterns are compiled when they are asked for: a start mostly asks for none, and compiling takes as long as importing.
+_SIZE = r"\s*\+?(\d+)(\.\d*)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$"
+_IN_FULL = r"\s*\+?(\d+)(\.\d*)?\s*([kmgtpe]?)(i?)(b?)\s*$"
 
 letters_only: ContextVar[bool] = ContextVar("letters_only", default=False)
 """Set where sizes are taken as qemu-img takes them: with one letter at most, right behind the number."""
@@ -39,7 +40,7 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
     :param suffix: the unit where the text has none.
     :raises UsageError: not a number, negative, or beyond 2**63 - 512.
     """
-    match = _SIZE.match(text)
+    match = re.match(_SIZE, text, _FLAGS)
     if match is None:
         value = None if letters_only.get() else _in_full(text)
         if value is None:
@@ -60,7 +61,7 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
 
 def _in_full(text: str) -> int | None:
     """Bytes in *text* with a unit like ``GiB`` (binary) or ``GB`` (decimal); None: it has none."""
-    match = _IN_FULL.match(text)
+    match = re.match(_IN_FULL, text, _FLAGS)
     if match is None or (match[4] and not (match[3] and match[5])):
         return None
     whole, fraction, prefix, binary, byte = match.groups()

@@ -479,6 +479,10 @@ class Image(Node):
         """Change the image as a whole: no guest byte is being written meanwhile. It is read all the same."""
         return self.ranges.hold(0)
 
+    def remap(self) -> None:
+        """Guest bytes may lie elsewhere than they did, without a write: what was remembered of that is to be forgotten.
+        The core says so when it attached a node, and around whatever changes the image as a whole."""
+
     @cached_property
     def swift(self) -> bool:
         return all(child.swift for child in self.children() if child is not self.backing)

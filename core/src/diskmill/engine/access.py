@@ -15,6 +15,8 @@ _FEW = memoryview(ZEROS)[: 128 << 10]
 """Zeros that stay in the cache of a processor."""
 _GATHER = 2 * MiB
 """The most stored bytes that are read at once for neighbouring compressed extents."""
+STRETCH = 24
+"""By how many bits an offset is to be shifted for the number of its stretch: see :mod:`diskmill.engine.lookups`."""
 _BRIEF = 128 * KiB
 """Bytes that are copied into the page cache in less time than threads take to change places: who writes no more keeps
 the image's lock meanwhile. The kernel lets one thread at a time write to a file, too."""
@@ -147,6 +149,9 @@ def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None
 
 def fill_zeros(view: memoryview) -> None:
     """Overwrite *view* with zeros."""
+    if len(view) <= len(_FEW):
+        view[:] = _FEW[: len(view)]
+        return
     whole = len(view) - len(view) % len(_FEW)
     for at in range(0, whole, len(_FEW)):
         view[at : at + len(_FEW)] = _FEW

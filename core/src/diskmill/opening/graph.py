@@ -529,6 +529,7 @@ class _Opener:
         known = files.get(reference.name) if once else None
         if known is not None:
             image.attach(reference, known)
+            image.remap()
             return
         node = self.referred(image, reference, self.admitted(image, reference, wish), wish)
         self.attached(image, reference, node)
@@ -541,6 +542,7 @@ class _Opener:
             return
         try:
             image.attach(reference, node)
+            image.remap()
         except BaseException:
             node.abandon()
             raise
