@@ -8,17 +8,18 @@ the graph is open for writing: nobody has to tell of changes, then.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from itertools import islice
 
 from ..contract.extents import Kind
 from ..contract.node import Buffer, Image, Node, Storage
 from ..errors import DiskmillError
-from ..sizes import KiB
-from .access import STRETCH
+from ..sizes import MiB
+from .access import STRETCH, fill_zeros
 from .walk import walk
 
-_SMALL = 64 * KiB
+_SMALL = MiB
 """Bytes of the largest read that lets a stretch be walked. Of larger ones the bytes take the time."""
 _MOST = 256
 """Extents that are kept of a stretch; what follows is looked up each time."""
@@ -57,6 +58,25 @@ class Lookups:
             self.stretches.clear()
             self._kept = len(stretch[0])
         self.stretches[number] = stretch
+
+    def read(self, stretch: Stretch, offset: int, buffer: Buffer) -> bool:
+        """Fill *buffer* from several pieces of *stretch*; False, and nothing was done: not all of it is known."""
+        starts, pieces = stretch
+        first = last = bisect_right(starts, offset) - 1
+        end = offset + len(buffer)
+        while pieces[last][0] < end:
+            if pieces[last][0] < 0:
+                return False
+            last += 1
+        view, at = memoryview(buffer), offset
+        for stop, shift, read in pieces[first : last + 1]:
+            part = view[at - offset : min(stop, end) - offset]
+            if read is not None:
+                read(at + shift, part)
+            else:
+                fill_zeros(part)
+            at = stop
+        return True
 
     def _walked(self, number: int) -> Stretch:
         start = number << STRETCH

@@ -45,6 +45,8 @@ class FormatImage(Image):
                 else:
                     access.fill_zeros(memoryview(buffer))
                 return
+            if lookups.read(stretch, offset, buffer):
+                return
         else:
             lookups.learn(offset, len(buffer))
         access.read_into(self, offset, buffer)
