@@ -40,7 +40,9 @@ class Lookups:
         self._seen: set[int] = set()
         self._kept = 0
         self._image = image
-        self._learns = not image.unsized and not any(node.writable for node in _graph(image))
+        graph = _graph(image)
+        plain = any(isinstance(node, Storage) and _plain(node) for node in graph)
+        self._learns = plain and not image.unsized and not any(node.writable for node in graph)
 
     def learn(self, offset: int, length: int) -> None:
         """A read came that was not known. The second one from a stretch is worth to look at all of it."""
