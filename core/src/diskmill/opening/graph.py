@@ -527,6 +527,7 @@ class _Opener:
         known = files.get(reference.name) if once else None
         if known is not None:
             image.attach(reference, known)
+            image.remap()
             return
         node = self.referred(image, reference, self.admitted(image, reference, wish), wish)
         self.attached(image, reference, node)
@@ -539,6 +540,7 @@ class _Opener:
             return
         try:
             image.attach(reference, node)
+            image.remap()
         except BaseException:
             node.abandon()
             raise

@@ -50,6 +50,7 @@ class Registry:
         self._callers: dict[tuple[Driver, str], Callable[..., Any]] = {}
         self._complete: set[str] = set()
         self._installed = installed()
+        self._names = {(entry.group, entry.name) for entry in self._installed}
         for entry in self.entries(PLUGIN_GROUP):
             for plugin in self._loaded(entry):
                 self._register(plugin, entry.name)
@@ -154,7 +155,7 @@ class Registry:
 
     def _usable(self, group: str, name: str) -> Driver | None:
         driver = self._drivers.get((group, name))
-        if driver is None and group not in self._complete:
+        if driver is None and (group, name) in self._names and group not in self._complete:
             self._add(group, [entry for entry in self.entries(group) if entry.name == name])
             driver = self._drivers.get((group, name))
         return driver
