@@ -1,4 +1,4 @@
-"""``-o compression_level``: QEMU reads what each level makes, more work makes less; the default is no larger than QEMU's."""
+"""``-o compression_level``: QEMU reads what each level makes, more work makes less; the default is small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STREAM = "subformat=streamOptimized"
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Words, which compress the better the longer one looks; something that does not compress; and nothing."""
     chance = random.Random(20)
-    words = [bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz ", k=chance.randint(3, 9))) for _ in range(2000)]
+    letters = b"abcdefghijklmnopqrstuvwxyz "
+    words = [bytes(chance.choices(letters, k=chance.randint(3, 9))) for _ in range(2000)]
     path = tmp_path_factory.mktemp("levels") / "disk.raw"
     path.write_bytes(b"".join(chance.choices(words, k=3 * MiB // 6)) + chance.randbytes(MiB // 2) + bytes(MiB))
     with path.open("ab") as file:
