@@ -1,4 +1,4 @@
-"""``-o compression_level``: QEMU reads what each level makes, more work makes less; the default is small."""
+"""``-o compression_level``: QEMU reads what each level makes, more work makes less."""
 
 from __future__ import annotations
 
@@ -55,9 +55,11 @@ def test_an_appliance_hands_the_level_to_its_disk(raw: Path) -> None:
     assert small.stat().st_size < large.stat().st_size
 
 
-def test_deflate_is_no_larger_than_qemus(raw: Path) -> None:
+def test_qemus_level_is_no_larger_than_qemus(raw: Path) -> None:
     theirs = raw.with_name("theirs.qcow2")
     qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, theirs)
+    assert made(raw, "qcow2", "compression_level=6") <= theirs.stat().st_size
+    # Without a level: on words no larger either. On a disk of many kinds of data it is a few percent larger.
     assert made(raw, "qcow2") <= theirs.stat().st_size
 
 
