@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..contract.node import Buffer, Image, ReadBuffer
+from ..contract.node import Buffer, Image, Node, ReadBuffer
 from ..engine import access
 from ..engine.access import read_extents
 from ..engine.walk import walk
 
 if TYPE_CHECKING:
+    from ..contract.drivers import FormatDriver
     from ..engine.lookups import Lookups
 
-__all__ = ["FormatImage", "read_extents", "walk"]
+__all__ = ["FormatImage", "ReadOnlyImage", "read_extents", "walk"]
 
 
 class FormatImage(Image):
@@ -72,3 +73,14 @@ class FormatImage(Image):
     def discard(self, offset: int, length: int) -> None:
         if self.discards:
             access.discard(self, offset, length)
+
+
+class ReadOnlyImage(FormatImage):
+    """An image of a format whose driver only reads: nothing in it tells that a writer did not close it."""
+
+    def __init__(self, driver: FormatDriver, file: Node, *, name: str, size: int) -> None:
+        super().__init__(driver, file, name=name, size=size, writable=False)
+
+    @property
+    def dirty(self) -> None:
+        """Never told."""
