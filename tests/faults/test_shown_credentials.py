@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,15 @@ def test_a_batch_writes_none_into_its_records(tmp_path: Path) -> None:
         done = command("batch", *words, check=False)
         assert SECRET not in done.stdout + done.stderr
     assert SECRET not in (tmp_path / "jobs.journal").read_text()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a+", "a.", "http:", "http:/", "x:/@", "x:/a:", "&key=", "'key':", '"header":[', "/", "\\", "a://b%", ";a.a"],
+)
+def test_a_long_text_takes_no_long_time(piece: str) -> None:
+    """In proportion to its length: a name of a stranger's making is looked at for secrets as well."""
+    text = f"{piece * (40_000 // len(piece))} json:://@="
+    start = time.process_time()
+    shown(text)
+    assert time.process_time() - start < 2

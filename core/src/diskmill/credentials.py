@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 
 _MARK = "…"
-_WEB = r"(?:[a-z0-9.+-]*\+)?(?:https?|ftps?)"
-"""Schemes whose user, too, may be a token, and whose query is anybody's."""
+_WEB = r"(?:https?|ftps?)"
+"""Schemes, or what stands last in them, whose user, too, may be a token, and whose query is anybody's."""
+_SCHEME = r"[a-z][a-z0-9.+-]{0,30}"
+_LONG = "{0,1024}"
+"""How far a pattern looks: a text that a stranger wrote takes time in proportion to its length, not to its square."""
 _NAMES = r"(?:pass(?:word|wd|phrase)|(?<!-)secret|token|sig|signature|credentials?|cookie|auth(?:orization)?|key)"
 """Of options and parameters that hold credentials. (``key-secret`` and the like hold the id of a secret.)"""
 _NAMED = rf"(?:[\w.-]*[._-])?{_NAMES}(?:\.\d+)?"
@@ -19,15 +22,18 @@ _HIDDEN = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), shown)
     for pattern, shown in (
         # Up to the last '@' of what stands before the path; and beyond, where a password has a slash in it.
-        (rf"\b({_WEB}:/+)[^\s\"/?#]*@", rf"\1{_MARK}@"),
-        (r"\b([a-z][a-z0-9.+-]*:/+)([^\s\"/?#@:%\[]*)([:%])(?!\d*[/?#])[^\s\"?#]*@", rf"\1\2\3{_MARK}@"),
-        (r"\b((?!ssh:|sftp:)[a-z][a-z0-9.+-]*:/+)([^\s\"/?#@:%\[]*)([:%])[^\s\"/?#]*@", rf"\1\2\3{_MARK}@"),
-        (rf"\b({_WEB}:[^\s\"?#]*)([?#])[^\s\"']+", rf"\1\2{_MARK}"),
-        (rf"\b({_WEB}:)(?!//)[^\s\"']*@", rf"\1{_MARK}@"),
+        (rf"\b({_WEB}:/+)[^\s\"/?#]{_LONG}@", rf"\1{_MARK}@"),
+        (rf"\b({_SCHEME}:/+)([^\s\"/?#@:%\[]{_LONG})([:%])(?!\d*[/?#])[^\s\"?#]{_LONG}@", rf"\1\2\3{_MARK}@"),
+        (rf"\b((?!ssh:|sftp:){_SCHEME}:/+)([^\s\"/?#@:%\[]{_LONG})([:%])[^\s\"/?#]{_LONG}@", rf"\1\2\3{_MARK}@"),
+        (rf"\b({_WEB}:[^\s\"?#]{_LONG})([?#])[^\s\"']+", rf"\1\2{_MARK}"),
+        (rf"\b({_WEB}:)(?!//)[^\s\"']{_LONG}@", rf"\1{_MARK}@"),
         (rf"([?&:;,]{_NAMED}=)[^&:;,\s\"']+", rf"\1{_MARK}"),
         # Members of objects, of which a name in quotes may hold one: then their quotes have backslashes.
-        (rf"""((\\*["'])(?:{_NAMED}|[\w.]*header(?:\.\d+)?)\2\s*:\s*(\\*["'])).*?(\3|$)""", rf"\1{_MARK}\4"),
-        (r"""((\\*["'])[\w.]*header\2\s*:\s*\[).*?(\]|$)""", rf"\1{_MARK}\3"),
+        (
+            rf"""((\\{{0,8}}["'])(?:{_NAMED}|[\w.]*header(?:\.\d+)?)\2\s*:\s*(\\{{0,8}}["'])).*?(\3|$)""",
+            rf"\1{_MARK}\4",
+        ),
+        (r"""((\\{0,8}["'])[\w.]*header\2\s*:\s*\[).*?(\]|$)""", rf"\1{_MARK}\3"),
     )
 )
 
