@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The commands that a developer of diskmill uses. Needs Python 3.11 or later, nothing else: the first run makes a
-virtual environment in .venv, with every package of the workspace and the tools, in the versions of constraints.txt.
+virtual environment in .venv, with every package of the workspace and the tools (for the demonstration with what that
+needs), in the versions of constraints.txt.
 
     python3 dev.py demo             make a real disk image, convert it, look at it, compare
     python3 dev.py test [ARG...]    lint, types and all tests; with arguments, only `pytest ARG...`
@@ -35,6 +36,9 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / "bin"
 DEMO = ROOT / "demo"
+DEMO_NEEDS = ("core", "cli", "plugins/qcow2")
+BUILDERS = ["hatchling", "editables"]
+"""What builds the packages of the workspace and installs them in place; among the tools of pyproject.toml."""
 MiB = 1024 * 1024
 
 
@@ -50,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if command not in ("setup", "demo", "test", "lint", "bench", "fuzz", "docs", "manual", "picture", "wheels"):
         print(__doc__.strip())
         return 0 if command in ("help", "-h", "--help") else 2
-    set_up()
+    set_up(whole=command != "demo")
     if command == "demo":
         return demo()
     if command == "test":
@@ -94,26 +98,39 @@ def workspace() -> tuple[list[Path], list[str]]:
     return members, settings["dependency-groups"]["dev"]
 
 
-def set_up() -> None:
-    """Make .venv hold every package of the workspace, installed in place; quick when nothing has changed."""
+def set_up(*, whole: bool = True) -> None:
+    """Make .venv hold every package of the workspace, installed in place, and the tools; quick when nothing changed.
+
+    :param whole: False: what the demonstration needs will do.
+    """
     members, tools = workspace()
     constraints = ROOT / "constraints.txt"
     recipe = hashlib.sha256(sys.version.encode())
     for path in (ROOT / "pyproject.toml", constraints, *(member / "pyproject.toml" for member in members)):
         recipe.update(f"{path}\0".encode() + path.read_bytes())
+    for_all, for_demo = recipe.hexdigest(), f"{recipe.hexdigest()} demo"
     stamp = VENV / "recipe"
-    if not (stamp.is_file() and stamp.read_text() == recipe.hexdigest()):
-        install(members, tools, constraints)
-        stamp.write_text(recipe.hexdigest())
+    there = stamp.read_text() if stamp.is_file() else ""
+    if there != for_all and (whole or there != for_demo):
+        if there != for_demo:
+            make_environment()
+        if whole:
+            install(members, tools, constraints)
+        else:
+            install([ROOT / name for name in DEMO_NEEDS], BUILDERS, constraints)
+        stamp.write_text(for_all if whole else for_demo)
     # As pip does for what it installs: else each start compiles anew where PYTHONDONTWRITEBYTECODE is set.
     call(BIN / "python", "-m", "compileall", "-q", *(member / "src" for member in members))
 
 
-def install(members: list[Path], tools: list[str], constraints: Path) -> None:
+def make_environment() -> None:
     if importlib.util.find_spec("ensurepip") is None:
         sys.exit("dev.py: this Python cannot make virtual environments: apt-get install python3-venv")
     print(f"Setting up {VENV} …", flush=True)
     venv.create(VENV, with_pip=True, clear=True)
+
+
+def install(members: list[Path], tools: list[str], constraints: Path) -> None:
     pip = (BIN / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "-c", constraints)
     # The build backend comes first and pinned, so that the packages are built with it, not each in a place of its own.
     editable = [word for member in members for word in ("-e", member)]

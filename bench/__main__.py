@@ -16,7 +16,7 @@ from . import report
 from .measure import Bench, BenchError, Result
 from .works import WORKS, Work
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 QUICK = [
     "raw-*",
     "qcow2*-raw",
@@ -26,6 +26,7 @@ QUICK = [
     "map-*",
     "version",
     "info",
+    "start-*",
     "clusters-*",
     "subclusters",
 ]
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{work.name}: left out, {work.module} is not installed", file=sys.stderr)
                 continue
             try:
-                results.append(run(bench, work, options.runs))
+                results.append(run(bench, work, options.runs, options.enough))
             except BenchError as error:
                 print(f"bench: {error}", file=sys.stderr, flush=True)
                 failed = True
@@ -73,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = f"{report.table(results)}\n\n{note} {report.legend()}"
         print(text)
         if options.record:
-            (HERE / "results.md").write_text(f"# diskmill against qemu-img\n\n![ratios](results.svg)\n\n{text}\n")
-            (HERE / "results.svg").write_text(report.chart(results, note))
+            RESULTS.mkdir(exist_ok=True)
+            head = f"# diskmill against qemu-img\n\n{report.machine(bench.theirs)}\n\n![ratios](chart.svg)"
+            (RESULTS / "README.md").write_text(f"{head}\n\n{text}\n")
+            (RESULTS / "chart.svg").write_text(report.chart(results, note))
     return 1 if failed else 0
 
 
@@ -86,8 +89,8 @@ def there(module: str) -> bool:
         return False
 
 
-def run(bench: Bench, work: Work, runs: int) -> Result:
-    result = bench.run(work, runs)
+def run(bench: Bench, work: Work, runs: int, enough: float) -> Result:
+    result = bench.run(work, runs, enough)
     print(f"{work.name}: {result.ratio:.2f} ({result.seconds[0]:.3f} s)", file=sys.stderr, flush=True)
     return result
 
@@ -109,7 +112,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, help="where the images go, three times the size and more (temporary files)"
     )
-    parser.add_argument("--record", action="store_true", help="write results.md and results.svg beside this program")
+    parser.add_argument(
+        "--enough",
+        type=float,
+        default=15,
+        metavar="SECONDS",
+        help="of measured runs, after which a work gets no further pair of them (15)",
+    )
+    parser.add_argument("--record", action="store_true", help="write a table and a chart to results/")
     parser.add_argument("--diskmill", default=shlex.join(DISKMILL), metavar="COMMAND", help="what to measure")
     parser.add_argument("--qemu-img", default="qemu-img", metavar="COMMAND", help="what to measure it against")
     return parser.parse_args(arguments)

@@ -38,10 +38,11 @@ Job = Callable[[], object]
 
 def sequential(path: Path, digest: bool) -> tuple[Job, Job]:
     import diskmill
+    from diskmill.sizes import new_buffer
 
     def ours() -> object:
         seen, at = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(CHUNK))
+        buffer = memoryview(new_buffer(CHUNK))
         with diskmill.open(path, path.name) as disk:
             while at < disk.size:
                 part = buffer[: disk.size - at]

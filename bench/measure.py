@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -122,8 +123,11 @@ class Bench:
         self.port = _free_port()
         self._images: dict[str, str] = {}
 
-    def run(self, work: Work, runs: int) -> Result:
-        """Check once that both programs do the work right, then run them by turns. Raises BenchError."""
+    def run(self, work: Work, runs: int, enough: float = math.inf) -> Result:
+        """Check once that both programs do the work right, then run them by turns. Raises BenchError.
+
+        :param enough: seconds of measured runs after which no other pair of them begins.
+        """
         count = runs * 4 if work.short else runs
         printed = self.folder / "printed-ours", self.folder / "printed-theirs"
         ours, theirs = self._sides(work)
@@ -134,6 +138,8 @@ class Bench:
         for _ in range(count):
             runs_of_ours.append(self._measure(work, ours))
             runs_of_theirs.append(self._measure(work, theirs))
+            if sum(run.seconds for run in (*runs_of_ours, *runs_of_theirs)) >= enough:
+                break
         self.out.unlink(missing_ok=True)
         return Result(work, runs_of_ours, runs_of_theirs, sizes)
 

@@ -16,8 +16,9 @@ CHUNK = 1 << 20
 
 def with_diskmill(path: Path) -> int:
     import diskmill
+    from diskmill.sizes import new_buffer
 
-    buffer = memoryview(bytearray(CHUNK))
+    buffer = memoryview(new_buffer(CHUNK))
     at = 0
     with diskmill.open(path, path.name) as disk:
         while at < disk.size:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import resource
+import subprocess
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from xml.sax.saxutils import escape
 
 from .measure import MiB, Result
 from .works import Work
 
 MEASURES = ("s", "CPU s", "peak MiB", "output MiB")
-HEADINGS = ("work", "ratio", "goal", *(heading for one in MEASURES for heading in (one, "qemu-img's")), "missed")
+HEADINGS = (
+    "work",
+    "pairs",
+    "ratio",
+    "goal",
+    *(heading for one in MEASURES for heading in (one, "qemu-img's")),
+    "missed",
+)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -22,6 +34,7 @@ def table(results: Sequence[Result]) -> str:
         rows.append(
             (
                 result.work.name + (f" ({other_side(result.work)})" if result.work.against else ""),
+                str(len(result.ours)),
                 f"{result.ratio:.2f}",
                 f"{result.work.goal:.2f}",
                 *(f"{seconds:.3f}" for seconds in result.seconds),
@@ -48,8 +61,31 @@ def conditions(size: int, runs: int) -> str:
     """One sentence on what was measured."""
     return (
         f"Source {size // MiB} MiB, half of it data; page cache warm; whole processes, {runs} of each program by turns "
-        f"on {os.cpu_count()} processors."
+        f"(of what lasts long, fewer) on {os.cpu_count()} processors."
     )
+
+
+def machine(theirs: Sequence[str]) -> str:
+    """A list, in Markdown, of when and on what was measured, and in which versions."""
+    facts = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "processor": f"{_line_of('/proc/cpuinfo', 'model name')}, {os.cpu_count()} of them",
+        "memory": _line_of("/proc/meminfo", "MemTotal"),
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "diskmill": version("diskmill"),
+        "qemu-img": subprocess.run([*theirs, "--version"], capture_output=True, text=True).stdout.partition("\n")[0],
+    }
+    return "\n".join(f"- {name}: {text}" for name, text in facts.items())
+
+
+def _line_of(path: str, name: str) -> str:
+    """What *path*, a file of the kernel's, says of *name*."""
+    with suppress(OSError), open(path) as file:
+        for line in file:
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
+    return "unknown"
 
 
 def other_side(work: Work) -> str:

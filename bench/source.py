@@ -24,15 +24,16 @@ SYLLABLES = ("an", "ba", "ce", "der", "di", "en", "fo", "ga", "hin", "ing", "ka"
 def write(path: str, size: int, seed: int = 1) -> None:
     """Write a sparse file of `size` bytes, half of them data."""
     chance = random.Random(seed)
-    pools = (text(chance), code(chance), chance.randbytes(POOL))
+    pool_size = min(POOL, max(size // 4, BLOCK))  # a small disk needs little of each
+    pools = (text(chance, pool_size), code(chance, pool_size), chance.randbytes(pool_size))
     with open(path, "wb") as file:
         file.truncate(size)
         offset, data, holes = 0, size // 2 // BLOCK * BLOCK, (size - size // 2) // BLOCK * BLOCK
         while data:
-            length = min(run_length(chance), data)
+            length = min(run_length(chance), data, pool_size)
             pool = chance.choices(pools, weights=(45, 35, 20))[0]
             file.seek(offset)
-            start = chance.randrange(len(pool) - length)
+            start = chance.randrange(len(pool) - length + 1)
             file.write(memoryview(pool)[start : start + length])
             gap = min(run_length(chance), holes)
             offset, data, holes = offset + length + gap, data - length, holes - gap
@@ -48,20 +49,20 @@ def by_rank(count: int) -> list[float]:
     return list(accumulate(1 / rank for rank in range(1, count + 1)))
 
 
-def text(chance: random.Random) -> bytes:
+def text(chance: random.Random, size: int) -> bytes:
     words = ["".join(chance.choices(SYLLABLES, k=chance.randint(1, 4))) for _ in range(20_000)]
-    chosen = chance.choices(words, cum_weights=by_rank(len(words)), k=POOL // 4)
+    chosen = chance.choices(words, cum_weights=by_rank(len(words)), k=size // 4 + 1)
     ends = chance.choices((" ", " ", " ", " ", " ", ", ", ".\n", '="', "(", "_", "/"), k=len(chosen))
-    return "".join(map("".join, zip(chosen, ends, strict=True))).encode()[:POOL]
+    return "".join(map("".join, zip(chosen, ends, strict=True))).encode()[:size]
 
 
-def code(chance: random.Random) -> bytes:
+def code(chance: random.Random, size: int) -> bytes:
     """Opcodes of one to seven bytes that recur, half of them with an operand: zeros, or one of many."""
     opcodes = [chance.randbytes(chance.randint(1, 7)) for _ in range(3_000)]
-    chosen = chance.choices(opcodes, cum_weights=by_rank(len(opcodes)), k=POOL // 3)
+    chosen = chance.choices(opcodes, cum_weights=by_rank(len(opcodes)), k=size // 3 + 1)
     operands = [b"", bytes(4), b"\xff\xff\xff", *(chance.randbytes(2) for _ in range(400))]
     ends = chance.choices(operands, weights=(800, 160, 40, *(1.5,) * 400), k=len(chosen))
-    return b"".join(map(b"".join, zip(chosen, ends, strict=True)))[:POOL]
+    return b"".join(map(b"".join, zip(chosen, ends, strict=True)))[:size]
 
 
 if __name__ == "__main__":

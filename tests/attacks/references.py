@@ -44,6 +44,13 @@ NAMES: dict[str, bytes] = {
     "ssh": b"ssh://-oProxyCommand=id/outside",
     "nbd": b"nbd://127.0.0.1:9/outside",
     "oci": b"oci://127.0.0.1:9/outside:1",
+    "gs": b"gs://bucket/outside",
+    "az": b"az://bucket/outside",
+    "ftp": b"ftp://127.0.0.1:9/outside",
+    "nfs": b"nfs://127.0.0.1/outside/disk",
+    "iscsi": b"iscsi://127.0.0.1:9/iqn.2026-11.outside/0",
+    "rbd": b"rbd:outside/disk:mon_host=127.0.0.1",
+    "fsspec": b"fsspec+http://127.0.0.1:9/outside",
 }
 ELSEWHERE = ("http", "s3", "ssh", "nbd", "oci")
 """Those that a program which trusts images connects for, or runs another one."""

@@ -7,8 +7,9 @@ import struct
 import tarfile
 from pathlib import Path
 
+import diskmill
 from diskmill.opening.registry import default_registry
-from encoders import bochs, cloop, dmg, in_memory
+from encoders import bochs, cloop, dmg, ewf, in_memory, sparseimage, vma
 from tools import qemu_img, qemu_io
 
 FORMATS = tuple(
@@ -18,6 +19,11 @@ FORMATS = tuple(
 )
 """The formats that the lines with {f} and {w} are repeated for: of those that qemu-img makes without more options, the
 ones that are installed."""
+
+ENCODERS = {"bochs": bochs, "cloop": cloop, "dmg": dmg, "ewf": ewf, "sparseimage": sparseimage, "vma": vma}
+"""Of formats that are only read."""
+OURS = tuple(name for name in ("sparse", "ova") if default_registry().has("diskmill.format", name))
+"""Formats that qemu-img does not know, and that are written."""
 
 DATA = ("write -P 1 0 64k", "write -P 2 1M 192k", "write -z 2560k 128k", "write -P 3 3M 4k")
 MASTER = bytes(range(32))
@@ -39,9 +45,11 @@ def build(folder: Path) -> None:
     (folder / "sub").mkdir()
     for format in FORMATS:
         make(f"img.{format}", format, "4M", commands=DATA)
-    for format, encoder in (("bochs", bochs), ("cloop", cloop), ("dmg", dmg)):
+    for format, encoder in ENCODERS.items():
         disk = (folder / "img.raw").read_bytes()
         (folder / f"img.{format}").write_bytes(in_memory(encoder.encode)(disk))
+    for format in OURS:
+        diskmill.convert([folder / "img.raw"], folder / f"img.{format}", format="raw", output_format=format)
     make("other.raw", "raw", "4M", commands=("write -P 9 0 192k",))
     make("other.qcow2", "qcow2", "4M", commands=("write -P 9 0 192k",))
     make("long.raw", "raw", "6M", commands=DATA)

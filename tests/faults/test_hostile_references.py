@@ -128,7 +128,13 @@ def test_nothing_but_the_named_file_is_opened(tmp_path: Path, reference: str, ro
 
 URLS = (
     *(("http://127.0.0.1:{port}/secret", command) for command in COMMANDS),
-    *((f"{scheme}://127.0.0.1:{{port}}/secret", "convert") for scheme in ("https", "ftp", "ftps")),
+    *((f"{scheme}://127.0.0.1:{{port}}/secret", "convert") for scheme in ("https", "ftp", "ftps", "oci")),
+    ("fsspec+http://127.0.0.1:{port}/secret", "convert"),
+    *((f"{scheme}://bucket/secret", "convert") for scheme in ("s3", "gs", "az")),
+    ("nfs://127.0.0.1/secret/disk", "convert"),
+    ("iscsi://127.0.0.1:{port}/iqn.2026-11.secret/0", "convert"),
+    ("rbd:secret/disk:mon_host=127.0.0.1", "convert"),
+    ("ssh://-oProxyCommand=touch%20secret/x", "convert"),
     ('json:{{"driver":"raw","file":{{"driver":"http","url":"http://127.0.0.1:{port}/secret"}}}}', "convert"),
 )
 
@@ -144,12 +150,13 @@ def test_no_server_is_connected_to(url: str, command: str, tmp_path: Path) -> No
     program = Path(sys.executable).with_name("diskmill")
     with socket.create_server(("127.0.0.1", 0)) as server:
         set_backing(image, url.format(port=server.getsockname()[1]))
-        trace = ("-f", "-qq", "-e", "trace=%network", "-o", log)
+        trace = ("-f", "-qq", "-e", "trace=%network,execve,fork,vfork", "-o", log)
         done = run(tool("strace"), *trace, program, *words, check=False, timeout=60)
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
     assert "socket(" not in log.read_text()
+    assert log.read_text().count("execve(") == 1, "the program itself"
     assert "Traceback" not in done.stderr
     if command in ("compare", "convert", "map", "info-chain"):
         assert done.returncode != 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import diskmill
 import pytest
 from commands import images
+from diskmill.opening.registry import default_registry
 from diskmill.sizes import MiB
 from http_servers import Web, certificates, ftp_server, nginx, running_proxy
 from served import IMAGES, like_the_file
@@ -62,6 +63,11 @@ def refused(*words: str | Path, **more: str) -> str:
     assert done.stderr.count("\n") == 1, done.stderr
     assert "s3cret" not in done.stderr
     return done.stderr
+
+
+def test_no_format_is_left_out() -> None:
+    formats = {driver.name for driver in default_registry().all("diskmill.format")}
+    assert formats == {Path(name).suffix[1:] for name in IMAGES}
 
 
 @pytest.mark.parametrize("name", IMAGES)

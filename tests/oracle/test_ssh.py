@@ -15,8 +15,9 @@ from typing import Any
 
 import diskmill
 import pytest
+from commands.images import ENCODERS, OURS
 from diskmill.opening.context import Context
-from encoders import bochs, cloop, dmg, in_memory
+from encoders import in_memory
 from samples import KiB, MiB, scattered_file
 from ssh_server import SshServer
 from tools import diskmill as command
@@ -40,9 +41,9 @@ IMAGES = {
     "vhdx": ("vhdx",),
     "parallels": ("parallels",),
     "luks": ("luks", *SECRET, "-o", "key-secret=s,iter-time=10"),
-    "bochs": (), "cloop": (), "dmg": (),
+    **dict.fromkeys((*ENCODERS, *OURS), ()),
 }  # fmt: skip
-"""What is read over SSH: a name, and how qemu-img makes it (or our encoders do)."""
+"""What is read over SSH: a name, and how qemu-img makes it (or our encoders, or diskmill, do)."""
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ssh_server: SshServer) -> P
     for name, (*words,) in IMAGES.items():
         if words:
             qemu_img("convert", "-f", "raw", "-O", *words, source, folder / name)
-    for name, encoder in (("bochs", bochs), ("cloop", cloop), ("dmg", dmg)):
+    for name, encoder in ENCODERS.items():
         (folder / name).write_bytes(in_memory(encoder.encode)(data))
+    for name in OURS:
+        diskmill.convert([source], folder / name, format="raw", output_format=name)
     for path in folder.iterdir():  # no holes, which nobody can see over SSH
         path.write_bytes(path.read_bytes())
     return folder

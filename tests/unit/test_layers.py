@@ -16,6 +16,7 @@ ROOT = Path(diskmill.__file__).parent
 REPOSITORY = Path(__file__).parents[2]
 PLUGINS = REPOSITORY / "plugins"
 FLOORS = (
+    {"credentials"},
     {"errors", "sizes", "records"},
     {"contract"},
     {"engine", "trace", "qapi"},

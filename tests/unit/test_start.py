@@ -20,8 +20,8 @@ sys.exit(status)
 """
 HEAVY = {"dataclasses", "importlib.metadata", "inspect", "json", "numpy", "pluggy", "rich", "stevedore", "typer"}
 """What a plain command needs none of, each as slow as many modules of ours."""
-OTHERS = 46
-"""Modules of Python's own, beside those that every program has."""
+OTHERS = 47
+"""Modules of Python's own, beside those that every program has; bisect is for small reads."""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def modules(folder: Path, *words: str, **more: str) -> set[str]:
         ("bitmap --clear marked.qcow2 b", 74),
         ("resize -q disk.qcow2 1M", 74),
         ("check disk.qcow2", 75),
+        ("convert -O raw disk.qcow2 out.raw", 105),
     ],
 )
 def test_a_start_imports_no_more_than_it_did(places: Path, words: str, own: int) -> None:
@@ -80,12 +81,19 @@ def test_what_is_installed_and_not_used_is_not_imported(places: Path, tmp_path: 
         metadata = tmp_path / f"{name}-1.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-        (metadata / "entry_points.txt").write_text(f"[diskmill.{kind}]\n{name} = {name}:driver\n")
+        told = f"[diskmill.magic]\n{number:02x}64756d = {name}:driver\n" if number % 10 == 0 else ""
+        (metadata / "entry_points.txt").write_text(f"[diskmill.{kind}]\n{name} = {name}:driver\n{told}")
     few = modules(places, "info", "disk.qcow2")
     path = {"PYTHONPATH": str(tmp_path)}
     modules(places, "info", "disk.qcow2", **path)  # what is installed is remembered from here on
     assert modules(places, "info", "disk.qcow2", **path) == few
     (places / "disk.raw").write_bytes(bytes(512))
     assert not any("dummy" in name for name in modules(places, "info", "-f", "raw", "disk.raw", **path))
-    asked = modules(places, "info", "disk.raw", **path)  # whether it is theirs: that, only the formats
-    assert {name for name in asked if "dummy" in name} == {f"dummy{number}" for number in range(0, 50, 5)}
+    # Whether it is theirs: that, only the formats, and of those that tell how their images begin, whose it may be.
+    asked = modules(places, "info", "disk.raw", **path)
+    assert {name for name in asked if "dummy" in name} == {f"dummy{number}" for number in range(5, 50, 10)}
+    (places / "disk.raw").write_bytes(bytes([20]) + b"dum" + bytes(508))
+    asked = modules(places, "info", "disk.raw", **path)
+    assert {name for name in asked if "dummy" in name} == {"dummy20"} | {
+        f"dummy{number}" for number in range(5, 50, 10)
+    }

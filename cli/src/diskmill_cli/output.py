@@ -10,17 +10,27 @@ if TYPE_CHECKING:
 
 
 def to_json(value: Any) -> str:
-    """*value* as indented JSON, members in the order in which QEMU prints them: ASCII, and U+FFFD for a byte of a
-    name that is not UTF-8."""
+    """*value* as indented JSON, members in the order in which QEMU prints them: ASCII, U+FFFD for a byte of a
+    name that is not UTF-8, and names without credentials."""
     import json
     import re
 
     from diskmill.qapi import ordered
 
-    text = json.dumps(ordered(value), indent=4, ensure_ascii=False)
+    text = json.dumps(_shown(ordered(value)), indent=4, ensure_ascii=False)
     text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", text)  # a byte's are \udc80 to \udcff
     text = text.encode(errors="surrogateescape").decode(errors="replace")
     return re.sub("[^ -~\n]", lambda match: "\\u007F" if match[0] == "\x7f" else json.dumps(match[0])[1:-1], text)
+
+
+def _shown(value: Any) -> Any:
+    from diskmill.errors import shown
+
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return {key: _shown(one) for key, one in value.items()}
+    return [_shown(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def tree(value: Any, indent: int = 4) -> Iterator[str]:

@@ -112,8 +112,10 @@ class Session:
     def _object(self, kind: str, parts: Mapping[str, str | None]) -> None:
         import json
 
+        from diskmill.errors import shown
+
         sys.stdout.flush()
-        text = {key: value and value.encode(errors="replace").decode() for key, value in parts.items()}
+        text = {key: value and shown(value).encode(errors="replace").decode() for key, value in parts.items()}
         sys.stderr.write(json.dumps({kind: text}) + "\n")
         sys.stderr.flush()
 

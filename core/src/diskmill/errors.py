@@ -44,17 +44,27 @@ class DiskmillError(Exception):
 
 
 def printable(text: str, *, raw_bytes: bool = False) -> str:
-    """*text*, one line for a person, with U+FFFD for whatever a terminal would obey or nobody would see: control
-    characters with line ends, and those that turn the direction of writing or have no width.
+    """*text*, one line for a person, without credentials, and with U+FFFD for whatever a terminal would obey or nobody
+    would see: control characters with line ends, and those that turn the direction of writing or have no width.
 
     :param raw_bytes: leave the bytes of a name that is not UTF-8 (see :func:`os.fsdecode`) as they are.
     """
+    text = shown(text)
     if text.isprintable():
         return text
     return "".join(
         char if char.isprintable() or (raw_bytes and "\udc80" <= char <= "\udcff") else "\N{REPLACEMENT CHARACTER}"
         for char in text
     )
+
+
+def shown(text: str) -> str:
+    """*text*, of names and what is said of them, without the credentials that names hold."""
+    if not ("://" in text or "@" in text or "=" in text or "json:" in text):  # most text: nothing is imported for it
+        return text
+    from .credentials import without_credentials
+
+    return without_credentials(text)
 
 
 as_options: ContextVar[bool] = ContextVar("as_options", default=False)

@@ -82,6 +82,8 @@ else:
                 delattr(cls, name)
         own = vars(cls)
         cls.__record__ = fields
+        cls.__defaults__ = {name: one.default for name, one in fields.items()}
+        cls.__made__ = [name for name, one in fields.items() if one.default is _MISSING]
         cls.__match_args__ = tuple(fields)
         if "__eq__" not in own:
             cls.__eq__ = _eq
@@ -98,7 +100,7 @@ else:
 
     def _init(self, /, *values, **named):
         fields = self.__record__
-        given = dict(zip(fields, values, strict=False))
+        given = dict(zip(fields, values, strict=False)) if values else {}
         if len(given) < len(values):
             raise TypeError(f"{type(self).__name__}() takes {len(fields)} arguments, not {len(values)}")
         for name in named:
@@ -107,7 +109,13 @@ else:
                 raise TypeError(f"{type(self).__name__}() got {what} argument '{name}'")
         given.update(named)
         # In the order of the fields, and past a frozen record's refusal.
-        self.__dict__.update({name: given[name] if name in given else one.new(name) for name, one in fields.items()})
+        values = self.__dict__
+        values.update(self.__defaults__)
+        values.update(given)
+        if len(given) < len(fields):
+            for name in self.__made__:
+                if name not in given:
+                    values[name] = fields[name].new(name)
         done = getattr(self, "__post_init__", None)
         if done is not None:
             done()

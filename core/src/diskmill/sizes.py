@@ -1,4 +1,4 @@
-"""Sizes as people write them.
+"""Sizes as people write them, and memory of a size.
 
 Units are binary, as in qemu-img: ``1k`` is 1024 bytes. Those that are written in full are what the standard
 (IEC 80000-13) says: ``1KiB`` is 1024 bytes, ``1kB`` is 1000.
@@ -25,8 +25,9 @@ MAX_SIZE = 2**63 - SECTOR
 
 _SUFFIXES = {"b": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1024 * TiB, "e": 1024 * 1024 * TiB}
 _FLAGS = re.IGNORECASE | re.ASCII
-_SIZE = re.compile(r"\s*\+?(\d+)(\.\d*)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$", _FLAGS)
-_IN_FULL = re.compile(r"\s*\+?(\d+)(\.\d*)?\s*([kmgtpe]?)(i?)(b?)\s*$", _FLAGS)
+# Patterns are compiled when they are asked for: a start mostly asks for none, and compiling takes as long as importing.
+_SIZE = r"\s*\+?(\d+)(\.\d*)?([bkmgtpe]?)\s*$|\s*0x([0-9a-f]+)\s*$"
+_IN_FULL = r"\s*\+?(\d+)(\.\d*)?\s*([kmgtpe]?)(i?)(b?)\s*$"
 
 letters_only: ContextVar[bool] = ContextVar("letters_only", default=False)
 """Set where sizes are taken as qemu-img takes them: with one letter at most, right behind the number."""
@@ -39,7 +40,7 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
     :param suffix: the unit where the text has none.
     :raises UsageError: not a number, negative, or beyond 2**63 - 512.
     """
-    match = _SIZE.match(text)
+    match = re.match(_SIZE, text, _FLAGS)
     if match is None:
         value = None if letters_only.get() else _in_full(text)
         if value is None:
@@ -60,7 +61,7 @@ def parse_size(text: str, *, what: str = "size", suffix: str = "b") -> int:
 
 def _in_full(text: str) -> int | None:
     """Bytes in *text* with a unit like ``GiB`` (binary) or ``GB`` (decimal); None: it has none."""
-    match = _IN_FULL.match(text)
+    match = re.match(_IN_FULL, text, _FLAGS)
     if match is None or (match[4] and not (match[3] and match[5])):
         return None
     whole, fraction, prefix, binary, byte = match.groups()
@@ -107,3 +108,20 @@ def round_up(value: int, unit: int) -> int:
 def round_down(value: int, unit: int) -> int:
     """The largest multiple of *unit* that is not above *value*."""
     return value // unit * unit
+
+
+_APART = 48
+"""How far after the beginning of what the allocator gave a buffer begins."""
+
+
+def new_buffer(length: int) -> bytearray:
+    """*length* bytes of zeros, for reads and writes of many kilobytes.
+
+    A large piece of memory comes from the kernel, and begins 16 bytes into a page: there the allocator keeps what it
+    has to. Pages of a file begin at pages. Processors whose copy instruction (``rep movsb``) looks at the last 12 bits
+    of both places take bytes that go a little ahead of where they come from for an overlap, and copy by steps: on an
+    AMD EPYC a read of 1 MiB then takes 1.1 ms, and 0.15 ms from 32 bytes on. So this begins 64 bytes into the page.
+    """
+    whole = bytearray(length + _APART)
+    del whole[:_APART]  # which moves nothing: a bytearray may begin after its memory does
+    return whole

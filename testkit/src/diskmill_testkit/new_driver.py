@@ -30,14 +30,14 @@ test = ["diskmill-testkit"{test}]
 
 [project.entry-points."diskmill.{kind}"]
 {name} = "{module}:driver"
-{prefix}
+{found_by}
 [tool.hatch.build.targets.wheel]
 packages = ["src/{module}"]
 """
 README = """\
 # diskmill-{dashed}
 
-The places to fill in are marked `FILL IN`: `grep -rn "FILL IN" src`.
+The places to fill in are marked `FILL IN`: `grep -rn "FILL IN" src pyproject.toml`.
 
     pip install -e '.[test]'
     pytest
@@ -65,12 +65,17 @@ def write(kind: str, name: str, where: Path) -> Path:
         raise UsageError(f"'{name}' is no name of a driver: small letters, digits, and dashes between them")
     word = name.replace("-", "_")
     module, folder = f"diskmill_{word}", where / f"diskmill-{name}"
-    prefix = f'\n[project.entry-points."diskmill.prefix"]\n{name} = "{module}:driver"\n' if kind == "protocol" else ""
+    found_by = ""
+    if kind == "protocol":
+        found_by = f'\n[project.entry-points."diskmill.prefix"]\n{name} = "{module}:driver"\n'
+    elif kind == "format":
+        found_by = '\n[project.entry-points."diskmill.magic"]  # FILL IN: how images begin, in hexadecimal\n'
+        found_by += f'{name.encode().hex()} = "{module}:driver"\n'
     more = _NEEDS.get(kind, "")
     test = ', "diskmill-qcow2[fast]"' if kind == "crypto" else ""  # a format to try it in
     texts = {
         "pyproject.toml": PROJECT.format(
-            dashed=name, kind=kind, name=name, module=module, prefix=prefix, more=more, test=test
+            dashed=name, kind=kind, name=name, module=module, found_by=found_by, more=more, test=test
         ),
         "README.md": README.format(dashed=name),
         f"src/{module}/__init__.py": _template(kind, "driver.py", name),

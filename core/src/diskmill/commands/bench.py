@@ -12,7 +12,7 @@ from ..errors import DiskmillError, UsageError
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
-from ..sizes import whole
+from ..sizes import new_buffer, whole
 
 MAX_THREADS = 64
 
@@ -102,7 +102,7 @@ class _Run:
         self._idle = threading.Condition()
 
     def work(self) -> None:
-        buffer = bytearray(self.size)
+        buffer = new_buffer(self.size)
         try:
             while (request := self._next()) is not None:
                 number, offset = request

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import UsageError, said
 from ..opening.context import CACHE_MODES
+from ..records import field, record
 from ..sizes import SECTOR, whole
 
 MOST_THREADS = 16
@@ -19,7 +19,7 @@ AUTO = "auto"
 """Find out whether the target reads as zeros."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Source:
     """An image that is read.
 
@@ -40,7 +40,7 @@ class Source:
         _known(self.cache)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Target:
     """The image that is written.
 
@@ -79,7 +79,7 @@ class Target:
             raise UsageError(said("options have", "-o has") + f" no effect with {existing}: the output exists already")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Conversion:
     """Guest disks, one after the other, made into one image. What contradicts itself cannot be made.
 

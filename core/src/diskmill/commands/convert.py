@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
@@ -27,6 +26,7 @@ from ..opening.creation import create_image
 from ..opening.graph import open_image, refuse_unreadable
 from ..opening.names import Name, given_name, given_names, parse_name, relative_to
 from ..opening.places import new_place, storage_of, written_name
+from ..records import replace
 from ..sizes import MiB
 from . import copied_bitmaps
 from .bitmap import bitmaps_of

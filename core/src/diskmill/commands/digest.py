@@ -16,7 +16,7 @@ from ..kit.forward import drain
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name
-from ..sizes import SECTOR, round_up, whole
+from ..sizes import SECTOR, new_buffer, round_up, whole
 from .conversion import thread_count
 from .unsized import piped
 
@@ -67,7 +67,7 @@ def _as_it_comes(
     """The digest of a disk that ends somewhere, and is filled up to whole sectors there."""
     new = hash_of(algorithm)
     outer, at = new(b""), 0
-    buffer = bytearray(block)
+    buffer = new_buffer(block)
     while image.ended is None or at < image.ended:
         image.read_into(at, buffer)
         length = block if image.ended is None else min(round_up(image.ended, SECTOR) - at, block)

@@ -104,8 +104,7 @@ def _children(node: Node) -> Iterator[ChildInfo]:
             role = roles[min(others, len(roles) - 1)] if roles else "extent"
             name = f"extents.{others}" if role == "extent" else role
             place = place_under(one)
-            is_path = place is not None and place.driver.name == "file"
-            shown = os.path.normpath(one.name) if is_path else one.name  # what stands beside an image is named ./so
+            shown = one.name if place is None else place.tidy()  # what stands beside an image is named ./so
             others += 1
         else:
             name, shown = "file", one.name

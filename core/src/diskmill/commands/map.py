@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple, cast
@@ -18,7 +17,7 @@ from ..errors import DiskmillError
 from ..opening.context import Context
 from ..opening.graph import open_image
 from ..opening.names import Name, given_name, parse_name
-from ..opening.places import place_named, place_under, storage_of
+from ..opening.places import place_named, place_of, place_under, storage_of
 from ..opening.registry import Registry
 from .info import full_name
 
@@ -207,7 +206,7 @@ class _Files:
         full = full_name(shown, reference.name, self._registry) if reference else None
         if not full:
             return node.name
-        return os.path.normpath(full) if parse_name(full)["file"].get("driver") == "file" else full
+        return full if full.startswith("json:") else place_of(parse_name(full)["file"], self._registry).tidy()
 
     def is_extent(self, image: Image, node: Node) -> bool:
         """Whether *node* is a file of plain data, whose holes are the guest's."""

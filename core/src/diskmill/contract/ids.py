@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -24,7 +23,9 @@ class _Derived:
         with self._lock:
             self._taken += 1
             number = self._taken.to_bytes(8, "little")
-        return hashlib.shake_256(self._seed + number).digest(count)
+        from hashlib import shake_256  # OpenSSL comes with it, and nearly every id is random
+
+        return shake_256(self._seed + number).digest(count)
 
 
 _current: ContextVar[_Derived | None] = ContextVar("diskmill.ids", default=None)

@@ -77,6 +77,9 @@ class Limits:
         return cls(**given)
 
 
+_DEFAULT = Limits()
+
+
 class Cache(Protocol):
     """Something that keeps parts of tables and can do without them."""
 
@@ -92,7 +95,7 @@ class Budget:
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or _DEFAULT
         self._charged = 0
         self._held = 0
         self._caches: dict[Cache, int] = {}  # those filled last come last

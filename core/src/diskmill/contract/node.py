@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 from ..errors import ClosedError, DiskmillError, StorageError, UnsupportedError, UsageError
+from ..sizes import new_buffer
 from .extents import Encoder, Extent, Kind, Placement
 from .limits import FREE, Account
 from .threads import Ranges, Readers
@@ -228,9 +229,9 @@ class Node(ABC):
 
     def read(self, offset: int, length: int) -> bytes:
         """*length* bytes from *offset*, as a new ``bytes``."""
-        buffer = bytearray(length)
-        self.read_into(offset, buffer)
-        return bytes(buffer)
+        data = new_buffer(length)
+        self.read_into(offset, data)
+        return bytes(data)
 
     def read_some(self, offset: int, length: int) -> bytes:
         """Up to *length* bytes from *offset* on; fewer only at the end."""
@@ -477,6 +478,10 @@ class Image(Node):
     def alone(self) -> AbstractContextManager[None]:
         """Change the image as a whole: no guest byte is being written meanwhile. It is read all the same."""
         return self.ranges.hold(0)
+
+    def remap(self) -> None:
+        """Guest bytes may lie elsewhere than they did, without a write: what was remembered of that is to be forgotten.
+        The core says so when it attached a node, and around whatever changes the image as a whole."""
 
     @cached_property
     def swift(self) -> bool:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .drivers import ProtocolDriver
 
 
@@ -23,6 +25,10 @@ class Place(ABC):
     @abstractmethod
     def display(self) -> str:
         """As a user would type it, without secrets: for messages, and to be written into images as a reference."""
+
+    def tidy(self) -> str:
+        """As :meth:`display`, without detours on the way (``./``, ``a/../``): for what is only shown."""
+        return self.display()
 
     def beside(self, reference: str) -> Place:
         """What the relative *reference*, which stands in an image at this place, means.
@@ -39,6 +45,10 @@ class Place(ABC):
         raise UnsupportedError(
             f"there are no files below a place of protocol '{self.driver.name}'", file=self.display()
         )
+
+    def bundled(self, names: Sequence[str]) -> Place | None:
+        """The first of the files *names* that is there in this place; None: it is no folder, or holds none of them."""
+        return None
 
     def objection(self) -> str | None:
         """What speaks against opening it, which is resolved, for an image, wherever it lies: that it is a device, say,

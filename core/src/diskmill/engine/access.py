@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from ..contract.extents import Extent, Kind, Placement
 from ..contract.node import Buffer, Image, ReadBuffer
 from ..errors import ImageError, UnsupportedError, UsageError
-from ..sizes import KiB, MiB, round_down, round_up
+from ..sizes import KiB, MiB, new_buffer, round_down, round_up
 from .walk import walk
 from .zeros import ZEROS, is_zero
 
@@ -15,6 +15,8 @@ _FEW = memoryview(ZEROS)[: 128 << 10]
 """Zeros that stay in the cache of a processor."""
 _GATHER = 2 * MiB
 """The most stored bytes that are read at once for neighbouring compressed extents."""
+STRETCH = 24
+"""By how many bits an offset is to be shifted for the number of its stretch: see :mod:`diskmill.engine.lookups`."""
 _BRIEF = 128 * KiB
 """Bytes that are copied into the page cache in less time than threads take to change places: who writes no more keeps
 the image's lock meanwhile. The kernel lets one thread at a time write to a file, too."""
@@ -67,7 +69,7 @@ def _read_group(group: Sequence[Extent], offset: int, view: memoryview) -> None:
     if len(group) == 1:
         read_extent(group[0], view)
     else:
-        read_gathered(group, view, memoryview(bytearray(stored_of(group))))
+        read_gathered(group, view, memoryview(new_buffer(stored_of(group))))
 
 
 def follows(extent: Extent, first: Extent, previous: Extent) -> bool:
@@ -125,7 +127,7 @@ def _decode(extent: Extent, view: memoryview) -> None:
         low, high = max(at, extent.start), min(upto, extent.end)
         into = view[low - extent.start : high - extent.start]
         # Whole sectors are read where they are wanted, and decoded in place.
-        stored = into if len(into) == piece.length else memoryview(bytearray(piece.length))
+        stored = into if len(into) == piece.length else memoryview(new_buffer(piece.length))
         extent.node.read_into(piece.offset, stored)
         plain = extent.codec.decode(piece, stored, stored)
         if plain is not into:
@@ -147,6 +149,9 @@ def place_decoded(extent: Extent, payload: memoryview, view: memoryview) -> None
 
 def fill_zeros(view: memoryview) -> None:
     """Overwrite *view* with zeros."""
+    if len(view) <= len(_FEW):
+        view[:] = _FEW[: len(view)]
+        return
     whole = len(view) - len(view) % len(_FEW)
     for at in range(0, whole, len(_FEW)):
         view[at : at + len(_FEW)] = _FEW

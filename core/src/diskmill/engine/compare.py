@@ -10,7 +10,7 @@ from itertools import islice
 from ..contract.extents import Extent, Kind
 from ..contract.node import Node
 from ..errors import CancelledError
-from ..sizes import SECTOR, KiB, MiB, round_down, round_up
+from ..sizes import SECTOR, KiB, MiB, new_buffer, round_down, round_up
 from . import leaves
 from .access import read_extent
 from .progress import Progress
@@ -109,15 +109,15 @@ class _Comparer:
         self.progress = progress
 
     def worker(self, workers: Workers[list[Pair]]) -> Callable[[list[Pair], int], None]:
-        left, right = bytearray(_CHUNK), bytearray(_CHUNK)
+        left, right = new_buffer(_CHUNK), new_buffer(_CHUNK)
 
         def work(task: list[Pair], turn: int) -> None:
             start, end = task[0][0].start, task[-1][0].end
             length = end - start
             with self.order.reading(turn, workers.check):
                 for a, b in task:
-                    for extent, buffer in ((a, left), (b, right)):
-                        read_extent(extent, memoryview(buffer)[extent.start - start : extent.end - start])
+                    for extent, side in ((a, left), (b, right)):
+                        read_extent(extent, memoryview(side)[extent.start - start : extent.end - start])
             # Only whole bytearrays compare at memory speed.
             same = left == right if length == _CHUNK else left[:length] == right[:length]
             if not same:
@@ -154,16 +154,16 @@ def glimpsed_data(node: Node, length: int) -> int | None:
     """
     step = round_up(max(length // _GLIMPSES, _GLIMPSE), _GLIMPSE)
     left = 4 * _GLIMPSES
-    buffer = bytearray(_GLIMPSE)
+    glimpse = bytearray(_GLIMPSE)
     for extent in walk(node, 0, length):
         if extent.reads_as_zeros:
             continue
         at = extent.start
         while at < extent.end and left:
             count = min(_GLIMPSE, extent.end - at)
-            node.read_into(at, memoryview(buffer)[:count])
+            node.read_into(at, memoryview(glimpse)[:count])
             left -= 1
-            if not buffer.startswith(ZEROS[:count]):
+            if not glimpse.startswith(ZEROS[:count]):
                 return at
             following = at + _GLIMPSE if at < MiB else round_down(at, step) + step
             at = max(min(following, extent.end - _GLIMPSE), at + _GLIMPSE)
@@ -184,16 +184,16 @@ def first_data(
 
     :raises CancelledError: *cancel* was set.
     """
-    buffer = bytearray(_CHUNK)
+    chunk = new_buffer(_CHUNK)
     for extent in walk(node, offset, (node.size if end is None else end) - offset):
         if extent.kind in (Kind.DATA, Kind.ENCODED):
             for at in range(extent.start, extent.end, _CHUNK):
                 if cancel is not None and cancel.is_set():
                     raise CancelledError("cancelled")
                 part = extent.clip(at, at + _CHUNK)
-                read_extent(part, memoryview(buffer)[: part.length])
+                read_extent(part, memoryview(chunk)[: part.length])
                 for sector in range(0, part.length, SECTOR):
-                    if not buffer.startswith(ZEROS[: min(SECTOR, part.length - sector)], sector):
+                    if not chunk.startswith(ZEROS[: min(SECTOR, part.length - sector)], sector):
                         return part.start + sector
         if progress is not None:
             progress.advance(extent.length)

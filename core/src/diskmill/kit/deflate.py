@@ -51,11 +51,29 @@ class DeflateCodec:
 
 
 class DeflateEncoder:
-    """An :class:`~diskmill.contract.extents.Encoder`."""
+    """An :class:`~diskmill.contract.extents.Encoder`.
+
+    :param level: zlib's, 1 to 9; None: isal's, which is many times as fast, and a few percent larger than zlib's 6.
+    """
+
+    def __init__(self, level: int | None = None) -> None:
+        self._level = level
 
     def encode(self, start: int, data: memoryview) -> bytes | None:
         """The payload, or None where it is no smaller than the cluster."""
-        from isal import igzip_lib
-
-        payload: bytes = igzip_lib.compress(data, level=_LEVEL, flag=igzip_lib.COMP_DEFLATE, hist_bits=_WINDOW_BITS)
+        payload = _by_isal(data) if self._level is None else _by_zlib(data, self._level)
         return payload if len(payload) < len(data) else None
+
+
+def _by_isal(data: memoryview) -> bytes:
+    from isal import igzip_lib
+
+    payload: bytes = igzip_lib.compress(data, level=_LEVEL, flag=igzip_lib.COMP_DEFLATE, hist_bits=_WINDOW_BITS)
+    return payload
+
+
+def _by_zlib(data: memoryview, level: int) -> bytes:
+    import zlib
+
+    stream = zlib.compressobj(level, zlib.DEFLATED, -_WINDOW_BITS, 9)
+    return stream.compress(data) + stream.flush()

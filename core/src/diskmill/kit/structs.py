@@ -91,6 +91,7 @@ class Structure(Generic[_R]):
         self.size = self._struct.size
         self._counts = {field: 1 if code[-1] == "s" else int(code[:-1] or 1) for field, code in kind.codes.items()}
         """How many values each field has."""
+        self._unnamed = [field for field in self._counts if field.startswith("_")]
 
     @property
     def offsets(self) -> dict[str, int]:
@@ -110,7 +111,13 @@ class Structure(Generic[_R]):
             have = max(len(data) - offset, 0)
             raise ImageError(f"truncated: {have} of {self.size} bytes", file=file, place=self.name)
         values = self._struct.unpack_from(data, offset)
-        record, at = self.kind(), 0
+        record = self.kind()
+        if len(values) == len(self._counts):
+            vars(record).update(zip(self._counts, values, strict=True))
+            for field in self._unnamed:
+                del vars(record)[field]
+            return record
+        at = 0
         for field, count in self._counts.items():
             if not field.startswith("_"):
                 setattr(record, field, values[at] if count == 1 else values[at : at + count])

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 GROUPS = (
     "diskmill.format",
+    "diskmill.magic",
     "diskmill.protocol",
     "diskmill.prefix",
     "diskmill.filter",
@@ -26,8 +27,8 @@ GROUPS = (
     "diskmill.plugin",
     "diskmill.command",
 )
-"""The groups of entry points that diskmill has: drivers by kind, prefixes of protocols, plugins that are no drivers,
-and commands."""
+"""The groups of entry points that diskmill has: drivers by kind, magics of formats, prefixes of protocols, plugins that
+are no drivers, and commands."""
 _LARGEST = 1 << 20
 """Bytes of the file that are looked at."""
 _NAME = "entry-points-"

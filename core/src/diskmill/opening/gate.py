@@ -13,6 +13,7 @@ from typing import Any
 from ..contract.drivers import FilterDriver
 from ..contract.place import Place
 from ..errors import DiskmillError, ImageError, RefusedError, StorageError, UsageError, said
+from ..storages.file.place import real_folder
 from .names import DEVICES, new_file
 from .places import place_of
 from .registry import Registry
@@ -43,7 +44,7 @@ class Trust:
             return ANYTHING
         folders = [text for text in texts if text not in ("nothing", "folder")]
         # Where a link leads now is what is trusted, not where it leads when the first reference is judged.
-        folders = [os.path.realpath(text) if os.path.isdir(text) else text for text in folders]
+        folders = [real_folder(text) or text for text in folders]
         return cls(folders, own="folder" in texts)
 
     @classmethod
@@ -58,7 +59,7 @@ class Trust:
         texts: list[str] = []
         for one in given if several else [given]:
             text = os.fspath(one) if isinstance(one, str | os.PathLike) else ""
-            if text not in ("nothing", "folder", "anything") and "://" not in text and not os.path.isdir(text):
+            if text not in ("nothing", "folder", "anything") and "://" not in text and real_folder(text) is None:
                 raise UsageError(
                     f"trust is 'nothing', 'folder', 'anything', a folder that exists or the URL of one, not {one!r}"
                 )

@@ -6,7 +6,6 @@ Storage is opened first, a format driver on top, and then what the image refers 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +32,8 @@ from ..storages.fileobj import lent
 from .context import Context
 from .known_drivers import BUNDLES, no_disk, recognise
 from .names import Spec, child_options, display, flatten, parse_name, parse_options, relative_to
-from .places import expect_device, place_under, protocol_of, storage_of
+from .places import expect_device, place_of, place_under, protocol_of, storage_of
+from .registry import Registry
 from .runtime import split_runtime, without_runtime
 from .spec import NodeSpec, node_spec
 
@@ -157,14 +157,12 @@ def refuse_unreadable(image: Image, context: Context) -> None:
         calls.preflight(context.registry, one, "read")
 
 
-def inside_bundle(spec: Spec) -> Spec:
+def inside_bundle(spec: Spec, registry: Registry) -> Spec:
     """*spec* of a file; where it names a folder that stands for an image, of the file in there that describes it."""
-    where = spec.get("filename")
-    if spec.get("driver", "file") == "file" and isinstance(where, str) and os.path.isdir(where):
-        for name in BUNDLES:
-            if os.path.isfile(os.path.join(where, name)):
-                return {**spec, "filename": os.path.join(where, name)}
-    return spec
+    if spec.get("driver", "file") != "file" or not isinstance(spec.get("filename"), str):
+        return spec
+    found = place_of(spec, registry).bundled(BUNDLES)
+    return spec if found is None else {**spec, "filename": found.display()}
 
 
 def guess_format(node: Node, context: Context, *, writable: bool = False, copied: bool = False) -> FormatDriver:
@@ -296,7 +294,7 @@ class _Opener:
         else:
             raise UsageError("the option 'file' is missing: name the file with file.filename=…")
         if not wish.depth:  # what an image names was judged by the gate as it is
-            child = inside_bundle(child)
+            child = inside_bundle(child, registry)
         runtime.allow(wish.writable, str(child.get("filename", "")))
         if name is not None:
             registry.format(name)  # before anything is opened
@@ -529,6 +527,7 @@ class _Opener:
         known = files.get(reference.name) if once else None
         if known is not None:
             image.attach(reference, known)
+            image.remap()
             return
         node = self.referred(image, reference, self.admitted(image, reference, wish), wish)
         self.attached(image, reference, node)
@@ -541,6 +540,7 @@ class _Opener:
             return
         try:
             image.attach(reference, node)
+            image.remap()
         except BaseException:
             node.abandon()
             raise

@@ -114,8 +114,8 @@ def _parse_json(name: str) -> Spec:
         raise UsageError(f"cannot parse the name '{name[:200]}': it is nested too deeply") from None
 
 
-_STRING = re.compile(r"""("(?:[^"\\]|\\.)*")|'((?:[^'\\]|\\.)*)'""", re.DOTALL)
-_ESCAPED_OR_QUOTE = re.compile(r"""\\(.)|(")""", re.DOTALL)
+_STRING = r"""("(?:[^"\\]|\\.)*")|'((?:[^'\\]|\\.)*)'"""
+_ESCAPED_OR_QUOTE = r"""\\(.)|(")"""
 
 
 def _double_quoted(text: str) -> str:
@@ -125,12 +125,12 @@ def _double_quoted(text: str) -> str:
 
     def string(match: re.Match[str]) -> str:
         inside = match[2] if match[2] is not None else match[1][1:-1]
-        return f'"{_ESCAPED_OR_QUOTE.sub(character, inside)}"'
+        return f'"{re.sub(_ESCAPED_OR_QUOTE, character, inside, flags=re.DOTALL)}"'
 
     def character(match: re.Match[str]) -> str:
         return '\\"' if match[2] else "'" if match[1] == "'" else match[0]
 
-    return _STRING.sub(string, text)
+    return re.sub(_STRING, string, text, flags=re.DOTALL)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Spec:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract.drivers import FilterDriver, ProtocolDriver
 from ..contract.node import Image, Node, Storage
 from ..contract.place import Place
-from ..errors import DriverError, UnsupportedError, UsageError
+from ..errors import DriverError, UnsupportedError, UsageError, shown
 from .known_drivers import PACKAGES
 from .names import DEVICES, flatten, new_file, parse_name, relative_to
 from .registry import Registry
@@ -63,17 +63,27 @@ def written_name(name: str, beside: Place | None, registry: Registry) -> str:
     """
     typed = parse_name(name).get("file", {})
     if name.startswith("json:") or typed.get("driver", "file") == "file":
-        return name
+        return _without_credentials(name)
     try:
         place = place_of(relative_to(typed, beside), registry)
     except DriverError:  # nobody knows the protocol: it is written to the letter
-        return name
-    shown = place.display()
-    if place.identity() is None or shown == name:
-        return name
-    if place_named(shown, beside, registry).identity() != place.identity():
-        raise UsageError("what is not shown of this name (a query, say) would be written into the image", file=shown)
-    return shown
+        return _without_credentials(name)
+    display = place.display()
+    if place.identity() is None or display == name:
+        return _without_credentials(name)
+    if place_named(display, beside, registry).identity() != place.identity():
+        raise UsageError("what is not shown of this name (a query, say) would be written into the image", file=display)
+    return display
+
+
+def _without_credentials(name: str) -> str:
+    """*name*, which has none.
+
+    :raises UsageError: it seems to have some, and nobody knows what it means without them.
+    """
+    if shown(name) != name:
+        raise UsageError("what is not shown of this name would be written into the image", file=shown(name))
+    return name
 
 
 def new_place(name: str, registry: Registry) -> Place:

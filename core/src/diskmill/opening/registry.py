@@ -27,6 +27,10 @@ PLUGIN_GROUP = "diskmill.plugin"
 PREFIX_GROUP = "diskmill.prefix"
 """Entry points that name the protocol driver of a prefix."""
 
+MAGIC_GROUP = "diskmill.magic"
+"""Entry points that name the format driver of a magic: the bytes in hexadecimal, behind them a dot and their offset,
+where that is not 0."""
+
 _WORDS = {kind.group: kind.kind for kind in (FormatDriver, ProtocolDriver, FilterDriver, CryptoDriver)}
 
 
@@ -36,6 +40,15 @@ def _unmarked(driver: Driver) -> Iterator[str]:
         method = getattr(type(driver), hook, None)
         if method is not None and not hasattr(method, "diskmill_impl"):
             yield f"its method '{hook}' is not marked as a hook: put @hookimpl above it"
+
+
+def _begins(data: bytes, magic: str) -> bool:
+    """Whether an image that begins with *data* has the *magic* of an entry point; one that is none keeps nobody out."""
+    digits, _, offset = magic.partition(".")
+    try:
+        return data.startswith(bytes.fromhex(digits), int(offset or "0"))
+    except ValueError:
+        return True
 
 
 class Registry:
@@ -50,6 +63,7 @@ class Registry:
         self._callers: dict[tuple[Driver, str], Callable[..., Any]] = {}
         self._complete: set[str] = set()
         self._installed = installed()
+        self._names = {(entry.group, entry.name) for entry in self._installed}
         for entry in self.entries(PLUGIN_GROUP):
             for plugin in self._loaded(entry):
                 self._register(plugin, entry.name)
@@ -154,7 +168,7 @@ class Registry:
 
     def _usable(self, group: str, name: str) -> Driver | None:
         driver = self._drivers.get((group, name))
-        if driver is None and group not in self._complete:
+        if driver is None and (group, name) in self._names and group not in self._complete:
             self._add(group, [entry for entry in self.entries(group) if entry.name == name])
             driver = self._drivers.get((group, name))
         return driver
@@ -233,6 +247,20 @@ class Registry:
         found = self.probe(data, name)
         return recognise(data, name) if found is None or found.name == "raw" else found.name
 
+    def _formats_for(self, data: bytes) -> list[Any]:
+        """The format drivers that may know an image that begins with *data*, by name. Who has told its magics in
+        entry points is not even imported where the image has none of them."""
+        group = FormatDriver.group
+        matched: dict[str, bool] = {}
+        for entry in self.entries(MAGIC_GROUP):
+            matched[entry.value] = matched.get(entry.value, False) or _begins(data, entry.name)
+        entries = self.entries(group)
+        out = {entry.name for entry in entries} - {one.name for one in entries if matched.get(one.value, True)}
+        if group not in self._complete:
+            seen = {name for kind, name in self._drivers if kind == group} | self.failures.keys() | out
+            self._add(group, [entry for entry in entries if entry.name not in seen])
+        return [driver for (kind, name), driver in sorted(self._drivers.items()) if kind == group and name not in out]
+
     def probe(self, data: bytes, name: str) -> FormatDriver | None:
         """The format driver that is surest of an image that begins with *data* and is called *name*."""
         # Nobody can be surer than sure: then the other drivers need not even be imported.
@@ -242,7 +270,7 @@ class Registry:
             if calls.probe(self, driver, data, name) == SURE:
                 return driver
         best, best_score = None, 0
-        for driver in self.all(FormatDriver.group):
+        for driver in self._formats_for(data):
             score = calls.probe(self, driver, data, name)
             if score > best_score:
                 best, best_score = driver, score

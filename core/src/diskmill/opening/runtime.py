@@ -46,7 +46,7 @@ OPTIONS = (
 """What every node takes. Children inherit ``cache.*`` and ``force-share``."""
 
 _NAMES = frozenset(option.name for option in OPTIONS)
-_NODE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,30}")
+_NODE_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,30}"
 _MODES = {  # (direct, no-flush) of each cache mode, and back
     "writeback": (False, False),
     "writethrough": (False, False),
@@ -106,7 +106,7 @@ def split_runtime(options: Mapping[str, Any]) -> tuple[Runtime, dict[str, Any]]:
     given = {name: value for name, value in options.items() if name in _NAMES}
     values = validate(OPTIONS, given, when="open", driver="node")
     label = str(values.get("node-name", "node"))
-    if not _NODE_NAME.fullmatch(label):
+    if not re.fullmatch(_NODE_NAME, label):
         raise UsageError(f"Invalid node-name: '{label[:80]}'")
     discard, zeroes = values.get("discard"), str(values.get("detect-zeroes", "off"))
     if zeroes == "unmap" and discard not in ("unmap", "on"):

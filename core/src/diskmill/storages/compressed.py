@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import importlib
-import lzma
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -59,6 +57,18 @@ def _gzip() -> Any:
     return igzip.IgzipDecompressor(flag=igzip.DECOMP_GZIP)
 
 
+def _xz() -> Any:
+    import lzma  # as bz2, it is slow to import, and every copy looks for compressed sources
+
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
+
+
+def _bzip2() -> Any:
+    import bz2
+
+    return bz2.BZ2Decompressor()
+
+
 def _zstd() -> Any:
     zstd = _library("backports.zstd")
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
@@ -90,8 +100,8 @@ class Compression(NamedTuple):
 
 COMPRESSIONS = (
     Compression("gzip", b"\x1f\x8b\x08", _gzip),
-    Compression("xz", b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)),
-    Compression("bzip2", b"BZh", bz2.BZ2Decompressor),
+    Compression("xz", b"\xfd7zXZ\0", _xz),
+    Compression("bzip2", b"BZh", _bzip2),
     Compression("zstd", b"\x28\xb5\x2f\xfd", _zstd),
     Compression("lz4", b"\x04\x22\x4d\x18", _lz4),
 )

@@ -1,7 +1,8 @@
 import diskmill
 import pytest
 from diskmill_lay import BLOCK, HEADER, MAGIC
-from diskmill_testkit import Traits, describe
+from diskmill_testkit import Traits
+from diskmill_testkit.formats import *  # noqa: F403
 
 
 def encode(disk, backing=b""):
@@ -11,9 +12,7 @@ def encode(disk, backing=b""):
     return HEADER.pack(HEADER.new(magic=MAGIC, size=len(disk), backing=backing.ljust(496, b"\0"))) + states + data
 
 
-DRIVERS = ["lay"]
-describe("lay", Traits(encoders={"alone": encode}))
-from diskmill_testkit.formats import *  # noqa: E402, F403
+DRIVERS = {"lay": Traits(encoders={"alone": encode})}
 
 
 def test_the_backing_file_shows_where_it_has_nothing_and_must_be_trusted(tmp_path):

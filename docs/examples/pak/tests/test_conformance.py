@@ -1,7 +1,8 @@
 import zlib
 
 from diskmill_pak import BLOCK, HEADER, MAGIC
-from diskmill_testkit import Traits, describe
+from diskmill_testkit import Traits
+from diskmill_testkit.formats import *  # noqa: F403
 
 
 def encode(disk):
@@ -13,6 +14,4 @@ def encode(disk):
     return HEADER.pack(HEADER.new(magic=MAGIC, size=len(disk))) + table + b"".join(streams)
 
 
-DRIVERS = ["pak"]
-describe("pak", Traits(encoders={"zlib": encode}))
-from diskmill_testkit.formats import *  # noqa: E402, F403
+DRIVERS = {"pak": Traits(encoders={"zlib": encode})}

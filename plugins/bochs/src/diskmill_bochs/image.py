@@ -20,7 +20,7 @@ from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.kit import tables
 from diskmill.kit.chunks import unreadable
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.kit.structs import Record, Structure, raw, u32, u64
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB, round_up
 
@@ -77,7 +77,7 @@ MAX_EXTENT = 8 * MiB
 _RUNS = re.compile("0+|1+")
 
 
-class BochsImage(FormatImage):
+class BochsImage(ReadOnlyImage):
     """A redolog."""
 
     def __init__(
@@ -90,7 +90,7 @@ class BochsImage(FormatImage):
         *,
         name: str,
     ) -> None:
-        super().__init__(driver, file, name=name, size=redolog.disk // SECTOR * SECTOR, writable=False)
+        super().__init__(driver, file, name=name, size=redolog.disk // SECTOR * SECTOR)
         self.growing = _text(header.subtype) == "Growing"
         self.subtype = _text(header.subtype)
         self.catalog = catalog
@@ -102,10 +102,6 @@ class BochsImage(FormatImage):
         if self.growing:
             raise UsageError("a growing disk stands on no other image", file=self.name)
         super().attach(reference, node)
-
-    @property
-    def dirty(self) -> None:
-        """It is only read."""
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         if not self.growing and self.backing is None:

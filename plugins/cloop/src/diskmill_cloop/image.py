@@ -17,7 +17,7 @@ from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.blocks import BlockTable
 from diskmill.kit.chunks import Chunk, Chunks, unreadable, zlib_method
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.kit.structs import Record, Structure, u32
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
@@ -44,19 +44,15 @@ MAX_BLOCK = 64 * MiB
 ZLIB = zlib_method()
 
 
-class CloopImage(FormatImage):
+class CloopImage(ReadOnlyImage):
     """A cloop file."""
 
     def __init__(self, driver: CloopDriver, file: Node, block_size: int, count: int, *, name: str) -> None:
-        super().__init__(driver, file, name=name, size=count * block_size, writable=False)
+        super().__init__(driver, file, name=name, size=count * block_size)
         self.block_size = block_size
         self.count = count
         self.offsets = BlockTable(file, TABLE, count + 1, 8, "big", lambda: None)
         self.chunks = Chunks(file, name)
-
-    @property
-    def dirty(self) -> None:
-        """It is only read."""
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length

@@ -10,7 +10,7 @@ from diskmill.contract.extents import Extent, Kind, joined
 from diskmill.contract.node import Node
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError
 from diskmill.kit.chunks import Chunk, Chunks, unreadable
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.sizes import SECTOR, MiB
 
 from .c_udif import IGNORE, RAW, ZERO
@@ -25,7 +25,7 @@ MAX_CHUNK = 64 * MiB
 """Bytes that a compressed chunk holds, or takes in the file: as many as QEMU reads."""
 
 
-class DmgImage(FormatImage):
+class DmgImage(ReadOnlyImage):
     """A DMG file.
 
     :param trailer: the ``UDIFResourceFile``.
@@ -43,15 +43,11 @@ class DmgImage(FormatImage):
         *,
         name: str,
     ) -> None:
-        super().__init__(driver, file, name=name, size=trailer.SectorCount * SECTOR, writable=False)
+        super().__init__(driver, file, name=name, size=trailer.SectorCount * SECTOR)
         self.trailer = trailer
         self.partitions = partitions
         self.table = table
         self.chunks = Chunks(file, name)
-
-    @property
-    def dirty(self) -> None:
-        """It is only read."""
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         return joined(self._extents(offset, offset + length))

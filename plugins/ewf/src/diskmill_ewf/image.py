@@ -14,7 +14,7 @@ from diskmill.contract.node import Node
 from diskmill.contract.references import Reference
 from diskmill.errors import DiskmillError, ImageError
 from diskmill.kit.chunks import Chunk, Chunks, Method, unreadable, zlib_method
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.sizes import MAX_SIZE, MiB
 
 from .c_ewf import CHECKSUM, COMPRESSED, HASHES, VOLUME, VOLUME_SMART
@@ -61,14 +61,14 @@ class Summed:
 STORED = Method("stored", Summed, (ValueError,))
 
 
-class EwfImage(FormatImage):
+class EwfImage(ReadOnlyImage):
     """The disk of a set of segments.
 
     :ivar hashes: MD5 and SHA1 of the disk, as far as the image tells them.
     """
 
     def __init__(self, driver: EwfDriver, file: Node, size: int, chunk: int, sector: int, *, name: str) -> None:
-        super().__init__(driver, file, name=name, size=size, writable=False)
+        super().__init__(driver, file, name=name, size=size)
         self.sector_size = sector
         self.chunk_size = chunk
         self.hashes: dict[str, bytes] = {}
@@ -78,10 +78,6 @@ class EwfImage(FormatImage):
         self._count = 0
         self._chunks: list[Chunks] = []
         self._segments: list[Node] = []
-
-    @property
-    def dirty(self) -> None:
-        """It is only read."""
 
     def details(self) -> dict[str, Any]:
         told: dict[str, Any] = {"segments": len(self._segments), "chunk-size": self.chunk_size}

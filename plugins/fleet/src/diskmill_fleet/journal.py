@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from diskmill.errors import StorageError, UsageError
+from diskmill.errors import StorageError, UsageError, shown
 
 Record = dict[str, Any]
 BEGUN = "begun"
@@ -48,10 +48,11 @@ class Journal:
             raise
 
     def add(self, record: Record) -> None:
-        """Record what became of a job.
+        """Record what became of a job, with names as they are shown: without credentials.
 
         :raises StorageError: it cannot be kept.
         """
+        record = {key: shown(value) if key in ("source", "to") else value for key, value in record.items()}
         data = json.dumps(record).encode() + b"\n"
         try:
             while data:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import IO, Any
 
 from diskmill.contract.options import split
-from diskmill.errors import StorageError, UsageError, did_you_mean
+from diskmill.errors import StorageError, UsageError, did_you_mean, shown
 
 JOBS = ("convert", "check", "digest", "info", "measure", "compare", "verify")
 _LONGEST = 1 << 20
@@ -154,8 +154,14 @@ def _line(given: dict[str, Any], path: str, number: int) -> Line:
     for name in ("source", "to", "other"):
         if values.get(name) in _STREAMS:
             raise wrong(f"the field '{name}' names a standard stream, and workers have none of yours")
-    values.setdefault("id", values.get("to") or f"{job} {values['source']}")
+    values.setdefault("id", values.get("to") or f"{job} {_told(values['source'])}")
     return Line(**values)
+
+
+def _told(name: str) -> str:
+    """*name* without credentials; names that differ differ all the same."""
+    told = shown(name)
+    return name if told == name else f"{told} ({hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]})"
 
 
 def _value(name: str, value: Any) -> Any:

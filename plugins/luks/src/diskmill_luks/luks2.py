@@ -14,7 +14,6 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +21,7 @@ from diskmill.contract.crypto import Header
 from diskmill.contract.options import Value
 from diskmill.errors import DiskmillError, ImageError, UnsupportedError, UsageError
 from diskmill.kit.structs import Record, Structure, raw, u16, u64
+from diskmill.records import record
 from diskmill.sizes import SECTOR, KiB, MiB, round_up
 
 from . import afsplit, kdf
@@ -68,7 +68,7 @@ _NEW_MEMORY = 64 * KiB  # KiB: the second choice of RFC 9106, for a small machin
 Json = dict[str, Any]
 
 
-@dataclass
+@record
 class _Slot:
     """One key slot, checked."""
 
@@ -83,7 +83,7 @@ class _Slot:
     salt: bytes
 
 
-@dataclass
+@record
 class _Digest:
     hash: str
     iterations: int

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from diskmill.errors import UnsupportedError
+from diskmill.records import record
 
 from .blocks import BLOCK_SIZES, KEY_SIZES, require
 from .hashes import digest_size
@@ -13,7 +12,7 @@ MODES = ("xts", "cbc", "ctr", "ecb")
 IVS = ("plain", "plain64", "essiv")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Spec:
     """How sectors are encrypted: all but the key.
 

@@ -128,7 +128,7 @@ def place_of(driver: ProtocolDriver, options: Mapping[str, Any]) -> NfsPlace:
     if host is None:
         raise UsageError("the option 'server.host' is missing: it names the NFS server", file=shown)
     if not _HOST.fullmatch(str(host)):
-        raise UsageError(f"'{str(host)[:80]}' is no name or IPv4 address of a server", file=shown)
+        raise UsageError(f"'{str(host).rpartition('@')[2][:80]}' is no name or IPv4 address of a server", file=shown)
     path = str(options.get("path", ""))
     if not path.startswith("/") or "\0" in path or posixpath.basename(path) in ("", ".", ".."):
         raise UsageError("it does not name an absolute path of a file on the server", file=shown or path or None)

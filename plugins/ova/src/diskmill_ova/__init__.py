@@ -23,6 +23,7 @@ class OvaDriver(FormatDriver):
     capabilities = frozenset({"create", "check", "zero", "pipe", "archive"})
     options = (
         Option("disk", "str", "which of several disks: the name of its file, or its number from 1 on", when=("open",)),
+        Option("compression_level", "int", "1 to 9 of zlib; by default a fast one"),
     )
 
     @hookimpl

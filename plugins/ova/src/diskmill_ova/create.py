@@ -100,7 +100,10 @@ def create_ova(driver: OvaDriver, request: CreateRequest) -> Image:
     stem = _stem(request.name)
     disk = Member(file, f"{stem}-disk1.vmdk", 4 * SECTOR + _DESCRIPTOR, 0, writable=True)
     inner_driver = registry.format("vmdk")
-    options = validate(inner_driver.options, {"subformat": "streamOptimized"}, when="create", driver="vmdk")
+    asked = {"subformat": "streamOptimized"} | {
+        name: value for name, value in request.options.items() if name == "compression_level"
+    }
+    options = validate(inner_driver.options, asked, when="create", driver="vmdk")
     inner = CreateRequest(
         name=disk.name, context=request.context, size=request.size, options=options, file=disk, compressed=True
     )

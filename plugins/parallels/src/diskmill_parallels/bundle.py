@@ -8,7 +8,6 @@ Disk Format", QEMU's ``docs/interop/prl-xml.rst``, which leaves split disks out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from diskmill.contract.extents import Extent, Kind
@@ -18,6 +17,7 @@ from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.image import FormatImage
 from diskmill.kit.markup import Element, parse
+from diskmill.records import record, replace
 from diskmill.sizes import MAX_SIZE, SECTOR, MiB
 
 from .image import ParallelsImage
@@ -35,7 +35,7 @@ _MAX_IMAGES = 1000
 """Images in a bundle at most."""
 
 
-@dataclass
+@record
 class _Storage:
     """Guest bytes *start* to *end*, and its images, the top one first."""
 

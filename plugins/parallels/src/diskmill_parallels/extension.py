@@ -9,11 +9,11 @@ import hashlib
 import uuid
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diskmill.errors import ImageError
 from diskmill.kit import tables
+from diskmill.records import field, record
 from diskmill.sizes import SECTOR, MiB, round_up
 
 from .c_parallels import BITMAP, BITMAP_FEATURE, END_FEATURE, EXTENSION, EXTENSION_MAGIC, FEATURE, NECESSARY
@@ -27,7 +27,7 @@ _FEATURES = 1024
 """Features in an extension at most."""
 
 
-@dataclass
+@record
 class Feature:
     """A section of the extension: its magic number, its flags, and where in the file its data is."""
 
@@ -42,7 +42,7 @@ class Feature:
         return bool(self.flags & NECESSARY)
 
 
-@dataclass
+@record
 class DirtyBitmap:
     """A dirty bitmap: a bit for each *granularity* sectors of the guest disk, least significant bit first.
 
@@ -97,7 +97,7 @@ class DirtyBitmap:
                     first = text.find("1", upto)
 
 
-@dataclass
+@record
 class Extension:
     """What the extension of an image holds."""
 

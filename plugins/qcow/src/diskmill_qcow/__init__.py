@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diskmill.contract.crypto import CRYPTO_OPTIONS
 from diskmill.contract.drivers import FormatDriver, hookimpl
 from diskmill.contract.options import Option
+from diskmill.records import replace
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import CreateRequest, MeasureRequest, OpenRequest

@@ -106,6 +106,11 @@ class Qcow2Driver(FormatDriver):
             choices=("zlib", "zstd"),
             versions="1.1",
         ),
+        Option(
+            "compression_level",
+            "int",
+            "1 to 9 of zlib, 1 to 19 of zstd; by default a fast one",
+        ),
         Option("extended_l2", "bool", "32 subclusters a cluster, allocated one by one", default=False, versions="1.1"),
         Option("data_file", "str", "file name of an external data file", when=_BOTH, versions="1.1"),
         Option(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def unaligned(host: Any, cluster_size: int) -> Any:
     """Whether offset *host* is not at a cluster boundary."""
-    return host % cluster_size != 0
+    return host & (cluster_size - 1) != 0  # of an array, a tenth of what a division takes
 
 
 def misplaced(host: Any, cluster_size: int, file_size: int) -> Any:

@@ -139,6 +139,8 @@ ALL_ZEROS = 0xFFFFFFFF00000000
 
 COMPRESSION_TYPES = ("zlib", "zstd")
 """Names by the value of compression_type."""
+COMPRESSION_LEVELS = (9, 19)
+"""The highest level of each: zlib's, and zstd's without its "ultra" ones, which are for more than a cluster."""
 
 MIN_CLUSTER_BITS = 9
 MAX_CLUSTER_BITS = 21

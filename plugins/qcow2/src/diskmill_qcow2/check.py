@@ -328,17 +328,19 @@ class Checker:
         entries = words.ravel()
         if not entries.any() and (bitmap is None or not bitmap.any()):
             return
-        compressed = entries & np.uint64(c.COMPRESSED) != 0
         hosts = entries & np.uint64(c.OFFSET_MASK)
-        some = bool(compressed.any())
-        standard = (hosts != 0) & ~compressed if some else hosts != 0
-        reserved = entries & self.l2_reserved != 0
-        if some:
-            reserved &= ~compressed
-            self._count_compressed(entries[compressed], None if bitmap is None else bitmap[compressed], weight, active)
+        standard = hosts != 0
         if self.image.external:  # offset 0 is a cluster too, where the flag says so
-            standard |= (entries & np.uint64(c.COPIED) != 0) & ~compressed
-        self._each(entries, reserved, "L2 entry {:#x} has reserved bits set", weight)
+            standard |= entries & np.uint64(c.COPIED) != 0
+        compressed = np.False_
+        if bool((entries & (self.l2_reserved | np.uint64(c.COMPRESSED))).any()):  # mostly there is neither
+            compressed = entries & np.uint64(c.COMPRESSED) != 0
+            standard &= ~compressed
+            if compressed.any():
+                subclusters = None if bitmap is None else bitmap[compressed]
+                self._count_compressed(entries[compressed], subclusters, weight, active)
+            reserved = (entries & self.l2_reserved != 0) & ~compressed
+            self._each(entries, reserved, "L2 entry {:#x} has reserved bits set", weight)
         if bitmap is not None:
             allocated, zero = bitmap & np.uint64(c.ALL_ALLOCATED), bitmap >> np.uint64(32)
             broken = standard & (allocated & zero != 0)
@@ -346,12 +348,16 @@ class Checker:
             standard &= ~broken
             lost = ~standard & ~compressed & ~broken & (allocated != 0)
             self._each(entries, lost, "L2 entry {:#x} has allocated subclusters, but no cluster", weight)
-        chosen = np.flatnonzero(standard)
-        hosts = hosts[chosen]
+        # Where each table begins in what is chosen.
+        starts = np.arange(columns, len(entries), columns)
+        if not standard.all():
+            chosen = np.flatnonzero(standard)
+            hosts, entries = hosts[chosen], entries[chosen]
+            starts = np.searchsorted(chosen, starts)
         uneven = unaligned(hosts, self.size)
         self._each(hosts, uneven, "data cluster at offset {} is not at a cluster boundary", weight)
         if active:
-            self._figures(hosts, chosen // columns, active)
+            self._figures(hosts, starts, active)
         if self.image.external:
             return
         beyond = hosts >= self.file.size
@@ -362,7 +368,7 @@ class Checker:
         clusters = inside >> np.uint64(self.bits)
         self.counts.add(clusters, weight)
         if active:
-            copied = entries[chosen if len(inside) == len(chosen) else chosen[~beyond]] >> np.uint64(63) == 1
+            copied = (entries if len(inside) == len(entries) else entries[~beyond]) >> np.uint64(63) == 1
             wrong = self._single(clusters) != copied
             self.flags += int(np.count_nonzero(wrong)) * active
             self._each(inside, wrong, "data cluster at offset {} contradicts its refcount in the copied flag", active)
@@ -370,11 +376,13 @@ class Checker:
         if crossing.any():  # it reaches into the next cluster
             self.counts.add(clusters[crossing] + np.uint64(1), weight)
 
-    def _figures(self, hosts: NDArray[Any], rows: NDArray[Any], active: int) -> None:
+    def _figures(self, hosts: NDArray[Any], starts: NDArray[Any], active: int) -> None:
+        """What is told of the data clusters at *hosts*; at the indexes *starts* another table begins."""
         result = self.result
         assert result.allocated_clusters is not None and result.fragmented_clusters is not None
         result.allocated_clusters += len(hosts) * active
-        apart = (rows[1:] == rows[:-1]) & (hosts[1:] != hosts[:-1] + np.uint64(self.size))
+        apart = hosts[1:] != hosts[:-1] + np.uint64(self.size)
+        apart[starts[(starts > 0) & (starts < len(hosts))] - 1] = False
         result.fragmented_clusters += int(np.count_nonzero(apart)) * active
 
     def _each(self, values: NDArray[Any], mask: NDArray[Any], text: str, count: int) -> None:

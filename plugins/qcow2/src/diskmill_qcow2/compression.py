@@ -53,9 +53,13 @@ class ZstdCodec:
 
 
 class ZstdEncoder:
-    """One zstd frame a cluster."""
+    """One zstd frame a cluster.
 
-    def __init__(self) -> None:
+    :param level: 1 to 19; None: 1.
+    """
+
+    def __init__(self, level: int | None = None) -> None:
+        self._level = _ZSTD_LEVEL if level is None else level
         self._local = threading.local()
 
     def encode(self, start: int, data: memoryview) -> bytes | None:
@@ -64,7 +68,7 @@ class ZstdEncoder:
         if compressor is None:
             import zstandard
 
-            self._local.compressor = compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+            self._local.compressor = compressor = zstandard.ZstdCompressor(level=self._level)
         payload: bytes = compressor.compress(data)
         return payload if len(payload) < len(data) else None
 
@@ -74,6 +78,6 @@ def codec(compression_type: int, name: str) -> DeflateCodec | ZstdCodec:
     return ZstdCodec(name) if compression_type else DeflateCodec(name)
 
 
-def encoder(compression_type: int) -> DeflateEncoder | ZstdEncoder:
-    """The encoder for a compression_type."""
-    return ZstdEncoder() if compression_type else DeflateEncoder()
+def encoder(compression_type: int, level: int | None = None) -> DeflateEncoder | ZstdEncoder:
+    """The encoder for a compression_type; level None: the fast one."""
+    return ZstdEncoder(level) if compression_type else DeflateEncoder(level)

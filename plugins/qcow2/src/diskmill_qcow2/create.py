@@ -60,6 +60,7 @@ def create(driver: FormatDriver, request: CreateRequest) -> Image:
     end = (header.l1_table_offset or start * header.cluster_size) + header.l1_size * 8
     file.truncate(end if first == start else first * header.cluster_size)
     image = Qcow2Image(driver, file, header, name=request.name, writable=True, fresh=True)
+    image.compression_level = chosen.compression_level
     image.begin(Refcounts(file, header, request.name, first=first, expected=_reftable_entries(chosen, size)))
     if volume is not None:
         image.volume, image.encryption = volume, encryption

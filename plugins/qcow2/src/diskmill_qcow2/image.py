@@ -65,6 +65,7 @@ class Qcow2Image(FormatImage):
         self.mapping_read: Mapping | None = None
         self.refcounts_read: Refcounts | None = None
         self._codec: DeflateCodec | ZstdCodec | None = None
+        self.compression_level: int | None = None
         self.volume: Volume | None = None
         self.encryption = ""
         self.unlocking: tuple[Context, abc.Mapping[str, Value]] | None = None
@@ -206,7 +207,7 @@ class Qcow2Image(FormatImage):
             raise UnsupportedError("an image with an external data file has no compressed clusters", file=self.name)
         if self.encrypted:
             raise UnsupportedError("an encrypted image has no compressed clusters", file=self.name)
-        return encoder(self.header.compression_type)
+        return encoder(self.header.compression_type, self.compression_level)
 
     def require_data(self) -> Node:
         """The node with guest data.

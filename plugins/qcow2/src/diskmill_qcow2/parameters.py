@@ -26,6 +26,7 @@ class Parameters:
     cluster_size: int
     refcount_bits: int
     compression_type: int
+    compression_level: int | None
     preallocation: str
     lazy_refcounts: bool
     extended_l2: bool
@@ -67,6 +68,7 @@ def parameters(options: Mapping[str, Value]) -> Parameters:
         value = options.get(name)
         return None if value is None or value == "" else str(value)
 
+    level = options.get("compression_level")
     size, raw = options.get("size"), bool(options.get("data_file_raw"))
     # The disk is to read the same with the tables and without them, also after it was written without them.
     least = "metadata" if raw else "off"
@@ -76,6 +78,7 @@ def parameters(options: Mapping[str, Value]) -> Parameters:
         cluster_size=int(options.get("cluster_size", 64 * KiB)),
         refcount_bits=int(options.get("refcount_bits", 16)),
         compression_type=c.COMPRESSION_TYPES.index(str(options.get("compression_type", "zlib"))),
+        compression_level=None if level is None else int(level),
         preallocation=least if preallocation == "off" else preallocation,
         lazy_refcounts=bool(options.get("lazy_refcounts")),
         extended_l2=bool(options.get("extended_l2")),
@@ -86,6 +89,10 @@ def parameters(options: Mapping[str, Value]) -> Parameters:
         size=None if size is None else int(size),
     )
     cluster, bits = chosen.cluster_size, chosen.refcount_bits
+    most = c.COMPRESSION_LEVELS[chosen.compression_type]
+    if chosen.compression_level is not None and not 1 <= chosen.compression_level <= most:
+        method = c.COMPRESSION_TYPES[chosen.compression_type]
+        raise UsageError(f"compression_level of {method} must be 1 to {most}, not {chosen.compression_level}")
     if cluster & (cluster - 1) or not 512 <= cluster <= 2 * MiB:
         raise UsageError(f"cluster_size must be a power of two from 512 to 2M, not {cluster}")
     if bits & (bits - 1) or not 1 <= bits <= 64:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diskmill.contract.extents import Extent, Kind, joined
 from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.sizes import MAX_SIZE, MiB
 
 from . import c_sparse as spec
@@ -70,17 +70,13 @@ class Fill:
         return bytes(payload) * (extent.unit // FILL_SIZE)
 
 
-class SparseImage(FormatImage):
+class SparseImage(ReadOnlyImage):
     """A sparse file."""
 
     def __init__(self, driver: SparseDriver, file: Node, header: SparseHeader, chunks: Chunks, *, name: str) -> None:
-        super().__init__(driver, file, name=name, size=header.total_blks * header.blk_sz, writable=False)
+        super().__init__(driver, file, name=name, size=header.total_blks * header.blk_sz)
         self.header = header
         self.chunks = chunks
-
-    @property
-    def dirty(self) -> None:
-        """The format does not tell."""
 
     def details(self) -> dict[str, Any]:
         header = self.header

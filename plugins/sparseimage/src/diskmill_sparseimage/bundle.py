@@ -35,12 +35,9 @@ class BundleImage(BandImage):
     def __init__(self, driver: SparseimageDriver, file: Node, band: int, *, name: str, size: int) -> None:
         super().__init__(driver, file, band, name=name, size=size)
         # Any of them may be absent, and there is no list: all are asked for.
-        self.references = (
-            Reference("extent", "./token", storage=True, key=_TOKEN, optional=True),
-            *(
-                Reference("extent", f"./bands/{number:x}", storage=True, key=number, optional=True)
-                for number in range(-(-size // band))
-            ),
+        names = {_TOKEN: "token"} | {number: f"bands/{number:x}" for number in range(-(-size // band))}
+        self.references = tuple(
+            Reference("extent", f"./{path}", storage=True, key=key, optional=True) for key, path in names.items()
         )
         self._bands: dict[int, Node] = {}
 
@@ -79,10 +76,8 @@ def open_bundle(driver: SparseimageDriver, request: OpenRequest) -> BundleImage:
         raise ImageError(f"a disk of {size} bytes in bands of {band} is not possible", file=name)
     most = file.account.limits.files
     if size // band >= most:
-        raise UnsupportedError(
-            f"it has {-(-size // band)} bands, and an image may have {most} files (--limits files=… raises it)",
-            file=name,
-        )
+        why = f"it has {-(-size // band)} bands, and an image may have {most} files (--limits files=… raises it)"
+        raise UnsupportedError(why, file=name)
     return BundleImage(driver, file, band, name=name, size=size)
 
 

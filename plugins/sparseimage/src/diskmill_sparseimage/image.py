@@ -12,7 +12,7 @@ from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.chunks import unreadable
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.sizes import MAX_SIZE, SECTOR
 
 from .c_sparseimage import FILE_HEADER, INDEX_NODE, SIGNATURE, VERSION
@@ -28,7 +28,7 @@ _BAND_MEMORY = 128
 """Bytes that a band takes in memory while bands are sorted."""
 
 
-class BandImage(FormatImage):
+class BandImage(ReadOnlyImage):
     """A disk of bands, each of which may be absent: it reads as zeros then. The last may reach beyond the disk's end.
 
     :param band: bytes in a band.
@@ -36,13 +36,9 @@ class BandImage(FormatImage):
     """
 
     def __init__(self, driver: SparseimageDriver, file: Node, band: int, *, name: str, size: int) -> None:
-        super().__init__(driver, file, name=name, size=size, writable=False)
+        super().__init__(driver, file, name=name, size=size)
         self.band = band
         self.numbers = array("Q")
-
-    @property
-    def dirty(self) -> None:
-        """It is only read."""
 
     def details(self) -> dict[str, Any]:
         return {"band-size": self.band, "bands": len(self.numbers)}
@@ -81,11 +77,8 @@ class BandImage(FormatImage):
             yield Extent(start, inside - start, Kind.DATA, node, offset)
         if inside < end:
             error = self.missing(index, inside - start)
-            yield (
-                Extent(inside, end - inside, Kind.HOLE)
-                if error is None
-                else unreadable(node, inside, end - inside, error)
-            )
+            hole = Extent(inside, end - inside, Kind.HOLE)
+            yield hole if error is None else unreadable(node, inside, end - inside, error)
 
     def check(self) -> CheckResult:
         """Whether the bands are whole."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from diskmill.errors import ImageError, UnsupportedError
 from diskmill.kit.structs import Record, Structure
+from diskmill.records import record
 
 from .c_vhdx import (
     ALIGN,
@@ -126,7 +126,7 @@ def _apart(ranges: Sequence[tuple[int, int]], name: str) -> list[tuple[int, int]
     return found
 
 
-@dataclass
+@record
 class Metadata:
     """What the metadata region tells."""
 

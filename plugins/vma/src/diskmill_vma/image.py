@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diskmill.contract.extents import Extent, Kind, joined
 from diskmill.contract.node import Node
 from diskmill.contract.results import CheckResult
-from diskmill.kit.image import FormatImage
+from diskmill.kit.image import ReadOnlyImage
 from diskmill.kit.tables import bit_runs
 
 from .c_vma import VMA_BLOCK_SIZE, VMA_CLUSTER_SIZE
@@ -40,27 +40,18 @@ class Clusters:
     def sort(self) -> None:
         """Let them ascend: an archive has clusters in the order in which they were read, or were about to change."""
         order = sorted(range(len(self.numbers)), key=self.numbers.__getitem__)
-        self.numbers = array("I", map(self.numbers.__getitem__, order))
-        self.masks = array("H", map(self.masks.__getitem__, order))
-        self.offsets = array("Q", map(self.offsets.__getitem__, order))
+        for column in (self.numbers, self.masks, self.offsets):
+            column[:] = array(column.typecode, map(column.__getitem__, order))
 
 
-class VmaImage(FormatImage):
-    """A disk of an archive.
-
-    :param told: what there is to say of the archive.
-    """
+class VmaImage(ReadOnlyImage):
+    """A disk of an archive, *told* being what there is to say of that."""
 
     def __init__(
         self, driver: VmaDriver, file: Node, clusters: Clusters, told: Mapping[str, Any], *, name: str, size: int
     ) -> None:
-        super().__init__(driver, file, name=name, size=size, writable=False)
-        self.clusters = clusters
-        self._told = told
-
-    @property
-    def dirty(self) -> None:
-        """It is only read."""
+        super().__init__(driver, file, name=name, size=size)
+        self.clusters, self._told = clusters, told
 
     def details(self) -> dict[str, Any]:
         return dict(self._told)
@@ -89,5 +80,5 @@ class VmaImage(FormatImage):
 
     def check(self) -> CheckResult:
         """What could be wrong would have kept it from being opened: guest bytes have no checksum."""
-        total = -(-self.size // VMA_CLUSTER_SIZE)
-        return CheckResult(total_clusters=total, allocated_clusters=len(self.clusters.numbers))
+        total, stored = -(-self.size // VMA_CLUSTER_SIZE), len(self.clusters.numbers)
+        return CheckResult(total_clusters=total, allocated_clusters=stored)

@@ -11,26 +11,16 @@ from diskmill.contract.node import Node
 from diskmill.errors import ImageError, UnsupportedError, UsageError
 from diskmill.sizes import MAX_SIZE, MiB
 
-from .c_vma import (
-    DEVICE_INFO,
-    EXTENT_HEADER,
-    VMA_BLOCK_SIZE,
-    VMA_CLUSTER_SIZE,
-    VMA_EXTENT_MAGIC,
-    VMA_HEADER,
-    VMA_MAGIC,
-    VMA_MAX_DEVICES,
-    VMSTATE,
-)
+from . import c_vma as spec
+from .c_vma import DEVICE_INFO, EXTENT_HEADER, VMA_BLOCK_SIZE, VMA_CLUSTER_SIZE, VMA_HEADER
 from .image import Clusters, VmaImage
 
 if TYPE_CHECKING:
     from diskmill.contract.requests import OpenRequest
 
     from . import VmaDriver
-    from .c_vma import VmaExtentHeader
 
-_FIXED = VMA_HEADER.size + VMA_MAX_DEVICES * DEVICE_INFO.size
+_FIXED = VMA_HEADER.size + spec.VMA_MAX_DEVICES * DEVICE_INFO.size
 _MAX_HEADER = 16 * MiB
 """Bytes of a header with its blobs at most; Proxmox keeps to less."""
 _CLUSTER_MEMORY = 64
@@ -44,16 +34,16 @@ def open_vma(driver: VmaDriver, request: OpenRequest) -> VmaImage:
     """
     archive = _Archive(request.below(), request.name)
     wanted = request.options.get("device")
-    disks = [name for name, _ in archive.devices.values() if name != VMSTATE]
+    disks = [name for name, _ in archive.devices.values() if name != spec.VMSTATE]
     if wanted is None and len(disks) != 1:
         _choose(f"it holds {len(disks)} disks", archive, request.name)
     name = str(wanted) if wanted is not None else disks[0]
     number = next((number for number, device in archive.devices.items() if device[0] == name), None)
     if number is None:
         _choose(f"it has no disk '{name}'", archive, request.name)
-    size = archive.devices[number][1]
     clusters = Clusters() if request.shallow else archive.clusters(number)
-    return VmaImage(driver, archive.file, clusters, archive.told(name), name=request.name, size=size)
+    told, size = archive.told(name), archive.devices[number][1]
+    return VmaImage(driver, archive.file, clusters, told, name=request.name, size=size)
 
 
 def _choose(why: str, archive: _Archive, file: str) -> NoReturn:
@@ -68,10 +58,9 @@ class _Archive:
     """
 
     def __init__(self, file: Node, name: str) -> None:
-        self.file = file
-        self.name = name
+        self.file, self.name = file, name
         data = file.read(0, min(_FIXED, file.size))
-        if not data.startswith(VMA_MAGIC):
+        if not data.startswith(spec.VMA_MAGIC):
             raise ImageError("not a VMA archive (it does not begin as one)", file=name)
         self.header = header = VMA_HEADER.unpack(data, file=name)
         if header.version != 1:
@@ -86,7 +75,7 @@ class _Archive:
             raise self._bad("its blobs are not inside of it")
         self._blobs = data[start : start + size]
         self.devices: dict[int, tuple[str, int]] = {}
-        for number in range(1, VMA_MAX_DEVICES):
+        for number in range(1, spec.VMA_MAX_DEVICES):
             device = DEVICE_INFO.unpack(data, VMA_HEADER.size + number * DEVICE_INFO.size, file=name)
             if device.devname_ptr:
                 if device.size > min(MAX_SIZE, VMA_CLUSTER_SIZE << 32):
@@ -142,14 +131,14 @@ class _Archive:
         result.sort()
         return result
 
-    def _extents(self) -> Iterator[tuple[int, VmaExtentHeader]]:
+    def _extents(self) -> Iterator[tuple[int, spec.VmaExtentHeader]]:
         """(file offset, header) of each extent."""
         at = self.header.header_size
         while at < self.file.size:
             place = f"extent at offset {at}"
             data = self.file.read(at, min(EXTENT_HEADER.size, self.file.size - at))
             extent = EXTENT_HEADER.unpack(data, file=self.name)
-            if extent.magic != VMA_EXTENT_MAGIC or extent.uuid != self.header.uuid:
+            if extent.magic != spec.VMA_EXTENT_MAGIC or extent.uuid != self.header.uuid:
                 raise self._bad("there is no extent of this archive", place)
             if _md5(data, EXTENT_HEADER.offsets["md5sum"]) != extent.md5sum:
                 raise self._bad("its checksum is wrong", place)

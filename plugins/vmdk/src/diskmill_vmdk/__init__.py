@@ -51,6 +51,7 @@ class VmdkDriver(FormatDriver):
         Option("toolsversion", "str", "the version of VMware's guest tools"),
         Option("compat6", "bool", "virtual hardware version 6", default=False),
         Option("zeroed_grain", "bool", "mark zeros in the grain tables (sparse subformats)", default=False),
+        Option("compression_level", "int", "1 to 9 of zlib (streamOptimized); by default a fast one"),
         Option(
             "preallocation",
             "str",

@@ -39,6 +39,11 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
         raise UnsupportedError(f"subformat {subformat} has no zeroed grains", file=request.name)
     if request.backing is not None and flat:
         raise UnsupportedError(f"subformat {subformat} cannot have a backing file", file=request.name)
+    level = options.get("compression_level")
+    if level is not None and not stream:
+        raise UsageError("compression_level is for the subformat streamOptimized", file=request.name)
+    if level is not None and not 1 <= int(level) <= 9:
+        raise UsageError(f"compression_level must be 1 to 9, not {level}", file=request.name)
     file = request.output()
     if file.forward and request.backing is not None:
         raise UnsupportedError(f"a disk that is written to {file.one_pass} cannot have a backing file", file=file.name)
@@ -73,6 +78,7 @@ def create_vmdk(driver: FormatDriver, request: CreateRequest) -> VmdkImage:
     if stream:
         parts.append(StreamWriter(file, request.size, name=request.name, descriptor=text))
         image.sequential = True
+        image.compression_level = None if level is None else int(level)
     elif not flat and not split:
         make_extent(file, request.size, zeroed=zeroed)
         file.write(DESCRIPTOR_AT * SECTOR, text)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 from diskmill.errors import ImageError, UnsupportedError, UsageError
+from diskmill.records import field, record, replace
 from diskmill.sizes import MAX_SIZE, SECTOR
 
 LIMIT = 1 << 20
@@ -43,7 +43,7 @@ _PLANNED_TITLE = "# Extents to be, of a resize that has not ended"
 _PLANNED = re.compile(_PLANNED_TITLE.encode() + rb"((?:\n#[^\r\n]*)*)\n*\Z")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExtentLine:
     """One line of the extent section.
 
@@ -67,7 +67,7 @@ class ExtentLine:
         return f"{line} {self.offset}" if self.type == "FLAT" else line
 
 
-@dataclass
+@record
 class Descriptor:
     """What a descriptor says; ``raw`` are its bytes, in which single values can be changed."""
 

@@ -52,6 +52,7 @@ class VmdkImage(FormatImage):
         super().__init__(driver, file, name=name, size=size, writable=writable)
         self.descriptor = descriptor
         self.create_type = create_type
+        self.compression_level: int | None = None
         self.descriptor_at = at
         self.descriptor_room = room
         self.siblings = siblings
@@ -203,7 +204,7 @@ class VmdkImage(FormatImage):
             raise UnsupportedError(
                 f"subformat {self.create_type} cannot be compressed: streamOptimized is", file=self.name
             )
-        return StreamEncoder()
+        return StreamEncoder(self.compression_level)
 
     def begin(self) -> None:
         """The first write since the image was opened: images that stand on this one no longer fit."""

@@ -93,15 +93,23 @@ class GrainCodec:
 
 
 class StreamEncoder:
-    """Makes a grain with its marker, which fills whole sectors."""
+    """Makes a grain with its marker, which fills whole sectors.
 
-    def __init__(self) -> None:
-        from isal import isal_zlib
+    :param level: zlib's, 1 to 9; None: the fast one.
+    """
 
-        self._compress = isal_zlib.compress
+    def __init__(self, level: int | None = None) -> None:
+        if level is None:
+            from isal import isal_zlib
+
+            self._compress, self._level = isal_zlib.compress, LEVEL
+        else:
+            import zlib
+
+            self._compress, self._level = zlib.compress, level
 
     def encode(self, start: int, data: memoryview) -> bytes:
-        payload = self._compress(data, LEVEL)
+        payload = self._compress(data, self._level)
         size = len(payload)
         head = (start // SECTOR).to_bytes(8, "little") + size.to_bytes(4, "little")
         return b"".join((head, payload, bytes(-(GRAIN_MARKER.size + size) % SECTOR)))

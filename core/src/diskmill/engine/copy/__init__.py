@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 
 from ...contract.extents import Extent, Kind
 from ...contract.node import Image, Node
+from ...records import replace
 from .. import leaves
 from ..progress import Progress, RateLimit
 from ..workers import Order, Workers

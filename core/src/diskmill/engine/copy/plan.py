@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from ...contract.node import Image
 from ...errors import DiskmillError
+from ...records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CopyPlan:
     """How to copy.
 

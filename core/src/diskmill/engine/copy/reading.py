@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ...contract.extents import Extent, Kind
 from ...errors import DiskmillError
+from ...sizes import new_buffer
 from ..access import fill_zeros, follows, read_extent, read_gathered, stored_of
 from .stretches import Stretch
 
@@ -17,19 +18,19 @@ class Buffers:
     """A worker's memory, which is used again and again: fresh memory costs as much as copying it does."""
 
     def __init__(self, guest: int) -> None:
-        self.guest = bytearray(guest)
+        self.guest = new_buffer(guest)
         self.stored = bytearray()
 
     def for_guest(self, length: int) -> bytearray:
         """For *length* guest bytes at least."""
         if length > len(self.guest):
-            self.guest = bytearray(length)
+            self.guest = new_buffer(length)
         return self.guest
 
     def for_stored(self, length: int) -> memoryview:
         """For *length* stored bytes."""
         if length > len(self.stored):
-            self.stored = bytearray(length)
+            self.stored = new_buffer(length)
         return memoryview(self.stored)[:length]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...contract.extents import Extent, Kind
 from ...contract.node import Node
@@ -12,8 +12,7 @@ from ..walk import walk
 from .plan import CopyPlan
 
 
-@dataclass
-class Task:
+class Task(NamedTuple):
     """A stretch of the source that lies within one chunk of the target; or, with *zeros*, a long one of zeros;
     or, *shared*, whole units whose bytes are to be shared with the source's file."""
 

@@ -12,6 +12,8 @@ from ...errors import StorageError
 from . import paths
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...contract.drivers import ProtocolDriver
 
 
@@ -31,11 +33,22 @@ class FilePlace(Place):
     def display(self) -> str:
         return self.path
 
+    def tidy(self) -> str:
+        return os.path.normpath(self.path)
+
     def beside(self, reference: str) -> FilePlace:
         return FilePlace(self.driver, os.path.join(os.path.dirname(self.path), reference))
 
     def inside(self, name: str) -> FilePlace:
         return FilePlace(self.driver, os.path.join(self.path, name), follow=False)
+
+    def bundled(self, names: Sequence[str]) -> FilePlace | None:
+        if os.path.isdir(self.path):
+            for name in names:
+                path = os.path.join(self.path, name)
+                if os.path.isfile(path):
+                    return FilePlace(self.driver, path)
+        return None
 
     def resolved(self) -> FilePlace:
         try:
@@ -69,3 +82,8 @@ class FilePlace(Place):
         except (OSError, ValueError):
             return None
         return (info.st_rdev,) if stat.S_ISBLK(info.st_mode) else (info.st_dev, info.st_ino)
+
+
+def real_folder(name: str) -> str | None:
+    """The folder called *name*, its links followed; None: there is none."""
+    return os.path.realpath(name) if os.path.isdir(name) else None
