@@ -50,7 +50,7 @@ class CephCluster:
 
     def rbd(self, *words: object) -> str:
         """What the program ``rbd`` answers to *words*."""
-        return run(tool("rbd"), "-c", str(self.conf), *map(str, words)).stdout
+        return run(tool("rbd"), "-c", str(self.conf), *map(str, words), timeout=20).stdout
 
     def images(self) -> list[str]:
         """The names in the pool ``rbd``."""
@@ -67,19 +67,33 @@ class CephCluster:
         self.conf.write_text(_CONF.format(fsid=identity, port=port, folder=self.folder))
         conf, monitors = str(self.conf), str(self.folder / "monmap")
         address = f"v1:127.0.0.1:{port}/0"
-        run(tool("monmaptool"), "--create", "--addv", "a", address, "--fsid", identity, monitors)
-        run(tool("ceph-mon"), "-c", conf, "--mkfs", "-i", "a", "--monmap", monitors, "--keyring", "/dev/null")
+        run(tool("monmaptool"), "--create", "--addv", "a", address, "--fsid", identity, monitors, timeout=20)
+        run(
+            tool("ceph-mon"),
+            "-c",
+            conf,
+            "--mkfs",
+            "-i",
+            "a",
+            "--monmap",
+            monitors,
+            "--keyring",
+            "/dev/null",
+            timeout=20,
+        )
         self._start(tool("ceph-mon"), "-c", conf, "-i", "a", "-f")
         try:
-            number = run(tool("ceph"), "-c", conf, "--connect-timeout", "30", "osd", "new", osd).stdout.strip()
-            run(tool("ceph-osd"), "-c", conf, "-i", number, "--mkfs", "--osd-uuid", osd)
+            number = run(
+                tool("ceph"), "-c", conf, "--connect-timeout", "30", "osd", "new", osd, timeout=20
+            ).stdout.strip()
+            run(tool("ceph-osd"), "-c", conf, "-i", number, "--mkfs", "--osd-uuid", osd, timeout=20)
             for _ in range(10):  # it gives up where it asks the monitor before that has told it of the cluster
                 self._start(tool("ceph-osd"), "-c", conf, "-i", number, "-f")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.processes[-1].wait(1)
                     continue
                 break
-            run(tool("ceph"), "-c", conf, "osd", "pool", "create", "rbd", "8")
+            run(tool("ceph"), "-c", conf, "osd", "pool", "create", "rbd", "8", timeout=20)
             self.rbd("ls", "rbd")
         except BaseException:
             self.__exit__(None, None, None)

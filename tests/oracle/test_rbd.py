@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import diskmill
@@ -17,6 +20,7 @@ from tools import diskmill as command
 from tools import diskmill_json, qemu_img, qemu_img_json
 
 SIZE = 12 * MiB
+pytestmark = pytest.mark.timeout(60)
 
 
 def test_an_image_there_is_read_and_made_as_qemu_img_does(ceph_cluster: CephCluster, tmp_path: Path) -> None:
@@ -26,7 +30,7 @@ def test_an_image_there_is_read_and_made_as_qemu_img_does(ceph_cluster: CephClus
         command("convert", "-f", "raw", "-O", format, source, ours)
         qemu_img("compare", "-f", "raw", "-F", format, source, ours)
         command("compare", "-f", "raw", "-F", format, source, ours)
-        if format != "vmdk":  # qemu-img writes no VMDK there: its driver wants to grow the image
+        if format != "vmdk":
             qemu_img("convert", "-f", "raw", "-O", format, source, theirs)
             command("compare", "-f", format, "-F", format, theirs, ours)
         back = tmp_path / f"back-{format}"
@@ -64,20 +68,20 @@ def test_holes_are_told_and_snapshots_and_namespaces_are_read(ceph_cluster: Ceph
 
 def test_commands_that_change_an_image_there(ceph_cluster: CephCluster) -> None:
     answers: dict[str, list[object]] = {}
-    for name, tool, told in (("c-ours", command, diskmill_json), ("c-theirs", qemu_img, qemu_img_json)):
+    for name, program, told in (("c-ours", command, diskmill_json), ("c-theirs", qemu_img, qemu_img_json)):
         disk = ceph_cluster.url(name)
-        tool("create", "-q", "-f", "raw", disk, "4M")
-        tool("resize", "-q", "-f", "raw", disk, "8M")
+        program("create", "-q", "-f", "raw", disk, "4M")
+        program("resize", "-q", "-f", "raw", disk, "8M")
         top = ceph_cluster.url(f"{name}-top")
-        tool("create", "-q", "-f", "qcow2", top, "8M")
-        tool("snapshot", "-c", "s", top)
-        tool("bitmap", "--add", top, "b")
+        program("create", "-q", "-f", "qcow2", top, "8M")
+        program("snapshot", "-c", "s", top)
+        program("bitmap", "--add", top, "b")
         shown = told("info", top)
         answers[name] = [
             told("info", "-f", "raw", disk)["virtual-size"],
             shown["virtual-size"],
             len(shown["snapshots"]),
-            tool("check", top).stdout.splitlines()[0],
+            program("check", top).stdout.splitlines()[0],
         ]
     assert answers["c-ours"] == answers["c-theirs"]
     refused = command("create", "-f", "raw", ceph_cluster.url("c-ours"), "1M", check=False)
@@ -99,10 +103,29 @@ def test_what_an_image_names_is_judged(ceph_cluster: CephCluster, tmp_path: Path
     qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "raw", local, "1M")
     words = ("convert", "--trust", ceph_cluster.url(""), "-O", "raw", local, tmp_path / "out")
     assert command(*words, check=False).returncode == 1
-    command("convert", "-f", "qcow2", "-O", "qcow2", local, top, check=False)
     command("create", "-q", "-u", "-f", "qcow2", "-b", "g-base", "-F", "raw", top, "1M")
     command("convert", "-O", "raw", top, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == bytes(MiB)
+
+
+def test_a_killed_conversion_leaves_nothing_under_the_name(ceph_cluster: CephCluster, tmp_path: Path) -> None:
+    source = scattered_file(tmp_path / "source", SIZE, seed=9, pieces=40)
+    name = ceph_cluster.url("killed")
+    words = ("convert", "-r", "1M", "-f", "raw", "-O", "raw", source, name)
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("diskmill"), *map(str, words)], stdin=subprocess.DEVNULL
+    ) as process:
+        try:
+            deadline = time.monotonic() + 15
+            while not any(one.startswith(".diskmill") for one in ceph_cluster.images()):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+        finally:
+            process.kill()
+    assert process.returncode == -9
+    assert "killed" not in ceph_cluster.images()
+    command("convert", "-f", "raw", "-O", "raw", source, name, timeout=30)
+    command("compare", "-f", "raw", "-F", "raw", source, name, timeout=30)
 
 
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:

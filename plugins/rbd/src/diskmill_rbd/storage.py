@@ -36,6 +36,9 @@ _ASKED = 1024 * MiB
 _ZEROED = 256 * MiB
 """Bytes that one call makes zeros of, so that it is answered in time."""
 
+_GREETING = 10
+"""Seconds at most until a cluster must have let one in."""
+
 
 def open_image(driver: ProtocolDriver, request: OpenRequest) -> RbdStorage:
     """The image, or the snapshot, that *request* names.
@@ -106,7 +109,9 @@ class Pool:
                 except StorageError as error:
                     error.cause = f"its configuration '{cluster.conf}' cannot be read: {error.cause}"
                     raise
-            for key in ("client_mount_timeout", "rados_mon_op_timeout", "rados_osd_op_timeout"):
+            # A cluster at work may pause for longer than one takes to greet: this call cannot be interrupted.
+            self._set("client_mount_timeout", str(min(timeout, _GREETING)))
+            for key in ("rados_mon_op_timeout", "rados_osd_op_timeout"):
                 self._set(key, str(timeout))
             for key, value in cluster.settings:
                 self._set(key, value)
