@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ceph_cluster as ceph
 import iscsi_target as iscsi
 import nfs_server as nfs
 import oracles
@@ -82,6 +83,13 @@ def iscsi_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[iscsi.Isc
     """A real iSCSI target on the loopback address; see iscsi_target.py."""
     with iscsi.IscsiTarget(tmp_path_factory.mktemp("iscsi")) as target:
         yield target
+
+
+@pytest.fixture(scope="session")
+def ceph_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ceph.CephCluster]:
+    """A real Ceph cluster on the loopback address, with the pool ``rbd``; see ceph_cluster.py."""
+    with ceph.CephCluster(tmp_path_factory.mktemp("ceph")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

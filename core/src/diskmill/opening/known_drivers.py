@@ -31,6 +31,7 @@ PACKAGES = {
     "ova": "diskmill-ova",
     "nfs": "diskmill-nfs",
     "iscsi": "diskmill-iscsi",
+    "rbd": "diskmill-rbd",
     "ssh": "diskmill-ssh",
     "sftp": "diskmill-ssh",
     **dict.fromkeys(
