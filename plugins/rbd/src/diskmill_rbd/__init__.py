@@ -44,7 +44,7 @@ class RbdDriver(ProtocolDriver):
         ),
         Option("encrypt.format", "str", "not supported: the driver 'luks' over this one is", when=("open",)),
         Option("encrypt.key-secret", "str", "not supported", when=("open",)),
-        Option("timeout", "int", "seconds without an answer until it is an error", default=60, when=_BOTH),
+        Option("timeout", "int", "seconds without an answer; default 60, and 10 to connect", when=_BOTH),
     )
 
     def place(self, options: Mapping[str, Any]) -> Place:
