@@ -259,19 +259,29 @@ class Log:
     def _gather(self, entry: Entry, updates: Updates) -> None:
         """Add what *entry* changes to *updates*, which hold what newer entries do. The last descriptor wins."""
         place = entry.at + entry.length
+        low = high = 0  # zeros that are still to be added: those side by side together, of which there may be a million
         for index in reversed(range(_descriptor_sectors(entry.descriptors))):
             start = LOG_ENTRY.size if index == 0 else 0
-            end = min(LOG_ENTRY.size + entry.descriptors * DESCRIPTORS.size - index * LOG_SECTOR, LOG_SECTOR)
-            table = memoryview(self._sector(entry.at + index * LOG_SECTOR))[start:end]
+            upto = min(LOG_ENTRY.size + entry.descriptors * DESCRIPTORS.size - index * LOG_SECTOR, LOG_SECTOR)
+            table = memoryview(self._sector(entry.at + index * LOG_SECTOR))[start:upto]
             for signature, trailing, leading, offset, _ in reversed(list(DESCRIPTORS.iter_unpack(table))):
                 if signature == b"zero":
-                    length = int.from_bytes(leading, "little")
-                    if length:
-                        updates.older(offset, length)
+                    end = offset + int.from_bytes(leading, "little")
+                    if offset <= high and low <= end:
+                        low, high = min(low, offset), max(high, end)
+                        continue
+                    if low < high:
+                        updates.older(low, high - low)
+                    low, high = offset, end
                 else:
+                    if low < high:
+                        updates.older(low, high - low)
+                    low = high = 0
                     place -= LOG_SECTOR
                     data = DATA_SECTOR.unpack(self._sector(place)).Data
                     updates.older(offset, leading + data + trailing)
+        if low < high:
+            updates.older(low, high - low)
 
     def finish(self, updates: Updates) -> None:
         """Put *updates* in place for good: the log is empty afterwards."""
