@@ -99,8 +99,8 @@ def legend() -> str:
     """How to read the table."""
     floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return (
-        "Times are medians; (python) marks what is held against `python -c pass` instead, (nbdcopy) against nbdcopy, "
-        "(dissect) the library against that one. "
+        "Times are medians; (its-python) marks what is held against `python -c pass` instead, in the interpreter that "
+        "diskmill runs in, (nbdcopy) against nbdcopy, (dissect) the library against that one. "
         "Of `serve`, the time is nbdcopy's, and processor time and memory are the server's, against qemu-nbd's. "
         "The ratio is the median of qemu-img's time over diskmill's, pair by pair. "
         f"A peak below {floor} MiB, the measuring program's own, would not show."

@@ -3,7 +3,8 @@
 The first has a line for each job and number of threads. The second holds a model against it. Of a compressing copy with
 one thread, time = bytes / speed + steps × cost, where a step is a cluster, and its cost is what Python does for it with
 its lock held. Two sizes of clusters with the same bytes give both terms, by processor time, which others disturb least.
-With more threads, time = max(steps × cost, (bytes / speed + steps × cost) / cores): the lock cannot be shared.
+With more threads, time = max(steps × cost, (bytes / speed + steps × cost) / cores): the lock cannot be shared. What the
+model is held against writes out of order (``-W``): how long tasks wait for their turns hangs on the data.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def medians(jobs: Sequence[tuple[Sequence[str], int]], folder: Path, runs: int) 
 
 
 def clustered(job: Sequence[str], size: int) -> list[str]:
-    """*job* with clusters of *size* KiB."""
+    """*job* with clusters of *size* KiB, out of order."""
     *words, source, out = job
-    return [*words, "-o", f"cluster_size={size}k", source, out]
+    return [*words, "-W", "-o", f"cluster_size={size}k", source, out]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -57,6 +57,8 @@ class Recipe:
     commands: tuple[Command, ...]
 
 
+NOTHING: Command = ("its-python", "-c", "pass")
+"""What is left of a start without us: `its-python` stands for the interpreter that diskmill runs in."""
 SECRET: Command = ("--object", "secret,id=s0,data=correct horse")
 LUKS = "key-secret=s0,iter-time=10"
 QCOW2_LUKS = "encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10"
@@ -200,7 +202,7 @@ def started(name: str, *words: str, goal: float = 1 / 3, copied: bool = False) -
         name if name == "info" else f"start-{name}",
         goal,
         words,
-        against=("python", "-c", "pass"),
+        against=NOTHING,
         needs=("qcow2",),
         before=before,
         short=True,
@@ -213,7 +215,7 @@ def complete(name: str, *words: str) -> Work:
         f"complete-{name}",
         1 / 8,
         words,
-        against=("python", "-c", "pass"),
+        against=NOTHING,
         needs=("qcow2",),
         short=True,
         environment=(("_DISKMILL_COMPLETE", "fish"),),
@@ -337,7 +339,7 @@ WORKS: tuple[Work, ...] = (
     Work("check-1T", 0.7, ("check", "-f", "qcow2", "--output=json", "{qcow2-1T}"), needs=("qcow2",), same_json=True),
     Work("map-1T", 0.7, ("map", "-f", "qcow2", "--output=json", "{qcow2-1T}"), needs=("qcow2",), same_json=True),
     # start-up, against an interpreter that does nothing
-    Work("version", 1 / 3, ("--version",), against=("python", "-c", "pass"), short=True),
+    Work("version", 1 / 3, ("--version",), against=NOTHING, short=True),
     started("info", "info", "{qcow2-small}"),
     started("map", "map", "{qcow2-small}"),
     started("create", "create", "-q", "-f", "qcow2", "{out}", "64M"),

@@ -10,15 +10,17 @@ declarations (:mod:`diskmill_cli.manual`), with typer; parsing does not, because
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from diskmill.errors import UsageError, did_you_mean
+from diskmill.records import record
 
 if TYPE_CHECKING:
     from .session import Session
 
 
-class Option(NamedTuple):
+@record(frozen=True)
+class Option:
     """One option of a command.
 
     :param key: what the command's code knows it by.
@@ -52,14 +54,16 @@ class Option(NamedTuple):
         return " ".join(words)
 
 
-class Example(NamedTuple):
+@record(frozen=True)
+class Example:
     """A command line for the help text, and what it is good for."""
 
     line: str
     does: str
 
 
-class Command(NamedTuple):
+@record(frozen=True)
+class Command:
     """One command, as help tells it and as it is run.
 
     :param operands: the words after the options, as in a synopsis.

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from diskmill.records import replace
 
 from . import common
 from .arguments import Arguments
@@ -42,7 +43,7 @@ Share = Annotated[bool, _option(common.SHARE)]
 """``-U``, ``--force-share``."""
 Output = Annotated[str, _option(common.OUTPUT)]
 """``--output``: ``human`` (give that as default) or ``json``."""
-Progress = Annotated[bool, _option(common.PROGRESS._replace(metavar="", choices=()))]
+Progress = Annotated[bool, _option(replace(common.PROGRESS, metavar="", choices=()))]
 """``-p``, ``--progress``."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 from ..progress import shown
@@ -63,11 +65,11 @@ COMMAND = Command(
     (
         common.FORMAT,
         common.IMAGE_OPTS,
-        common.OPTIONS._replace(flags=("-o", "--options"), panel="The image"),
+        replace(common.OPTIONS, flags=("-o", "--options"), panel="The image"),
         Option("force", ("--force",), "Allow what can make data unreachable.", panel="The image"),
         common.CACHE,
         common.PROGRESS,
-        common.OUTPUT._replace(ours=True),
+        replace(common.OUTPUT, ours=True),
         common.QUIET,
         common.OBJECT,
         common.TRUST,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
@@ -59,7 +61,7 @@ COMMAND = Command(
         Option("granularity", ("-g", "--granularity"), "Bytes for each bit of an added bitmap.", "SIZE", panel=_DO),
         Option("source", ("-b", "--source-file"), "The image that --merge takes from.", "NAME", panel=_DO),
         Option("source_format", ("-F", "--source-format"), "Its format.", "FMT", panel=_DO),
-        common.OUTPUT._replace(ours=True),
+        replace(common.OUTPUT, ours=True),
         common.OBJECT,
         common.TRUST,
         common.LIMITS,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 from ..progress import shown
@@ -101,7 +103,7 @@ COMMAND = Command(
         ),
         Option("dry_run", ("--dry-run",), "Tell what -r would do, and write nothing.", panel="The image"),
         common.SOURCE_CACHE,
-        common.PROGRESS._replace(ours=True),
+        replace(common.PROGRESS, ours=True),
         common.OUTPUT,
         common.QUIET,
         *common.ACCESS,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 from ..progress import State, shown
@@ -74,7 +76,7 @@ COMMAND = Command(
     "Compare what two images hold.",
     "NAME NAME",
     (
-        common.FORMAT._replace(flags=("-f", "--format", "--a-format"), help="The first image's format."),
+        replace(common.FORMAT, flags=("-f", "--format", "--a-format"), help="The first image's format."),
         Option("format_b", ("-F", "--b-format"), "The second image's format.", "FMT", panel="The image"),
         common.IMAGE_OPTS,
         Option("strict", ("-s", "--strict"), "Sizes and allocation must be the same, too.", panel="The image"),

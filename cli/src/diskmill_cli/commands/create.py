@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
@@ -56,10 +58,10 @@ COMMAND = Command(
     "Make a new, empty image.",
     "NAME [SIZE]",
     (
-        common.FORMAT._replace(help="The new image's format.", default="raw"),
-        common.OPTIONS._replace(flags=("-o", "--options")),
+        replace(common.FORMAT, help="The new image's format.", default="raw"),
+        replace(common.OPTIONS, flags=("-o", "--options")),
         Option("backing", ("-b", "--backing"), "The image that the new one stands on.", "NAME", panel="The output"),
-        common.BACKING_FORMAT._replace(flags=("-F", "-B", "--backing-format")),
+        replace(common.BACKING_FORMAT, flags=("-F", "-B", "--backing-format")),
         Option(
             "unsafe",
             ("-u", "--backing-unsafe"),

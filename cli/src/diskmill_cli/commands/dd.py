@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example
 from ..progress import shown
@@ -67,7 +69,7 @@ COMMAND = Command(
     (
         common.FORMAT,
         common.IMAGE_OPTS,
-        common.TARGET_FORMAT._replace(flags=("-O", "--output-format", "--target-format")),
+        replace(common.TARGET_FORMAT, flags=("-O", "--output-format", "--target-format")),
         *common.OVERWRITE,
         common.PROGRESS,
         common.QUIET,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 
@@ -100,10 +102,12 @@ COMMAND = Command(
         Option(
             "backing_chain", ("--backing-chain",), "Tell about every image of the backing chain.", panel="The image"
         ),
-        common.LIMITS._replace(
-            help="Also tell what requests should keep to; =memory=1G,…: what opening images may cost.", loose=True
+        replace(
+            common.LIMITS,
+            help="Also tell what requests should keep to; =memory=1G,…: what opening images may cost.",
+            loose=True,
         ),
-        common.CACHE._replace(help="The cache mode for what is read."),
+        replace(common.CACHE, help="The cache mode for what is read."),
         common.OUTPUT,
         *common.ACCESS[:-1],
     ),

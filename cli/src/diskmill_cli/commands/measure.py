@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 from ..progress import shown
@@ -60,13 +62,13 @@ COMMAND = Command(
     "Tell how large an image would be.",
     "[NAME]",
     (
-        common.FORMAT._replace(flags=("-f", "--format", "--source-format")),
-        common.IMAGE_OPTS._replace(flags=("--image-opts", "--source-image-opts")),
+        replace(common.FORMAT, flags=("-f", "--format", "--source-format")),
+        replace(common.IMAGE_OPTS, flags=("--image-opts", "--source-image-opts")),
         common.SNAPSHOT,
         Option("size", ("-s", "--size"), "Measure for an empty disk of this size.", "SIZE", panel="The image"),
         common.TARGET_FORMAT,
         common.OPTIONS,
-        common.PROGRESS._replace(ours=True),
+        replace(common.PROGRESS, ours=True),
         common.OUTPUT,
         *common.ACCESS,
     ),

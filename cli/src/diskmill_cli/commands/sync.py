@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
+
 from .. import common
 from ..arguments import Arguments, Command, Example, Option
 from ..progress import shown
@@ -47,7 +49,7 @@ COMMAND = Command(
     "Write into a copy what differs from its source.",
     "NAME COPY",
     (
-        common.FORMAT._replace(help="The source's format; without it, the source is probed."),
+        replace(common.FORMAT, help="The source's format; without it, the source is probed."),
         Option("target_format", ("-F", "--target-format"), "The copy's format.", "FMT", panel="The image"),
         common.IMAGE_OPTS,
         Option("block_size", ("--block-size",), "Bytes that are compared by their digest.", "SIZE", default="64k"),

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from ..contract.extents import Extent, Kind
 from ..contract.limits import READ_PER_WORK, allowed_decoding, allowed_work
 from ..contract.node import Image, Node, Storage
 
+_Level = tuple[Iterator[Extent], Image | None, int, int, int | None, Image | None]
+"""A node that is being walked, and how what it says is to be told: a plain tuple, which is taken apart at once.
 
-class _Level(NamedTuple):
-    """A node that is being walked, and how what it says is to be told.
-
-    :ivar source: its extents, as far as they were not looked at.
-    :ivar image: the node, where its extents are to be followed.
-    :ivar shift: what is to be added to its offsets.
-    :ivar depth: how far down the backing chain it lies.
-    :ivar below: where a level above has it for data, the depth of that one: its zeros are allocated there.
-    :ivar above: an image of its backing chain to stop at.
-    """
-
-    source: Iterator[Extent]
-    image: Image | None
-    shift: int
-    depth: int
-    below: int | None
-    above: Image | None
+- its extents, as far as they were not looked at;
+- the node, where its extents are to be followed;
+- what is to be added to its offsets;
+- how far down the backing chain it lies;
+- where a level above has it for data, the depth of that one: its zeros are allocated there;
+- an image of its backing chain to stop at.
+"""
 
 
 def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Image | None = None) -> Iterator[Extent]:
@@ -78,11 +69,11 @@ def walk(node: Node, offset: int, length: int, *, sparse: bool = True, above: Im
                 beyond = max(extent.start, base.size)
                 if beyond < extent.end:
                     zeros = Extent(beyond, extent.end - beyond, Kind.ZERO)
-                    stack.append(_Level(iter((zeros,)), None, shift, depth, below, None))
+                    stack.append((iter((zeros,)), None, shift, depth, below, None))
                 inside = max(min(extent.end, base.size) - extent.start, 0)
                 if base is above or not inside:  # a hole that begins behind its end is nothing to ask it for
                     left = (Extent(extent.start, inside, Kind.HOLE),) if inside else ()
-                    level = _Level(iter(left), None, shift, depth, below, None)
+                    level = (iter(left), None, shift, depth, below, None)
                 else:
                     level = _level(base, extent.start, inside, sparse, shift, depth, below, above)
                 break
@@ -114,12 +105,12 @@ def _level(
 ) -> _Level:
     """The level of *node*, what it is a window onto being looked at directly. Of no bytes nobody is asked."""
     if not length:
-        return _Level(iter(()), None, shift, depth, below, above)
+        return (iter(()), None, shift, depth, below, above)
     while isinstance(node, Image) and node.window is not None:
         offset, shift, node = offset + node.window, shift - node.window, node.file
     if isinstance(node, Image):
-        return _Level(iter(node.extents(offset, length)), node, shift, depth, below, above)
+        return (iter(node.extents(offset, length)), node, shift, depth, below, above)
     if sparse:
-        return _Level(iter(node.extents(offset, length)), None, shift, depth, below, above)
+        return (iter(node.extents(offset, length)), None, shift, depth, below, above)
     source: Iterable[Extent] = (Extent(offset, length, Kind.DATA, node, offset),) if length else ()
-    return _Level(iter(source), None, shift, depth, below, above)
+    return (iter(source), None, shift, depth, below, above)

@@ -3,7 +3,6 @@ upload."""
 
 from __future__ import annotations
 
-import mmap
 import threading
 from abc import abstractmethod
 
@@ -30,6 +29,8 @@ NEAR = 4 * MiB
 
 def _ring(length: int) -> memoryview:
     """Memory that is taken as it is filled."""
+    import mmap
+
     return memoryview(mmap.mmap(-1, length))
 
 

@@ -12,10 +12,11 @@ import contextlib
 import os
 import stat
 import sys
-from binascii import crc32
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
+
+from ..records import record
 
 GROUPS = (
     "diskmill.format",
@@ -32,11 +33,18 @@ are no drivers, and commands."""
 _LARGEST = 1 << 20
 """Bytes of the file that are looked at."""
 _NAME = "entry-points-"
+_PRIME = (1 << 32) - 5
+"""What the module path's bytes are taken modulo of for a file's name: a checksum without an import."""
 _KEPT = 20
 """How many files there are at most once one was written: module paths come and go with virtual environments."""
 
 
-class EntryPoint(NamedTuple):
+_Line = tuple[str, str, str]
+"""A group, a name in it, and ``module:attribute``: what an entry point says."""
+
+
+@record(frozen=True)
+class EntryPoint:
     """An installed driver or plugin that is not imported yet; *value* is ``module:attribute``."""
 
     group: str
@@ -59,10 +67,10 @@ def installed() -> list[EntryPoint]:
     if found is None:
         found = _search()
         _remember(path, state, found)
-    return found
+    return [EntryPoint(*line) for line in found]
 
 
-def _search() -> list[EntryPoint]:
+def _search() -> list[_Line]:
     from importlib.metadata import entry_points
 
     from stevedore import NamedExtensionManager
@@ -75,10 +83,10 @@ def _search() -> list[EntryPoint]:
         def list_entry_points(self) -> list[Any]:
             return list(entry_points(group=self.namespace))
 
-    found: list[EntryPoint] = []
+    found: list[_Line] = []
     for group in GROUPS:
         manager = Manager(group, [])  # names of none: nothing is imported
-        found += [EntryPoint(group, one.name, one.value) for one in manager.list_entry_points()]
+        found += [(group, one.name, one.value) for one in manager.list_entry_points()]
     return list(dict.fromkeys(found))
 
 
@@ -108,7 +116,7 @@ def _path() -> str | None:
     if not os.path.isabs(base) or not _is_ours(base):
         return None
     # One file for each module path, so that programs with different ones do not push each other out.
-    number = crc32(os.fsencode("\n".join((sys.prefix, *_folders()))))
+    number = int.from_bytes(os.fsencode("\n".join((sys.prefix, *_folders()))), "little") % _PRIME
     return os.path.join(base, "diskmill", f"{_NAME}{number:08x}")
 
 
@@ -127,15 +135,16 @@ def _is_ours(folder: str) -> bool:
             return False
 
 
-def _recall(path: str | None, state: str) -> list[EntryPoint] | None:
+def _recall(path: str | None, state: str) -> list[_Line] | None:
     """What was found when all was in *state*; None: nothing is known of that."""
     if path is None:
         return None
     try:
         with open(path, opener=_private, encoding="utf-8", errors="surrogateescape") as file:
             first, *rest = file.read(_LARGEST).splitlines()
-            return [EntryPoint(*line.split("\t")) for line in rest] if first == state else None
-    except (OSError, ValueError, TypeError):  # missing, not ours, or damaged
+            lines = [(group, name, value) for group, name, value in (line.split("\t") for line in rest)]
+            return lines if first == state else None
+    except (OSError, ValueError):  # missing, not ours, or damaged
         return None
 
 
@@ -149,7 +158,7 @@ def _private(path: str, flags: int) -> int:
     return fd
 
 
-def _remember(path: str | None, state: str, found: Sequence[EntryPoint]) -> None:
+def _remember(path: str | None, state: str, found: Sequence[_Line]) -> None:
     words = [state, *("\t".join(one) for one in found)]
     if path is None or any("\n" in line for line in words) or any(len(line.split("\t")) != 3 for line in words[1:]):
         return

@@ -115,14 +115,14 @@ class Trust:
         name = spec.get("driver")
         if isinstance(name, str) and registry.has(FilterDriver.group, name):
             raise _Objection(f"filter '{name[:_SHOWN]}' is not trusted")  # who knows what else it opens
-        node = node_spec(spec, registry, default=format)
-        if any(isinstance(child, str) for child in node.children.values()):
+        driver, options, children = node_spec(spec, registry, default=format)
+        if any(isinstance(child, str) for child in children.values()):
             raise _Objection("a node is named without its protocol")
-        result = dict(node.options) if node.driver is None else {"driver": node.driver, **node.options}
-        if not isinstance(node.children.get("file"), Mapping):  # it stands on no node: it is one that is opened
+        result = dict(options) if driver is None else {"driver": driver, **options}
+        if not isinstance(children.get("file"), Mapping):  # it stands on no node: it is one that is opened
             place = self._judged(spec, own, registry)
             result.update(place=place, filename=place.display())
-        for role, child in node.children.items():
+        for role, child in children.items():
             result[role] = self._admitted(child, own, registry) if isinstance(child, Mapping) else child
         return result
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..contract import calls
 from ..contract.drivers import PROBE_BYTES, FilterDriver, FormatDriver, ProtocolDriver
@@ -28,6 +28,7 @@ from ..errors import (
     said,
     said_raw,
 )
+from ..records import record, replace
 from ..storages.fileobj import lent
 from .context import Context
 from .known_drivers import BUNDLES, no_disk, recognise
@@ -194,14 +195,16 @@ def guess_format(node: Node, context: Context, *, writable: bool = False, copied
     return driver
 
 
-class _Above(NamedTuple):
+@record(frozen=True)
+class _Above:
     """An image that another one is opened for, and what that stands on itself: the way up to the top."""
 
     identity: object
     above: _Above | None
 
 
-class _Wish(NamedTuple):
+@record(frozen=True)
+class _Wish:
     """How a node is to be opened.
 
     :ivar context: the settings, as the node above it hands them down.
@@ -219,7 +222,8 @@ class _Wish(NamedTuple):
     told: bool = False
 
 
-class _Job(NamedTuple):
+@record(frozen=True)
+class _Job:
     """An image whose references are still to be opened: the nodes below that were given, and how it was opened."""
 
     image: Image
@@ -285,7 +289,7 @@ class _Opener:
             spec = {"driver": "raw", "file": spec}  # a protocol or a filter without a format: its bytes as they are
         name, options, children = node_spec(spec, registry)
         runtime, options = split_runtime(options)
-        wish = wish._replace(context=runtime.context(wish.context))
+        wish = replace(wish, context=runtime.context(wish.context))
         if children.get("file") is not None:
             child = child_options(children["file"])
         elif "filename" in options:
@@ -308,7 +312,7 @@ class _Opener:
             expect_device(name, file, wish.context)
             if self.home is None and (place := place_under(file)) is not None:
                 self.home = place.folder()
-            image = self.opened(NodeSpec(name, options, children), file, wish)
+            image = self.opened((name, options, children), file, wish)
             image.discards, image.detect_zeroes = runtime.discards, runtime.detect_zeroes
         except BaseException:
             file.abandon()
@@ -402,7 +406,7 @@ class _Opener:
         if target is None:
             return None
         target = child_options(target)
-        return self.node(child_options(target.get("file", target)), wish._replace(depth=wish.depth + 1, above=None))
+        return self.node(child_options(target.get("file", target)), replace(wish, depth=wish.depth + 1, above=None))
 
     def node(self, spec: Spec, wish: _Wish) -> Node:
         """Storage, a filter, or an image, as *spec* says."""
@@ -470,7 +474,7 @@ class _Opener:
         nodes: dict[str, Node] = {}
         try:
             for role, child in below.items():
-                nodes[role] = self.node(child_options(child), wish._replace(context=context, depth=wish.depth + 1))
+                nodes[role] = self.node(child_options(child), replace(wish, context=context, depth=wish.depth + 1))
             file = next(iter(nodes.values()), None)
             request = OpenRequest(
                 name=driver.name if file is None else file.name,
@@ -493,7 +497,7 @@ class _Opener:
     def attach(self, job: _Job) -> None:
         """Open what an image refers to: what the user gave instead comes first."""
         image, children = job.image, job.children
-        wish = job.wish._replace(above=self.standing_on(image, job.wish.above))
+        wish = replace(job.wish, above=self.standing_on(image, job.wish.above))
         if self.shallow:
             self.attach_extents(image, wish)
             return
@@ -509,13 +513,13 @@ class _Opener:
                 continue
             if reference.role not in children:
                 known = len(image.references)
-                self.attach_named(image, reference, wish._replace(told=reference.role == "backing"), files)
+                self.attach_named(image, reference, replace(wish, told=reference.role == "backing"), files)
                 references += image.references[known:]  # what it took may name more
                 continue
             given = children[reference.role]
             if given is not None:
                 target = parse_name(given) if isinstance(given, str) else child_options(given)
-                self.attached(image, reference, self.referred(image, reference, target, wish._replace(told=False)))
+                self.attached(image, reference, self.referred(image, reference, target, replace(wish, told=False)))
         self.jobs[first:] = reversed(self.jobs[first:])  # the first one is looked into first
 
     def attach_named(self, image: Image, reference: Reference, wish: _Wish, files: dict[str, Node]) -> None:
@@ -600,7 +604,8 @@ class _Opener:
                 file=image.name,
             )
         purpose = f"needed as the {reference.role} file of '{image.name}'" if reference.name else None
-        wish = wish._replace(
+        wish = replace(
+            wish,
             writable=image.writable and (self.writable_backing if backing else reference.writable),
             depth=wish.depth + 1,
             purpose=purpose,

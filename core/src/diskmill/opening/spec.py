@@ -6,7 +6,7 @@ Which of the options are nodes below is what the driver declares (``Driver.child
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..contract.drivers import FilterDriver, FormatDriver
 from ..errors import UsageError
@@ -16,17 +16,11 @@ if TYPE_CHECKING:
     from .registry import Registry
 
 
-class NodeSpec(NamedTuple):
-    """One node, as a user or an image describes it.
-
-    :ivar driver: the name of its driver; None: it is to be found out.
-    :ivar options: the driver's, and those that every node has, flat.
-    :ivar children: the nodes below by role, each as options or as a name; None: there shall be none.
-    """
-
-    driver: str | None
-    options: Spec
-    children: Spec
+NodeSpec = tuple[str | None, Spec, Spec]
+"""One node, as a user or an image describes it: the name of its driver (None: it is to be found out); its options, the
+driver's and those that every node has, flat; the nodes below by role, each as options or as a name (None: there shall
+be none).
+"""
 
 
 def node_spec(spec: Mapping[str, Any], registry: Registry, *, default: str | None = None) -> NodeSpec:
@@ -40,7 +34,7 @@ def node_spec(spec: Mapping[str, Any], registry: Registry, *, default: str | Non
         raise UsageError("the option 'driver' takes a name")
     children, rest = children_of(spec, declared(name or default, registry))
     rest.pop("driver", None)
-    return NodeSpec(name, flatten(rest), children)
+    return name, flatten(rest), children
 
 
 def declared(name: str | None, registry: Registry) -> Sequence[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
 from diskmill_cli import common
 from diskmill_cli.arguments import Arguments, Command, Example, Option
 
@@ -33,8 +34,8 @@ COMMAND = Command(
             "TEMPLATE",
             panel=_PLAN,
         ),
-        common.TARGET_FORMAT._replace(panel=_PLAN),
-        common.OPTIONS._replace(panel=_PLAN),
+        replace(common.TARGET_FORMAT, panel=_PLAN),
+        replace(common.OPTIONS, panel=_PLAN),
         Option("compress", ("-c", "--compress"), "Compress the outputs.", panel=_PLAN),
         Option("verify", ("--verify",), "Read each output back, and compare it.", panel=_PLAN),
         Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diskmill.records import replace
 from diskmill_cli import common
 from diskmill_cli.arguments import Arguments, Command, Example, Option
 
@@ -38,7 +39,7 @@ COMMAND = Command(
         Option("read_only", ("-r", "--read-only"), "Clients may only read: the default.", panel=_EXPORT),
         Option("writable", ("-w", "--writable"), "Clients may write.", panel=_EXPORT),
         Option("temporary", ("-s", "--temporary"), "Clients may write, and all of it is forgotten.", panel=_EXPORT),
-        common.SNAPSHOT._replace(flags=("-l", "--load-snapshot")),
+        replace(common.SNAPSHOT, flags=("-l", "--load-snapshot")),
         Option("offset", ("-o", "--offset"), "Where in the disk the export begins.", "BYTES", panel=_EXPORT),
         Option("partition", ("-P", "--partition"), "Export this partition, counted from 1.", "NUM", panel=_EXPORT),
         Option(

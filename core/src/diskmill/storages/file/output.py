@@ -403,7 +403,7 @@ def _cause(error: BaseException) -> str:
 def _mount(fd: int) -> str | None:
     """What tells the mount that *fd* is on from others; None where the kernel does not say."""
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as info:  # plain letters; ASCII would be one more import
             return next((line for line in info if line.startswith("mnt_id:")), None)
     except OSError:
         return None
