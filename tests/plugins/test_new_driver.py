@@ -51,9 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(sys.executable, "-m", "diskmill_cli", "new-driver", kind, name, cwd=folder)
     project = folder / "diskmill-acme-format"
     subprocess.run(["git", "apply", "--unidiff-zero", "-"], input=PATCH, text=True, cwd=project, check=True)
-    tests = project / "tests" / "test_conformance.py"
-    before, _, rest = tests.read_text().partition("\ndef encode")
-    tests.write_text(before + ENCODE + rest[rest.index("\nDRIVERS") :])
+    told = project / "tests" / "conftest.py"
+    before, _, rest = told.read_text().partition("\ndef encode")
+    told.write_text(before + ENCODE + rest[rest.index("\ndescribe") :])
+    for path in folder.glob("*/tests/test_conformance.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 5 or "diskmill_testkit" not in text, f"{path} is longer than it need be"
     return folder
 
 

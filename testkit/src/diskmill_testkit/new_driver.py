@@ -13,6 +13,8 @@ from diskmill_cli.session import Session
 KINDS = ("format", "protocol", "filter", "crypto", "plugin", "command")
 """What there is a template for: a folder of ``templates/``, and a group of entry points."""
 _NEEDS = {"command": ', "diskmill-cli"', "crypto": ', "cryptography>=42"'}
+_TOLD = ("format", "protocol")
+"""Kinds of whose drivers the suites must be told more than their names."""
 PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -82,6 +84,8 @@ def write(kind: str, name: str, where: Path) -> Path:
         f"src/{module}/py.typed": "",
         "tests/test_conformance.py": _template(kind, "conformance.txt", name),
     }
+    if kind in _TOLD:
+        texts["tests/conftest.py"] = _template(kind, "conftest.txt", name)
     try:
         folder.mkdir()
         for path, text in texts.items():

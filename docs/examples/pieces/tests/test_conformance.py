@@ -1,12 +1,1 @@
-import pytest
 from diskmill_testkit.sources import *  # noqa: F403
-
-
-@pytest.fixture
-def held(tmp_path):
-    def put(data):
-        for number, at in enumerate(range(0, len(data), 70_001)):
-            (tmp_path / f"disk.{number:03}").write_bytes(data[at : at + 70_001])
-        return f"pieces:{tmp_path / 'disk'}"
-
-    return put
