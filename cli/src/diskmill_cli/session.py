@@ -92,11 +92,17 @@ class Session:
         """
         self.print_all(lines)
 
-    def print_all(self, lines: Iterable[str]) -> None:
-        """As :meth:`print`, of any number of lines, each written when it is there."""
+    def print_all(self, lines: Iterable[str], *, ours: bool = False) -> None:
+        """As :meth:`print`, of any number of lines, each written when it is there.
+
+        :param ours: they hold numbers and words of our own alone, and no name of anybody's.
+        """
         from diskmill.errors import printable
 
         raw_bytes, write = not sys.stdout.isatty(), sys.stdout.write
+        if ours and not self.quiet:
+            sys.stdout.writelines(line + "\n" for line in lines)
+            return
         for line in lines:
             if not self.quiet:
                 write(printable(line, raw_bytes=raw_bytes) + "\n")

@@ -29,7 +29,7 @@ def run(arguments: Arguments, session: Session) -> int:
         context=common.context_of(arguments, session),
     )
     if arguments.one("output") == "json":
-        session.print_all(json_lines(entries, start))
+        session.print_all(json_lines(entries, start), ours=True)
     elif session.fancy(arguments):
         from ..terminal import show_map
 

@@ -90,12 +90,18 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
     work, most = 0, top.account.limits.work
     while True:
         source, image, depth, shift, sparse = level
+        last = image is None or image.backing is None
+        plain: Node | None = None  # a file of this level whose holes are not the guest's, and its name: most lies there
+        name = ""
         for extent in source:
             work += 1
             if work > most:
                 most = allowed_work(top, work=work)
-            if extent.kind is Kind.HOLE and (image is None or image.backing is None):
-                yield _beyond(extent, depth, shift)
+            at, length, kind, node, offset, *_ = extent
+            if kind is Kind.HOLE and last:
+                yield MapEntry(at + shift, length, depth, present=False, zero=True, data=False)
+            elif kind is Kind.DATA and node is plain is not None:
+                yield MapEntry(at + shift, length, depth, True, False, True, False, offset, name)
             elif image is None:
                 raise AssertionError("only what lies beyond an image comes without one")
             elif extent.kind is Kind.HOLE:
@@ -131,16 +137,13 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                     work += 1
                     yield _entry(part, image, depth, names, files, start=part.start + moved, hole=part.reads_as_zeros)
             else:
+                if kind is Kind.DATA and node is not None:
+                    plain, name = node, files.name(extent, image, names[depth])
                 yield _entry(extent, image, depth, names, files, start=extent.start + shift)
         else:
             if not stack:
                 return
             level = stack.pop()
-
-
-def _beyond(extent: Extent, depth: int, shift: int) -> MapEntry:
-    """A range that neither an image nor any below it has."""
-    return MapEntry(extent.start + shift, extent.length, depth, present=False, zero=True, data=False)
 
 
 def _entry(
@@ -250,7 +253,8 @@ def _mostly_holes(image: Image) -> bool:
 def _merged(entries: Iterator[MapEntry]) -> Iterator[MapEntry]:
     last: MapEntry | None = None
     for entry in entries:
-        if last is not None and _continues(last, entry):
+        # What differs most often is asked first: of a scattered image there are a hundred thousand.
+        if last is not None and last.present is entry.present and _continues(last, entry):
             last.length += entry.length
             continue
         if last is not None:

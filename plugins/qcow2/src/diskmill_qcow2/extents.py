@@ -47,13 +47,14 @@ class Extents:
             clusters = self._meant_by(first, behind - first, single[0])
         last: Extent | None = None
         for extent in clusters:
-            if extent.start < offset or extent.end > end:
-                if extent.end <= offset or extent.start >= end:
+            start, upto = extent.start, extent.start + extent.length
+            if start < offset or upto > end:
+                if upto <= offset or start >= end:
                     continue  # other subclusters of the first or last cluster
                 extent = extent.clip(offset, end)
             if last is None:
                 last = extent
-            elif not extent.unit and joins(last, extent):
+            elif extent.kind is last.kind and not extent.unit and joins(last, extent):
                 last = last._replace(length=last.length + extent.length)
             else:
                 yield last
@@ -93,23 +94,27 @@ class Extents:
         """Extents of guest clusters from *cluster* on whose standard L2 entries are *words*."""
         size = self.unit
         zeros = self.header.version > 2
-        for run in tables.runs(words, size):
-            value, start = run.value, (cluster + run.at) * size
+        plain = None if self.external or self.image.volume is not None else self.image.data
+        least, most, low = size, self.file.size - size, size - 1
+        for at, length, value, step in tables.runs(words, size):
+            start = (cluster + at) * size
             if not value:
-                yield Extent(start, run.length * size, Kind.HOLE)
+                yield Extent(start, length * size, Kind.HOLE)
             elif value & c.COMPRESSED:
-                for index in range(run.length):
-                    yield self._compressed(start + index * size, value + index * run.step)
+                for index in range(length):
+                    yield self._compressed(start + index * size, value + index * step)
             elif value & c.ZERO and zeros:
                 host = value & c.OFFSET_MASK
                 if host % size:  # a damaged entry: it need not have meant zeros
                     raise self._misplaced(host, start)
-                if host and (run.step or run.length == 1):
-                    yield Extent(start, run.length * size, Kind.ZERO, self.image.data, host)
+                if host and (step or length == 1):
+                    yield Extent(start, length * size, Kind.ZERO, self.image.data, host)
                 else:
-                    yield Extent(start, run.length * size, Kind.ZERO)
+                    yield Extent(start, length * size, Kind.ZERO)
+            elif length == 1 and plain and least <= (host := value & c.OFFSET_MASK) <= most and not host & low:
+                yield Extent(start, size, Kind.DATA, plain, host)  # a scattered image is all of these
             else:
-                yield from self._data(start, run.length, value, run.step)
+                yield from self._data(start, length, value, step)
 
     def _extended(self, cluster: int, words: array[int]) -> Iterator[Extent]:
         """As :meth:`_standard` of extended L2 entries: two words each, the second one a bitmap of subclusters."""
