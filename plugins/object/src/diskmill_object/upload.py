@@ -32,8 +32,8 @@ MOST_PARTS = 10_000
 SMALLEST = 8 * MiB
 """Bytes of a part, where the output cannot become longer than 10,000 of them. S3 wants 5 MiB at least."""
 UNTOLD = 56 * MiB
-"""The same where nobody knows how long it becomes: enough for 546 GiB, and the largest with which a process stays below
-128 MiB."""
+"""The same where nobody knows how long it becomes: enough for 546 GiB. With 64 MiB, a process was seen to take 127 MiB,
+and 128 is the most that it should."""
 LARGEST = 5 << 30
 """Bytes of the largest part that services take."""
 _PIECE = MiB
