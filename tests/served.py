@@ -39,10 +39,11 @@ def opened(name: str, protocol: str, base: str) -> str:
 
 def like_the_file(name: str, folder: Path, base: str, tmp_path: Path) -> None:
     """Fail unless of *name* below the URL *base* is said, and read, what is of the file."""
-    path, url = opened(name, "file", str(folder)), opened(name, base.partition(":")[0], base)
+    protocol = base.partition(":")[0]
+    path, url = opened(name, "file", str(folder)), opened(name, protocol, base)
     facts = []
-    for place, one in ((folder, path), (base, url)):
-        info = replace(diskmill.info(one, context=CONTEXT), filename="", actual_size=None, children=[])
+    for place, driver, one in ((folder, "file", path), (base, protocol, url)):
+        info = replace(diskmill.info(one, context=CONTEXT), actual_size=None, children=[])
         runs: list[list[Any]] = []  # what a file system knows of holes, a server does not
         for entry in diskmill.map(one, context=CONTEXT):
             if runs and runs[-1][0] == entry.depth:
@@ -50,7 +51,8 @@ def like_the_file(name: str, folder: Path, base: str, tmp_path: Path) -> None:
             else:
                 runs.append([entry.depth, entry.length])
         names = {without_name(entry.filename, place) for entry in diskmill.map(one, context=CONTEXT) if entry.filename}
-        facts.append((without_name(repr(info), place), runs, names))
+        told = without_name(repr(info), place, f'"driver": "{driver}"')
+        facts.append((told, runs, names))
     assert facts[0] == facts[1]
     assert diskmill.compare(url, path, context=CONTEXT).identical
     outputs = tmp_path / "one.raw", tmp_path / "other.raw"

@@ -319,6 +319,7 @@ def test_parts_suffice(s3: S3, disk: Path, tmp_path: Path, monkeypatch: pytest.M
         assert 5 * MiB <= upload.part_size(size) <= 5 << 30, "what S3 takes"
     packed = tmp_path / "disk.raw.gz"
     packed.write_bytes(gzip.compress(disk.read_bytes(), 1))
+    monkeypatch.setattr(upload, "UNTOLD", 32 * MiB)
     for source, most, expected in ((disk, 10_000, 5), (disk, 4, 2), (packed, 10_000, 2)):
         monkeypatch.setattr(upload, "MOST_PARTS", most)
         diskmill.convert([str(source)], url("parts.raw"), format="raw" if source == disk else None)
@@ -327,6 +328,9 @@ def test_parts_suffice(s3: S3, disk: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(upload, "MOST_PARTS", 1)
     with pytest.raises(DiskmillError, match="part-size"):
         diskmill.convert([str(packed)], url("endless.raw"))
+    monkeypatch.setattr(upload, "_Upload", None)  # what is known to be too long is refused before one begins
+    with pytest.raises(DiskmillError, match="part-size"):
+        diskmill.convert([str(disk)], url("endless.raw"), format="raw", options={"part-size": "8M"})
     assert "endless.raw" not in s3.objects()
     assert "endless.raw" not in s3.uploads()
 

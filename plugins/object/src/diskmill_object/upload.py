@@ -31,12 +31,14 @@ MOST_PARTS = 10_000
 """That an upload may have (S3's limit; the others allow more)."""
 SMALLEST = 8 * MiB
 """Bytes of a part, where the output cannot become longer than 10,000 of them. S3 wants 5 MiB at least."""
-UNTOLD = 32 * MiB
-"""The same where nobody knows how long it becomes: enough for 312 GiB."""
+UNTOLD = 56 * MiB
+"""The same where nobody knows how long it becomes: enough for 546 GiB. With 64 MiB, a process was seen to take 127 MiB,
+and 128 is the most that it should."""
 LARGEST = 5 << 30
 """Bytes of the largest part that services take."""
 _PIECE = MiB
-"""Bytes that are handed over at once. obstore gathers them: with those that are sent, a part more is in memory."""
+"""Bytes that are handed over at once. obstore gathers them: with those that are sent, a part more is in memory, unless
+parts are sent one by one: the next is begun when the last has arrived."""
 _IN_FLIGHT = 32 * MiB
 """Bytes of parts that are sent at once, where parts are smaller."""
 _TIDYING = 10.0
@@ -47,7 +49,8 @@ LARGEST_COPY = 5 << 30
 
 def part_size(expected: int) -> int:
     """Bytes of the parts of an output that becomes *expected* bytes long, or somewhat longer, as what does not compress
-    does; 0: nobody knows. All parts are of one size: some services want that, and obstore knows no other way."""
+    does; 0: nobody knows. All parts are of one size: some services want that, and obstore knows no other way. (It signs
+    no request for a single part, and tells nobody the keys that it finds, so parts cannot be sent beside it.)"""
     if not expected:
         return UNTOLD
     enough = round_up(-(-(expected + expected // 32 + 64 * MiB) // MOST_PARTS), MiB)
@@ -147,6 +150,8 @@ class ObjectOutput(ForwardOutput):
             if len(self._held) * _PIECE < SMALLEST:  # it may be all
                 return
             part = self._settings.part or part_size(self.total or self._expected)
+            if (self.total or 0) > MOST_PARTS * part:
+                raise _too_long(self.name)
             at_once = max(min(self._settings.connections, _IN_FLIGHT // part), 1)
             self._upload = _Upload(self._store, self._key, part, at_once, self.name)
         held, self._held = self._held, []
@@ -270,6 +275,12 @@ class ObjectOutput(ForwardOutput):
             self._context.warn(f"'{self.name}': parts of the upload that was given up may be left, unseen")
 
 
+def _too_long(name: str) -> StorageError:
+    return StorageError(
+        f"an upload has at most {MOST_PARTS} parts: ask for larger ones (option 'part-size')", file=name, place="upload"
+    )
+
+
 class _Upload:
     """An upload at work, in a thread of its own, which takes pieces as they come.
 
@@ -324,11 +335,7 @@ class _Upload:
         if piece is not None:
             self._room -= memoryview(piece).nbytes
             if self._room < 0:
-                raise StorageError(
-                    f"an upload has at most {MOST_PARTS} parts: ask for larger ones (option 'part-size')",
-                    file=self._name,
-                    place="upload",
-                )
+                raise _too_long(self._name)
         while True:
             if self._ended.is_set():
                 raise failure(self._error or OSError(), self._name, "upload")
