@@ -254,7 +254,7 @@ def _merged(entries: Iterator[MapEntry]) -> Iterator[MapEntry]:
     last: MapEntry | None = None
     for entry in entries:
         # What differs most often is asked first: of a scattered image there are a hundred thousand.
-        if last is not None and last.present is entry.present and _continues(last, entry):
+        if last is not None and last.present == entry.present and _continues(last, entry):
             last.length += entry.length
             continue
         if last is not None:
