@@ -111,7 +111,12 @@ class Extents:
                     yield Extent(start, length * size, Kind.ZERO, self.image.data, host)
                 else:
                     yield Extent(start, length * size, Kind.ZERO)
-            elif length == 1 and plain is not None and least <= (host := value & c.OFFSET_MASK) <= most and not host & low:
+            elif (
+                length == 1
+                and plain is not None
+                and least <= (host := value & c.OFFSET_MASK) <= most
+                and not host & low
+            ):
                 yield Extent(start, size, Kind.DATA, plain, host)  # a scattered image is all of these
             else:
                 yield from self._data(start, length, value, step)
