@@ -104,7 +104,7 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                 yield MapEntry(at + shift, length, depth, True, False, True, False, offset, name)
             elif image is None:
                 raise AssertionError("only what lies beyond an image comes without one")
-            elif extent.kind is Kind.HOLE:
+            elif kind is Kind.HOLE:
                 stack.append(level)
                 backing, down = cast("Image", image.backing), depth + 1
                 while (
@@ -119,17 +119,14 @@ def _entries(top: Image, start: int, end: int, names: dict[int, str], context: C
                     stack.append(_Level(iter((hole,)), None, down - 1, shift, False))
                 level = look(backing, extent.start, inside, down, shift)
                 break
-            elif extent.kind is Kind.DATA and isinstance(extent.node, Image):
+            elif kind is Kind.DATA and isinstance(node, Image):
                 stack.append(level)
-                moved = shift + extent.start - extent.offset
-                level = look(extent.node, extent.offset, extent.offset + extent.length, depth, moved)
+                moved = shift + at - offset
+                level = look(node, offset, offset + length, depth, moved)
                 break
-            elif (
-                extent.kind is Kind.DATA and extent.node is not None and (sparse or files.is_extent(image, extent.node))
-            ):
-                moved = shift + extent.start - extent.offset
-                node = extent.node
-                marks = None if node is None else node.marks(extent.offset, extent.length)
+            elif kind is Kind.DATA and node is not None and (sparse or files.is_extent(image, node)):
+                moved = shift + at - offset
+                marks = node.marks(offset, length)
                 if marks is not None:
                     yield from _marked(extent, marks, moved, files.name(extent, image, names[depth]), depth)
                     continue

@@ -62,7 +62,7 @@ class RbdPlace(Place):
         namespace = f"{_escaped(self.namespace)}/" if self.namespace else ""
         snapshot = "" if self.snapshot is None else f"@{_escaped(self.snapshot)}"
         told = [("conf", cluster.conf), ("id", cluster.user), *(pair for pair in cluster.settings if pair[0] in _SHOWN)]
-        rest = "".join(f":{key}={_escaped(value)}" for key, value in told if value is not None)
+        rest = "".join(f":{key}={_escaped(value, '')}" for key, value in told if value is not None)
         return f"rbd:{_escaped(self.pool)}/{namespace}{_escaped(self.image)}{snapshot}{rest}"
 
     def _at(self, image: str, snapshot: str | None = None) -> RbdPlace:
@@ -193,8 +193,9 @@ def _plain(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\:@/=])", r"\\\1", text) if not text.startswith("/") else re.sub(r"([\\:@=])", r"\\\1", text)
+def _escaped(text: str, separators: str = "/") -> str:
+    """*text* as it is typed. A slash parts pool, namespace and image; in a setting's value it means nothing."""
+    return re.sub(rf"([\\:@={separators}])", r"\\\1", text)
 
 
 def _expected(name: str, reference: str) -> str:
